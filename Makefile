@@ -1,0 +1,58 @@
+# Everything in two commands, on a machine with Python 3.11 to 3.13 and make:
+#
+#   make report     install, execute every notebook, build build/report.html
+#   make test       install, lint, run every test, and compare every notebook with a fresh run
+#
+#   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
+#   make render     the page alone, from the notebooks as they are
+#   make sync       notebooks/src/*.py -> notebooks/*.ipynb, executing nothing
+#   make clean      remove what can be made again
+#
+# torch comes first and alone, so that nothing else can choose its version or its build. Another build, once:
+#   make report TORCH="torch==2.13.0 --index-url ADDRESS"    CPU only or CUDA: ADDRESS as PyTorch's install page gives it
+#   make report TORCH=torch==2.13.0                          macOS, and Linux as it comes (with CUDA)
+#   make report PYTHON=python3.13                            another Python
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+CORPUS ?=
+
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+.DEFAULT_GOAL := report
+.PHONY: report test record render sync clean
+
+report: $(READY)
+	$(BIN)/python report/execute.py
+	$(BIN)/python report/build.py
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests notebooks \
+	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 900
+
+record: $(READY)
+	@test -n "$(CORPUS)" || { echo 'say which stories: make record CORPUS=path (or CORPUS=tinystories)' >&2; exit 2; }
+	$(BIN)/python report/execute.py --corpus "$(CORPUS)"
+
+render: $(READY)
+	$(BIN)/python report/build.py
+
+sync: $(READY)
+	$(BIN)/python report/execute.py --sync
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis
+	find helpers tests report -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One installation for all of the above, repeated when what it depends on changes.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	    { echo 'Python 3.11 to 3.13 is needed; `$(PYTHON)` is another. Try: make PYTHON=python3.12' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH) -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

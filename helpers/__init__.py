@@ -1,0 +1,13 @@
+"""The code that the notebooks share, in the order in which a story flows through it.
+
+    stories     where stories come from: the bundled grammar, TinyStories, or a local file
+    tokenizer   words to ids and back
+    vectors     fastText word vectors: train, read, stream; the embedding matrix
+    model       the decoder-only transformer, from its basic parts
+    training    batches, the loss, the loop, checkpoints
+    decoding    generate(): text from a prompt
+    evaluation  perplexity, the landmarks of a loss curve, what each head attends to
+    plots       one style; heat-maps, arrows, curves, the attention explorer
+
+Importing the package loads none of them.
+"""

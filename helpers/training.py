@@ -1,0 +1,421 @@
+"""Training: batches of stories, the loss over real tokens, the loop, and checkpoints that are exact to resume from."""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from helpers.memory import output_loss
+from helpers.model import Decoder, ModelConfig
+from helpers.stories import Stories
+from helpers.tokenizer import WordTokenizer
+
+FORMAT = 1  # of the checkpoint files; raised when an older reader would misread them
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train. The defaults are the best recipe found (notebook 04 shows what was tried)."""
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0  # on matrices only, decoupled (AdamW)
+    warmup_steps: int = 50
+    schedule: str = "cosine"  # to zero at the last step; or "constant"
+    clip_norm: float | None = 1.0  # the gradient's largest allowed length
+    dropout: float | None = None  # None: as the model was built
+    max_steps: int | None = None  # stop here, the schedule fitted to it
+    validate_every: int = 50  # optimizer steps; the last step of an epoch is always validated
+    precision: str = "auto"  # "bf16", "fp32", or whichever this processor is faster at
+    overwrite_eos: bool = False  # the comparison protocol's flaw: the last token of a cut story becomes <eos>
+    seed: int = 0
+    device: str = "auto"  # "cuda", "mps", "cpu", or the first of these that is there
+    folder: str | None = None  # log.csv, timing.csv and the file to resume from are written here
+    checkpoint_every: int | None = None  # steps between files to resume from; None: once an epoch
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule={self.schedule!r}: choose 'cosine' or 'constant'")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ValueError(f"precision={self.precision!r}: choose 'auto', 'bf16' or 'fp32'")
+
+    @classmethod
+    def baseline(cls, **changes) -> "TrainingConfig":
+        """The assignment's recipe and the protocol of its comparison: Adam at a constant 3e-4, dropout 0.1."""
+        recipe = cls(
+            learning_rate=3e-4,
+            betas=(0.9, 0.999),
+            warmup_steps=0,
+            schedule="constant",
+            clip_norm=None,
+            dropout=0.1,
+            overwrite_eos=True,
+        )
+        return replace(recipe, **changes)
+
+
+@dataclass
+class History:
+    """What a run recorded: a row per validation, with step, tokens, learning_rate, train_loss, validation_loss, seconds.
+
+    Losses are mean nats per token; train_loss is the mean since the row before; tokens and seconds count from the start.
+    """
+
+    rows: list[dict] = field(default_factory=list)
+
+    def column(self, name: str) -> list:
+        return [row[name] for row in self.rows]
+
+    def save(self, folder: Path) -> None:
+        """log.csv, which a resumed run repeats to the bit, and timing.csv, which no two runs share."""
+        for name, drop in (
+            ("log.csv", {"seconds"}),
+            ("timing.csv", {"train_loss", "validation_loss", "learning_rate"}),
+        ):
+            partial = folder / f"{name}.{os.getpid()}.partial"
+            with open(partial, "w", newline="", encoding="utf-8") as file:
+                columns = [key for key in self.rows[0] if key not in drop]
+                writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.rows)
+            partial.replace(folder / name)
+
+
+def encode_stories(
+    tokenizer: WordTokenizer, texts: Sequence[str], length: int, overwrite_eos: bool = False
+) -> Tensor:  # (N, length)
+    """Every story as `length` ids. overwrite_eos replaces the last id of a cut story by `<eos>`, for comparisons only."""
+    ids = np.empty((len(texts), length), dtype=np.int32)  # (N, length)
+    for i, text in enumerate(texts):
+        ids[i] = tokenizer.encode_story(text, length)
+    if overwrite_eos:
+        ids[ids[:, -1] != tokenizer.pad_id, -1] = tokenizer.eos_id
+    return torch.from_numpy(ids)
+
+
+def loss_sum(model: Decoder, ids: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Teacher forcing on ids (B, T): each token predicts the next. Sum of losses in nats, and the number of targets.
+
+    The loss of a batch is the ratio of the two: a mean over real tokens, in which `<pad>` has no part.
+    """
+    inputs, targets = ids[:, :-1], ids[:, 1:]  # (B, T-1) each
+    hidden, _ = model.hidden(inputs)  # (B, T-1, D)
+    total = output_loss(hidden, model.output.weight, model.output.bias, targets, ignore_index=pad_id)  # ()
+    return total, (targets != pad_id).sum()
+
+
+@torch.no_grad()
+def mean_loss(model: Decoder, ids: Tensor, pad_id: int, precision: str = "auto", batch_size: int = 64) -> float:
+    """Mean loss in nats per real token over encoded stories (N, T), dropout off. Leaves the model's mode as it was."""
+    device, was_training = model.output.weight.device, model.training
+    model.eval()
+    total, count = 0.0, 0
+    with _autocast(device.type, precision):
+        for rows in ids.split(batch_size):
+            loss, tokens = loss_sum(model, rows.long().to(device), pad_id)
+            total, count = total + loss.item(), count + tokens.item()
+    model.train(was_training)
+    if count == 0:
+        raise ValueError("no tokens to measure the loss on: the texts are empty")
+    return total / count
+
+
+def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then constant or half a cosine down to zero. Loshchilov & Hutter 2017, "SGDR", equation 5."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train(
+    model: Decoder,
+    tokenizer: WordTokenizer,
+    stories: Stories,
+    config: TrainingConfig,
+    *,
+    resume_from: str | Path | None = None,
+    on_validation: Callable[[dict, Decoder], None] | None = None,
+) -> History:
+    """Train `model` in place on stories.train, validate on stories.validation.
+
+    Step n depends on the seed and on n alone: its stories come from the epoch's seeded shuffle, its dropout from a seed of
+    its own. A run resumed from `resume_from` (the folder of an earlier run of the same config) therefore repeats, to the
+    bit, what an uninterrupted one does. on_validation(row, model) is called after each validation.
+
+    Raises ValueError where vocabulary, model, or the file to resume from do not fit, FloatingPointError where the loss is
+    no longer finite; the files written before then stay as they were.
+    """
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"the vocabulary of {len(tokenizer)} is larger than the model's table of {model.config.vocab_size}: "
+            f"train the tokenizer with vocab_size={model.config.vocab_size}, or build the model with more rows"
+        )
+    device = pick_device(config.device)
+    precision = pick_precision(device) if config.precision == "auto" else config.precision
+    model.to(device).train()
+    if config.dropout is not None:
+        model.set_dropout(config.dropout)
+    length = model.config.context_length
+    train_ids = encode_stories(tokenizer, stories.train, length, config.overwrite_eos)  # (N, T)
+    validation_ids = encode_stories(tokenizer, stories.validation, length, config.overwrite_eos)  # (M, T)
+
+    steps_per_epoch = math.ceil(len(train_ids) / config.batch_size)
+    total_steps = min(config.epochs * steps_per_epoch, config.max_steps or config.epochs * steps_per_epoch)
+    optimizer = _optimizer(model, config)
+    state = {"step": 0, "tokens": 0, "loss_sum": 0.0, "loss_tokens": 0, "seconds": 0.0, "rows": []}
+    if resume_from is not None:
+        state = _load_run(Path(resume_from), model, optimizer, config)
+    history = History(state["rows"])
+    folder = Path(config.folder) if config.folder else None
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    started = time.perf_counter() - state["seconds"]
+    outer_random_state = torch.random.get_rng_state()
+    with tqdm(total=total_steps, initial=state["step"], desc="training", unit="step") as bar:
+        for step in range(state["step"], total_steps):
+            torch.manual_seed(_seed(config.seed, "dropout", step))
+            if step % steps_per_epoch == 0 or step == state["step"]:
+                order = _epoch_order(len(train_ids), step // steps_per_epoch, config)  # (N,)
+            first = step % steps_per_epoch * config.batch_size
+            batch = train_ids[order[first : first + config.batch_size]].long().to(device)  # (B, T)
+            rate = learning_rate_at(step, total_steps, config)
+            with _autocast(device, precision):
+                total, count = loss_sum(model, batch, tokenizer.pad_id)
+            loss = total / count
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at step {step + 1}: lower learning_rate={config.learning_rate}, lengthen "
+                    "the warm-up, or set clip_norm; files written before this step are untouched"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+
+            done = step + 1
+            state["step"], state["tokens"] = done, state["tokens"] + count.item()
+            state["loss_sum"] += total.item()
+            state["loss_tokens"] += count.item()
+            bar.update()
+            epoch_ends = done % steps_per_epoch == 0 or done == total_steps
+            if epoch_ends or done % config.validate_every == 0:
+                row = {
+                    "step": done,
+                    "tokens": state["tokens"],
+                    "learning_rate": rate,
+                    "train_loss": state["loss_sum"] / state["loss_tokens"],
+                    "validation_loss": mean_loss(model, validation_ids, tokenizer.pad_id, precision),
+                    "seconds": time.perf_counter() - started,
+                }
+                state["loss_sum"], state["loss_tokens"] = 0.0, 0
+                history.rows.append(row)
+                bar.set_postfix(train=f"{row['train_loss']:.3f}", validation=f"{row['validation_loss']:.3f}")
+                if folder:
+                    history.save(folder)
+            if folder and (epoch_ends or (config.checkpoint_every and done % config.checkpoint_every == 0)):
+                state["seconds"] = time.perf_counter() - started
+                _save_run(folder, model, optimizer, config, state)
+            if on_validation and history.rows and history.rows[-1]["step"] == done:
+                on_validation(history.rows[-1], model)
+    torch.random.set_rng_state(outer_random_state)
+    model.eval()
+    return history
+
+
+def pick_device(device: str = "auto") -> str:
+    """The named device, or the first of cuda, mps and cpu that is there."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_precision(device: str) -> str:
+    """ "bf16" where the hardware multiplies it at least 1.3 times as fast as fp32, by a timed probe; else "fp32".
+
+    The probe is needed on a CPU: bf16 that is emulated can be 50 times slower than fp32, native bf16 3 times faster.
+    """
+    if device != "cpu":
+        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(256, 512, dtype=dtype)  # (256, 512)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            _ = a @ a.T
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return "bf16" if seconds[torch.float32] > 1.3 * seconds[torch.bfloat16] else "fp32"
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: Decoder,
+    tokenizer: WordTokenizer,
+    metadata: dict | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """model.safetensors (weights as `dtype`), config.json (sizes and metadata) and tokenizer.json, all or none.
+
+    A checkpoint that was there is replaced only when the new one is complete. Nothing in it can carry code.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+    config = {"format": FORMAT, "model": asdict(model.config), "metadata": metadata or {}}
+    (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tokenizer.save(partial / "tokenizer.json")
+    if folder.exists():
+        old = folder.with_name(f"{folder.name}.{os.getpid()}.old")
+        folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old)
+    else:
+        partial.rename(folder)
+
+
+def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
+    """Model (float32, in eval mode), tokenizer and metadata, as `save_checkpoint` wrote them.
+
+    Raises FileNotFoundError where a file is missing, ValueError where one is damaged or of another shape.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} is missing: {folder} is no complete checkpoint; save or copy it again"
+            )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        version, sizes, metadata = config["format"], config["model"], config["metadata"]
+        if version != FORMAT:
+            raise ValueError(f"it has format {version}, this code reads {FORMAT}")
+        model = Decoder(ModelConfig(**sizes))
+        weights = load_file(folder / "model.safetensors")
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be read as a checkpoint ({error}): save or copy it again") from error
+    tokenizer = WordTokenizer.load(folder / "tokenizer.json")
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"{folder}: {len(tokenizer)} words, but the model has {model.config.vocab_size} rows: files of two runs?"
+        )
+    _copy_weights(model, weights, folder)
+    return model.eval(), tokenizer, metadata
+
+
+def _copy_weights(model: Decoder, weights: dict[str, Tensor], where: Path) -> None:
+    """Copy weights into the model, refusing names or shapes that are not its own."""
+    own = model.state_dict()
+    wrong = [
+        f"{name} is {tuple(weights[name].shape) if name in weights else 'missing'}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name not in weights or weights[name].shape != tensor.shape
+    ] + [f"{name} is not part of the model" for name in weights if name not in own]
+    if wrong:
+        raise ValueError(
+            f"{where} holds a model of another shape ({wrong[0]}): build the model with the config it was saved with"
+        )
+    model.load_state_dict(weights)
+
+
+def _optimizer(model: Decoder, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); weight decay on matrices, not on word vectors, gains and biases."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = [p for name, p in trained.items() if p.dim() == 2 and not name.startswith("embedding")]
+    others = [p for name, p in trained.items() if p.dim() != 2 or name.startswith("embedding")]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def _epoch_order(stories: int, epoch: int, config: TrainingConfig) -> Tensor:  # (N,)
+    """The order in which an epoch reads the stories; it depends on the seed and the epoch alone."""
+    return torch.randperm(stories, generator=torch.Generator().manual_seed(_seed(config.seed, "epoch", epoch)))
+
+
+def _seed(*parts) -> int:
+    """A 63-bit seed from anything printable: nearby inputs give unrelated random streams."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+def _autocast(device: str, precision: str):
+    if precision == "auto":
+        precision = pick_precision(device)
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+# What must agree for a resumed run to be the same run; the rest says where and on what it runs.
+_SAME_RUN = set(TrainingConfig.__dataclass_fields__) - {"device", "folder", "checkpoint_every"}
+
+
+def _save_run(folder: Path, model: Decoder, optimizer, config: TrainingConfig, state: dict) -> None:
+    """Everything a run needs to go on, in ONE file, so that it is there whole or not at all."""
+    tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": t.detach().cpu().contiguous() for key, t in moments.items()}
+    settings = {key: value for key, value in asdict(config).items() if key in _SAME_RUN}
+    metadata = {"format": str(FORMAT), "state": json.dumps(state), "config": json.dumps(settings, sort_keys=True)}
+    partial = folder / f"resume.safetensors.{os.getpid()}.partial"
+    save_file(tensors, partial, metadata=metadata)
+    partial.replace(folder / "resume.safetensors")
+
+
+def _load_run(folder: Path, model: Decoder, optimizer, config: TrainingConfig) -> dict:
+    path = folder / "resume.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: there is no run to resume in {folder}; start without resume_from")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state, settings = json.loads(metadata["state"]), json.loads(metadata["config"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete it and start the run again") from error
+    ours = json.loads(json.dumps(asdict(config)))
+    changed = [
+        f"{key}: {settings.get(key)} there, {ours[key]} here"
+        for key in sorted(_SAME_RUN)
+        if settings.get(key) != ours[key]
+    ]
+    if changed:
+        raise ValueError(
+            f"{path} belongs to another run ({'; '.join(changed)}): resume with the config it was started with"
+        )
+    _copy_weights(model, {name[6:]: t for name, t in tensors.items() if name.startswith("model.")}, path)
+    saved = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            saved["state"].setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(saved)
+    return state

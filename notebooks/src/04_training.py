@@ -1,0 +1,602 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · Training
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/04_training.ipynb)
+#
+# **Promise.** You will train the decoder until its stories hold together, watch its loss pass four landmarks, and then look
+# at every one of its heads and measure what it does.
+#
+# **Prerequisites.** [03 · The decoder block](03_decoder_block.ipynb).
+#
+# **Running time.** About five minutes on two cores: two for the full run, two for short comparisons, one for word vectors
+# if they are not cached yet.
+
+# %% tags=["parameters"]
+CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
+
+# %% tags=["setup"]
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assignment"
+
+if "google.colab" in sys.modules and not Path("/content/course").exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", "/content/course"], check=True)
+here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
+ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
+if ROOT is None:
+    raise RuntimeError("open this notebook inside the repository: no folder `helpers` above the working folder")
+sys.path.insert(0, str(ROOT))
+os.chdir(ROOT / "notebooks")
+
+# %%
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from IPython.display import display
+
+from helpers import plots
+from helpers.decoding import generate
+from helpers.evaluation import entropy_floor, head_scores, landmarks, perplexity
+from helpers.model import Decoder, ModelConfig
+from helpers.plots import AttentionExplorer, FigureFolder, show_source, table
+from helpers.stories import load_stories
+from helpers.tokenizer import WordTokenizer
+from helpers.training import TrainingConfig, encode_stories, learning_rate_at, loss_sum, save_checkpoint, train
+from helpers.vectors import train_vectors
+
+figures = FigureFolder(CORPUS)
+stories = load_stories(CORPUS, validation=500)
+tokenizer = WordTokenizer.train(stories.train, vocab_size=10_000)
+sizes = ModelConfig(vocab_size=len(tokenizer) if CORPUS == "bundled" else 10_000)
+print(
+    f"{len(stories.train):,} training stories, {len(stories.validation):,} validation stories, {len(tokenizer):,} tokens"
+)
+
+# %% [markdown]
+# ## The exercise: say what comes next
+#
+# A story of 64 tokens is 63 exercises at once. The input is the story without its last token, the target the story without
+# its first: at each place the model reads what stands there and before, and must say what stands one place further. It
+# always reads the true words, not its own guesses: *teacher forcing*. Thanks to the causal mask all 63 answers come from one
+# pass.
+
+# %%
+train_ids = encode_stories(tokenizer, stories.train, sizes.context_length)  # (N, T)
+validation_ids = encode_stories(tokenizer, stories.validation, sizes.context_length)  # (M, T)
+
+row = tokenizer.encode_story("The girl was happy.", 9)
+table(
+    [[t, tokenizer.word(a), tokenizer.word(b)] for t, (a, b) in enumerate(pairwise(row))],
+    ["position", "input", "target"],
+)
+
+# %% [markdown]
+# The last rows ask for `<pad>` after `<eos>`: that is filling, not text, and must not count. So the loss is a sum over
+# real targets, divided by *their* number. The output layer and its loss are computed together, a few hundred rows at a
+# time; notebook 06 explains that trick.
+
+# %%
+show_source(loss_sum)
+
+# %% [markdown]
+# Check it against the plain way: all logits, then PyTorch's cross-entropy with `<pad>` ignored. And see what a mean that
+# counts the padding would have said.
+
+# %%
+torch.manual_seed(0)
+model = Decoder(sizes)
+batch = torch.tensor([tokenizer.encode_story(text, 64) for text in ("The girl was happy.", "The boy had a red ball.")])
+with torch.no_grad():
+    total, count = loss_sum(model, batch, tokenizer.pad_id)
+    logits = model(batch[:, :-1]).flatten(0, 1)  # (B·(T-1), V)
+    targets = batch[:, 1:].flatten()  # (B·(T-1),)
+    reference = F.cross_entropy(logits, targets, ignore_index=tokenizer.pad_id)
+    with_padding = F.cross_entropy(logits, targets)
+
+assert torch.allclose(total / count, reference, rtol=1e-5), "the loss is not the mean over real tokens"
+print(f"{count} real targets of {targets.numel()}")
+print(
+    "the mean over real targets is PyTorch's: True; over all targets it differs:",
+    bool((with_padding - reference).abs() > 1e-3),
+)
+
+# %% [markdown]
+# ## What is a good loss?
+#
+# A loss of 3 nats per token says little by itself. Landmarks make it a scale. Each is the loss of a predictor without any
+# network:
+#
+# - **uniform**: every word is equally likely, $\ln V$;
+# - **unigram**: words by how often they occur;
+# - **bigram**: words by how often they follow *the word before*;
+# - **entropy floor**: the bundled stories come from a grammar that knows the exact probability of each word. Nobody can
+#   predict better than that; the mean of $-\ln p$ is the lowest possible loss. Real text has a floor too, but nobody knows it.
+#
+# Perplexity is $e^{\text{loss}}$: the number of equally likely words that would be as hard to guess.
+
+# %%
+marks = landmarks(train_ids, validation_ids, len(tokenizer))
+if stories.validation_nats is not None:
+    marks["entropy floor"] = entropy_floor(stories, sizes.context_length)
+table(
+    [[name, f"{loss:.2f}", f"{math.exp(loss):,.1f}"] for name, loss in marks.items()],
+    ["landmark", "nats per token", "perplexity"],
+)
+
+# %% [markdown]
+# The step from unigram to bigram is what one word of context is worth. What lies between the bigram and the floor can
+# only be had by looking further back: a name from two sentences ago, the colour of a lost ball. That is attention's share.
+
+# %% [markdown]
+# ## The recipe
+#
+# Three choices matter most, and the section *What else was tried* measures them.
+#
+# **Start.** The embedding starts from fastText vectors, trained on the training stories alone, and is tuned along.
+
+# %%
+vectors = train_vectors(stories.train, tokenizer)
+matrix = vectors.matrix(tokenizer, rows=sizes.vocab_size)  # (V, E)
+
+
+def build(start: str = "fastText", freeze: bool = False) -> Decoder:
+    torch.manual_seed(0)
+    model = Decoder(sizes)
+    if start == "fastText":
+        model.load_vectors(matrix, freeze=freeze)
+    return model
+
+
+model = build()
+print(
+    f"{model.num_parameters():,} parameters; {ModelConfig().vocab_size:,} words would make {Decoder(ModelConfig()).num_parameters():,}"
+)
+
+# %% [markdown]
+# **Schedule.** The learning rate climbs for some steps, while Adam's averages are still poor, and then follows half a
+# cosine down to zero, so that the last steps only polish (Loshchilov & Hutter 2017 [@loshchilov2017sgdr]). Gradients longer
+# than 1 are shortened to 1: a rare hard batch may not throw the model off.
+
+# %%
+config = TrainingConfig(validate_every=25, folder=str(ROOT / "runs" / figures.path.name))
+total_steps = config.epochs * math.ceil(len(stories.train) / config.batch_size)
+steps = range(0, total_steps, 3)
+figures.save_figure(
+    plots.compare_curves(
+        {
+            "our default": (steps, [1000 * learning_rate_at(step, total_steps, config) for step in steps]),
+            "the assignment's": (
+                steps,
+                [1000 * learning_rate_at(step, total_steps, TrainingConfig.baseline()) for step in steps],
+            ),
+        },
+        y_label="learning rate (thousandths)",
+        title="A short climb, then half a cosine",
+    ),
+    "04_schedule",
+    alt="Learning rate against step: ours climbs to its maximum within the warm-up and falls to zero; the assignment's is flat.",
+)
+
+# %% [markdown]
+# Our peak is several times the assignment's rate. It is safe only because the start is gentle and the end is slow; the
+# curve says nothing about which peak is best.
+#
+# **Precision.** Where the processor multiplies 16-bit *bfloat16* numbers faster than 32-bit ones, the matrix products use
+# them (mixed precision, Micikevicius et al. 2018 [@micikevicius2018mixed]). bfloat16 keeps the range of float32 but only
+# some two to three decimal digits:
+
+# %%
+print(
+    "1 + 1/128 =",
+    (torch.tensor(1.0, dtype=torch.bfloat16) + 1 / 128).item(),
+    " 1 + 1/512 =",
+    (torch.tensor(1.0, dtype=torch.bfloat16) + 1 / 512).item(),
+)
+
+# %% [markdown]
+# A small update to a weight would be lost in that rounding. So the weights, the residual stream, the norms and the sums stay
+# in float32; only the inputs of large products are rounded. The loss hardly notices:
+
+# %%
+with torch.no_grad():
+    exact, count = loss_sum(model, train_ids[:32].long(), tokenizer.pad_id)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = loss_sum(model, train_ids[:32].long(), tokenizer.pad_id)
+difference = abs((exact - rounded) / count).item()
+print("difference of the mean loss below 0.01 nats:", difference < 0.01)
+assert difference < 0.01, "bfloat16 changes the loss: something small is summed in it"
+
+# %% [markdown]
+# ## The run
+#
+# Three epochs over the stories, 32 a step. The validation loss is measured every 25 steps, on stories that are never trained on.
+# Whenever it passes a landmark for the first time, the model writes a few stories from nothing but `<sos>`.
+#
+# **Predict.** What will the samples get right just after the unigram landmark? And after the bigram?
+
+# %%
+names = [tokenizer.encode(word)[0] for word in tokenizer.capitalized]  # ids of words that are always capitalised
+samples = {}
+
+
+def write_samples(stage: str, step: int, model: Decoder) -> None:
+    samples[stage] = {"step": step, "generations": generate(model, tokenizer, [""] * 16, max_new_tokens=40, seed=1)}
+
+
+def watch(row: dict, model: Decoder) -> None:
+    for name in ("unigram", "bigram"):
+        if name not in samples and row["validation_loss"] < marks[name]:
+            write_samples(name, row["step"], model)
+
+
+scores_before = head_scores(model, validation_ids[:64], names)
+write_samples("untrained", 0, model)
+
+# %% tags=["nbval-ignore-output"]
+history = train(model, tokenizer, stories, config, on_validation=watch)
+write_samples("trained", total_steps, model)
+save_checkpoint(
+    Path(config.folder) / "model",
+    model,
+    tokenizer,
+    {"corpus": figures.path.name, "validation_loss": history.rows[-1]["validation_loss"]},
+)
+
+# %%
+final = history.rows[-1]["validation_loss"]
+crossed = {
+    name: next((row["step"] for row in history.rows if row["validation_loss"] < loss), None)
+    for name, loss in marks.items()
+}
+assert crossed["uniform"] <= crossed["unigram"] < crossed["bigram"], "the landmarks are passed in order"
+assert final < marks["bigram"] - 0.5, "one word of context explains nearly all: attention has learned nothing"
+print("half a nat or more below the bigram:", final < marks["bigram"] - 0.5)
+
+# %% [markdown]
+# On the bundled stories the floor is known, so we can ask what no other curve can answer: how much is left to learn?
+
+# %%
+if "entropy floor" in marks:
+    gap = final - marks["entropy floor"]
+    assert 0 < gap < 0.15, "the model should end close above the floor, and never below it"
+    print("above the floor, by less than 0.15 nats per token:", 0 < gap < 0.15)
+
+# %%
+figures.save_figure(
+    plots.loss_curves(
+        history.rows,
+        marks,
+        title="The loss falls past every landmark" + (" and settles on the floor" if "entropy floor" in marks else ""),
+    ),
+    "04_loss",
+    alt="Training and validation loss against steps, falling steeply past uniform, unigram and bigram lines and levelling off.",
+)
+
+# %% [markdown]
+# Both curves fall fast to the unigram (which words exist), then more slowly past the bigram (which word follows which), and then
+# bend towards the floor. Training and validation stay together: with three passes over ten thousand stories there is little
+# to memorise. The training curve is a mean over the steps between two points, so early on it lags behind. What the curve
+# does not show is *what* was learned in each stretch; the samples below do.
+
+# %%
+figures.save_figure(
+    plots.perplexity_curve(history.rows, marks, title="The same run as perplexity"),
+    "04_perplexity",
+    alt="Training and validation perplexity against steps on a logarithmic axis, with the same landmarks.",
+)
+
+# %% [markdown]
+# The same curve as perplexity, the figure that papers report. On this logarithmic axis it has the loss curve's shape; the
+# numbers at the right say between how many equally likely words the model hesitates.
+
+# %% [markdown]
+# ## What each landmark buys
+#
+# One sample at each stage:
+
+# %% tags=["nbval-ignore-output"]
+table(
+    [[stage, kept["step"], kept["generations"][0].text] for stage, kept in samples.items()],
+    ["after", "step", "a story from nothing"],
+)
+
+# %% [markdown]
+# To judge more than one sample, measure three things over all sixteen: how many of their word **pairs** occur anywhere in
+# the training stories, how many of their runs of **five words** do, and how many **names** have been mentioned before in the same
+# story.
+
+
+# %%
+def ngrams(ids, n):
+    return list(zip(*(ids[i:] for i in range(n)), strict=False))
+
+
+rows = [[i for i in row if i] for row in train_ids.tolist()]
+seen = {n: {gram for row in rows for gram in ngrams(row, n)} for n in (2, 5)}
+
+
+def measure(generations):
+    texts = [g.ids for g in generations]
+    known = {n: np.mean([gram in seen[n] for ids in texts for gram in ngrams(ids, n)]) for n in seen}
+    mentions = [word in ids[:t] for ids in texts for t, word in enumerate(ids) if word in names]
+    return [known[2], known[5], np.mean(mentions) if mentions else 0.0]
+
+
+measured = {stage: measure(kept["generations"]) for stage, kept in samples.items()}
+
+# %% tags=["nbval-ignore-output"]
+table(
+    [[stage, *(f"{value:.0%}" for value in values)] for stage, values in measured.items()],
+    ["after", "known pairs", "known runs of five", "names mentioned before"],
+)
+
+# %%
+pairs, runs, mentions = zip(*(measured[stage] for stage in ("untrained", "unigram", "bigram", "trained")), strict=True)
+assert pairs[0] < pairs[1] < pairs[2] < pairs[3], "each landmark brings more pairs that exist"
+assert runs[3] > 1.5 * runs[2], "runs of five words come after the bigram"
+assert mentions[3] > 2 * mentions[1], "names come back only once attention works"
+print("pairs rise at every landmark; runs of five and returning names come last: True")
+
+# %% [markdown]
+# **Each landmark that the curve crosses changes what the samples get right.** Past the unigram the words are frequent
+# ones, in no order. Past the bigram each pair is good English and the whole is nonsense: no name returns, except by luck. Only
+# well below the bigram do names and things stay the same from sentence to sentence. "Known" is no praise in itself:
+# a model that copied its training stories would score 100 %.
+
+# %% [markdown]
+# ## What else was tried
+#
+# Short runs, a hundred steps each with the schedule fitted to them; everything that is not named is the default.
+#
+# **Predict.** Do vectors that know something beat random ones? Is it better to keep them as they are, or to let them move?
+
+# %%
+TRIAL_STEPS = 100
+default = TrainingConfig(max_steps=TRIAL_STEPS, warmup_steps=20, validate_every=20)
+assignment = TrainingConfig.baseline(max_steps=TRIAL_STEPS, validate_every=20, overwrite_eos=False)
+trials = {
+    "default: fastText, tuned": (default, {}),
+    "fastText, frozen": (default, {"freeze": True}),
+    "random start": (default, {"start": "random"}),
+    "learning rate 5e-4": (replace(default, learning_rate=5e-4), {}),
+    "learning rate 8e-3": (replace(default, learning_rate=8e-3), {}),
+    "dropout 0.1": (replace(default, dropout=0.1), {}),
+    "no clipping, betas 0.9 / 0.999": (replace(default, clip_norm=None, betas=(0.9, 0.999)), {}),
+    "the assignment's recipe": (assignment, {"start": "random"}),
+}
+
+# %% tags=["nbval-ignore-output"]
+results = {name: train(build(**start), tokenizer, stories, recipe) for name, (recipe, start) in trials.items()}
+table(
+    [
+        [name, f"{h.rows[-1]['validation_loss']:.2f}", f"{math.exp(h.rows[-1]['validation_loss']):.1f}"]
+        for name, h in results.items()
+    ],
+    ["recipe", "validation loss", "perplexity"],
+)
+
+# %%
+shown = ["default: fastText, tuned", "fastText, frozen", "random start", "the assignment's recipe"]
+figures.save_figure(
+    plots.compare_curves(
+        {name: (results[name].column("step"), results[name].column("validation_loss")) for name in shown},
+        y_label="validation loss (nats per token)",
+        title="Good vectors help at once, and more when they may move",
+    ),
+    "04_recipes",
+    alt="Validation loss of four short runs: fastText tuned is lowest, then frozen or random, the assignment's recipe is highest.",
+)
+
+# %%
+losses = {name: h.rows[-1]["validation_loss"] for name, h in results.items()}
+assert losses["default: fastText, tuned"] < losses["random start"], "fastText vectors are the better start"
+assert losses["default: fastText, tuned"] < losses["the assignment's recipe"] - 0.5, (
+    "the default is far ahead of the assignment's recipe"
+)
+print("fastText beats the random start, and the default the assignment's recipe by more than half a nat: True")
+
+# %% [markdown]
+# The curves are short, so they reward a fast start; a setting that pays only later (dropout, on a small corpus trained
+# for long) cannot show it here. Differences of a few hundredths are within what another seed does.
+
+# %% [markdown]
+# ## What does each head do?
+#
+# Twenty-four heads, and nobody told them what to look at. First by number, then as pictures. The score of a head for a
+# pattern is the attention that it puts on the pattern's keys, on a scale where 0 is an even spread over all words and 1 is
+# nothing else (notebook 02 built two such heads by hand, and they score 1).
+
+# %%
+scores = head_scores(model, validation_ids[:64], names)
+
+
+def best(scores, pattern):
+    layer, head = np.unravel_index(scores[pattern].argmax(), scores[pattern].shape)
+    return layer, head, scores[pattern][layer, head]
+
+
+# %% tags=["nbval-ignore-output"]
+table(
+    [
+        [
+            pattern,
+            f"{best(scores_before, pattern)[2]:.2f}",
+            f"{best(scores, pattern)[2]:.2f}",
+            "layer {}, head {}".format(*(i + 1 for i in best(scores, pattern)[:2])),
+        ]
+        for pattern in scores
+    ],
+    ["pattern", "best head before training", "best head after", "which"],
+)
+
+# %%
+found = {pattern: best(scores, pattern)[2] for pattern in ("previous word", "same name")}
+before = {pattern: best(scores_before, pattern)[2] for pattern in found}
+for pattern in found:
+    assert found[pattern] > 0.4 > 0.1 > before[pattern], f"no {pattern} head, or one before training"
+print("a previous-word head and a same-name head after training, none before: True")
+
+# %%
+SENTENCES = [
+    "Mia had a dog named Max. Mia and Max liked to play.",
+    'Tom lost a red ball. "Where is the ball?" asked Tom.',
+    "The girl was happy, and the boy was happy too.",
+]
+attention = {}
+for text in SENTENCES:
+    ids = [tokenizer.sos_id, *tokenizer.encode(text)]
+    with torch.no_grad():
+        _, weights = model(
+            torch.tensor([ids], device=model.output.weight.device), return_attention=True
+        )  # (L, 1, H, T, T)
+    attention[text] = ([tokenizer.word(i) for i in ids], weights[:, 0].float().cpu().numpy())
+
+notes = {}
+for pattern in scores:
+    layer, head, score = best(scores, pattern)
+    if score > 0.3:
+        notes.setdefault((int(layer) + 1, int(head) + 1), pattern)
+
+# %%
+figures.save_figure(
+    plots.head_grid(attention[SENTENCES[0]][1], attention[SENTENCES[0]][0], notes=notes),
+    "04_heads_1",
+    alt="Heat-maps of all 24 heads for the sentence about Mia and Max.",
+)
+
+# %%
+figures.save_figure(
+    plots.head_grid(attention[SENTENCES[1]][1], attention[SENTENCES[1]][0], notes=notes),
+    "04_heads_2",
+    alt="Heat-maps of all 24 heads for the sentence about Tom's ball.",
+)
+
+# %%
+figures.save_figure(
+    plots.head_grid(attention[SENTENCES[2]][1], attention[SENTENCES[2]][0], notes=notes),
+    "04_heads_3",
+    alt="Heat-maps of all 24 heads for the sentence about the happy girl and boy.",
+)
+
+# %% [markdown]
+# Each row is a word that reads, each column a word that is read. The name under a title is the pattern for which this head
+# has the highest score of all. A **previous-word** head is a line just below the diagonal: it tells each word what stands
+# before it. A **same-name** head has bright squares in the columns of the names, in rows where a name is due next, for example
+# after a full stop. A **first-word** head fills the left column: it looks at `<sos>`, which is always there and says nothing,
+# so it is probably resting. Heads without a name do something in between; a pattern that we did not think of has no score.
+#
+# The same as arrows, one layer at a time, for the first sentence:
+
+# %%
+for layer in range(sizes.num_layers):
+    display(
+        figures.save_figure(
+            plots.head_grid(
+                attention[SENTENCES[0]][1][layer], attention[SENTENCES[0]][0], kind="arrows", first_layer=layer + 1
+            ),
+            f"04_arrows_{layer + 1}",
+            alt=f"Word-to-word arrows of the eight heads of layer {layer + 1} for the sentence about Mia and Max.",
+        )
+    )
+
+# %% [markdown]
+# An arrow goes from the word that reads to the word that is read; its width is the weight, and weights below 0.1 are
+# hidden. None of these pictures shows *what* is carried along an arrow: that is in the values and the output matrix, and a
+# wide arrow can carry nothing of use.
+#
+# All of them, with sliders (live in Jupyter and Colab):
+
+# %%
+AttentionExplorer(attention)
+
+# %% [markdown]
+# ## Beside the assignment's figures
+#
+# The assignment's recipe and ours under one protocol: words without punctuation, and the last token of a cut story
+# overwritten by `<eos>`. That flatters the perplexity, and is used for this comparison only. It takes two full runs, so it is
+# done on real stories only.
+
+# %% tags=["nbval-ignore-output"]
+protocol = {}
+if CORPUS != "bundled":
+    plain = WordTokenizer.train(stories.train, vocab_size=10_000, keep_punctuation=False)
+    plain_matrix = train_vectors(stories.train, plain).matrix(plain, rows=10_000)
+    for name, recipe in {
+        "the assignment's recipe": TrainingConfig.baseline(),
+        "ours": TrainingConfig(overwrite_eos=True),
+    }.items():
+        torch.manual_seed(0)
+        compared = Decoder(ModelConfig())
+        if name == "ours":
+            compared.load_vectors(plain_matrix)
+        protocol[name] = train(compared, plain, stories, replace(recipe, validate_every=100)).rows
+    epoch_ends = {row["step"] for row in protocol["ours"]} & {total_steps // 3 * k for k in (1, 2, 3)}
+    rows = [
+        [name, *(f"{math.exp(row['validation_loss']):.2f}" for row in run if row["step"] in epoch_ends)]
+        for name, run in protocol.items()
+    ]
+    display(table(rows, ["recipe", "epoch 1", "epoch 2", "epoch 3"]))
+else:
+    print("recorded on TinyStories: see figures/tinystories/04.json")
+
+# %%
+figures.save_numbers(
+    "04",
+    {
+        "parameters": model.num_parameters(),
+        "vocabulary": len(tokenizer),
+        "steps": total_steps,
+        "landmarks": marks,
+        "history": history.rows,
+        "validation_perplexity": perplexity(model, tokenizer, stories.validation),
+        "samples": {stage: [g.text for g in kept["generations"][:4]] for stage, kept in samples.items()},
+        "sample_measures": {
+            stage: dict(zip(("pairs", "runs", "names"), values, strict=True)) for stage, values in measured.items()
+        },
+        "trials": losses,
+        "trial_steps": TRIAL_STEPS,
+        "head_scores": {"before": scores_before, "after": scores},
+        "sentences": SENTENCES,
+        "protocol": protocol,
+    },
+)
+
+# %% [markdown]
+# ## Recap
+#
+# - One story is 63 exercises; padding is not one of them, and the loss is a mean over real tokens.
+# - Landmarks turn a loss into a statement: uniform, unigram, bigram, and, where it is known, the floor.
+# - fastText vectors, a higher learning rate with warm-up and cosine, and no dropout get far below the assignment's recipe
+#   in the same number of steps.
+# - After training some heads have a job that one number shows; before training none has.
+#
+# Next: [05 · Decoding](05_decoding.ipynb) turns the model's probabilities into text.
+#
+# ## Try it
+#
+# 1. Set `epochs=1` in `config`. Which landmark is out of reach, and which patterns have no head yet?
+# 2. Train with `ModelConfig(num_layers=1, ...)`. Can one layer have an *after same word* head? Why not (notebook 02)?
+# 3. Write a sentence with a name that is not in the vocabulary. What does the same-name head look at?
+#
+# ## References
+#
+# - Kingma & Ba 2015, *Adam* [@kingma2015adam]; Loshchilov & Hutter 2019, *Decoupled Weight Decay* [@loshchilov2019decoupled]
+# - Loshchilov & Hutter 2017, *SGDR* [@loshchilov2017sgdr]
+# - Micikevicius et al. 2018, *Mixed Precision Training* [@micikevicius2018mixed]
+# - Olsson et al. 2022, *In-context Learning and Induction Heads* [@olsson2022context]

@@ -1,0 +1,235 @@
+"""Execute the notebooks from their paired texts, so that two runs of the same text give the same bytes.
+
+    python report/execute.py                    every notebooks/src/NN.py -> notebooks/NN.ipynb, with its outputs
+    python report/execute.py 04 05              some of them, by the beginning of their name
+    python report/execute.py --corpus PATH      on another corpus -> build/<corpus>/NN.ipynb; notebooks/ is left alone
+    python report/execute.py --sync             inputs only; the repository's address as in pyproject.toml
+    python report/execute.py --check            name the pairs that are out of step
+
+A notebook is written when it has run to its end without an error, without a word on stderr and without a path of this
+machine in an output. One that has not goes to build/failed/ to be looked at, and the run goes on with the next.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import time
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import jupytext
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from helpers.plots import CORPORA, corpus_name  # noqa: E402 - the repository need not be installed
+
+NOTEBOOKS = ROOT / "notebooks"
+BUILD = ROOT / "build"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+MACHINE_PATH = re.compile(r"(?<![\w.~*])/(?:home|Users|root|tmp|content|mnt)/\w[^\s'\"]*")
+
+
+def sources(names: list[str]) -> list[Path]:
+    """The paired texts whose names begin with one of `names`; all of them where there is none."""
+    found = sorted((NOTEBOOKS / "src").glob("*.py"))
+    if not found:
+        raise SystemExit("notebooks/src holds no notebook")
+    wanted = [Path(name).stem for name in names]
+    for name in wanted:
+        if not any(path.stem.startswith(name) for path in found):
+            raise SystemExit(f"no notebook begins with {name!r}: choose from {', '.join(path.stem for path in found)}")
+    return [path for path in found if not wanted or path.stem.startswith(tuple(wanted))]
+
+
+def read_source(path: Path):
+    """The notebook of a paired text: no outputs, and cell ids that depend on the cells alone."""
+    notebook = jupytext.read(path)
+    set_ids(notebook)
+    notebook.metadata = type(notebook.metadata)(KERNEL)
+    return notebook
+
+
+def set_ids(notebook) -> None:
+    seen = Counter()
+    for cell in notebook.cells:
+        key = f"{cell.cell_type}\n{cell.source}"
+        cell.id = hashlib.sha256(f"{seen[key]}\n{key}".encode()).hexdigest()[:8]
+        seen[key] += 1
+
+
+def set_corpus(notebook, corpus: str) -> None:
+    """Overwrite CORPUS in the cell tagged `parameters`. Ends the program where there is no such line."""
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source, count = re.subn(r"(?m)^CORPUS = .*$", lambda _: f"CORPUS = {corpus!r}", cell.source)
+            if count == 1:
+                return
+    raise SystemExit('--corpus: a notebook has no cell tagged "parameters" with one line `CORPUS = ...`')
+
+
+def execute(notebook) -> list[str]:
+    """Run every cell in place. Returns what is wrong with the outcome, one line each; an empty list is success."""
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=None,
+        record_timing=False,  # dates would change the file at every run
+        store_widget_state=False,  # GitHub refuses some states, and their ids are random
+        extra_arguments=["--log-level=40"],  # without the kernel's line about its transport
+        coalesce_streams=True,  # the number of pieces in which a text arrives is chance
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+    )
+    problems, raised = [], ""
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        raised = f"{error.ename}: {error.evalue}"
+    except DeadKernelError:
+        problems.append("the kernel died (out of memory?)")
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = {"name": "python"}  # without the version of this machine's Python
+    for number, cell in enumerate(notebook.cells, start=1):
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET_VIEW, None)  # a view without its state shows nothing
+            if output.output_type == "error":
+                problems.append(f"{place(number, cell)} raised {raised or output.ename}")
+            elif output.get("name") == "stderr":
+                problems.append(f"{place(number, cell)} wrote to stderr: {output.text.strip()[:400]}")
+    return problems
+
+
+def place(number: int, cell) -> str:
+    lines = cell.source.strip().splitlines()
+    return f"cell {number} ({lines[0][:60] if lines else 'empty'})"
+
+
+def machine_paths(notebook) -> list[str]:
+    """Absolute paths of a machine that the notebook's text outputs show, one line each."""
+    here = re.compile("|".join(re.escape(f"{path}{os.sep}") for path in {ROOT, Path(sys.prefix), Path.home()}))
+    problems = []
+    for number, cell in enumerate(notebook.cells, start=1):
+        for output in cell.get("outputs", []):
+            texts = [output.get("text", ""), *output.get("traceback", [])]
+            texts += [str(data) for kind, data in output.get("data", {}).items() if not kind.startswith("image/")]
+            for text in texts:
+                if match := MACHINE_PATH.search(text) or here.search(text):
+                    problems.append(f"{place(number, cell)} shows a path of this machine: {match[0]}")
+    return problems
+
+
+def write(notebook, path: Path) -> None:
+    """Write a notebook whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(jupytext.writes(notebook, fmt="ipynb").rstrip("\n") + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def run(paths: list[Path], corpus: str | None) -> int:
+    folder, argument = NOTEBOOKS, corpus
+    if corpus is not None:
+        folder = BUILD / corpus_name(corpus)
+        if corpus not in CORPORA:
+            argument = str(Path(corpus).expanduser().resolve())  # the kernel runs in another folder
+            if not Path(argument).exists():
+                raise SystemExit(f"--corpus {corpus}: there is no such file or folder")
+    failed = []
+    for path in paths:
+        begin = time.monotonic()
+        notebook = read_source(path)
+        if corpus is not None:
+            set_corpus(notebook, argument)
+        problems = execute(notebook)
+        if corpus is None:
+            problems += machine_paths(notebook)
+        else:
+            set_corpus(notebook, corpus)  # as it was typed
+        name = f"{path.stem}.ipynb"
+        write(notebook, (BUILD / "failed" if problems else folder) / name)
+        print(f"{path.stem:24} {'FAILED' if problems else 'ok':6} {time.monotonic() - begin:6.0f} s", flush=True)
+        for problem in problems:
+            print(f"    {path.stem}: {problem}", file=sys.stderr, flush=True)
+        failed += [path.stem] if problems else []
+    if failed:
+        print(f"not written: {', '.join(failed)}; see build/failed/", file=sys.stderr)
+    return 1 if failed else 0
+
+
+# Pairs ---------------------------------------------------------------------------------------------------------------
+
+
+def repository() -> str:
+    """The repository's address in pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+
+
+def with_repository(text: str) -> str:
+    """A text whose Colab links and `REPOSITORY = "..."` line carry the address of pyproject.toml."""
+    address = repository().removesuffix("/")
+    text = re.sub(r"(/github/)[\w.-]+/[\w.-]+(/blob/)", rf"\g<1>{'/'.join(address.split('/')[-2:])}\g<2>", text)
+    return re.sub(r'(?m)^( *REPOSITORY = )".*"$', rf'\g<1>"{address}"', text)
+
+
+def sync(paths: list[Path]) -> int:
+    """Write the inputs of each pair. A cell that has not changed keeps its outputs; another loses them."""
+    for path in [*paths, ROOT / "README.md"]:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if with_repository(text) != text:
+            path.write_text(with_repository(text), encoding="utf-8")
+    for path in paths:
+        target = NOTEBOOKS / f"{path.stem}.ipynb"
+        notebook, done = read_source(path), {}
+        if target.exists():
+            before = jupytext.read(target)
+            for cell in before.cells:
+                cell.source = with_repository(cell.source)
+            set_ids(before)
+            done = {cell.id: cell for cell in before.cells}
+        stale = 0
+        for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+            if cell.id in done:
+                cell.outputs, cell.execution_count = done[cell.id].outputs, done[cell.id].execution_count
+            stale += cell.execution_count is None
+        notebook.metadata["language_info"] = {"name": "python"}
+        write(notebook, target)
+        print(f"{path.stem:24} {f'{stale} cells to execute' if stale else 'ok'}")
+    return 0
+
+
+def inputs(path: Path) -> list[tuple]:
+    """What a notebook and its paired text must share: kind, text and tags of each cell."""
+    notebook = jupytext.read(path)
+    return [(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", []))) for cell in notebook.cells]
+
+
+def out_of_step() -> list[str]:
+    """The names of notebooks that differ from their paired text, or that lack their other half. Dates do not matter."""
+    texts = {path.stem: path for path in (NOTEBOOKS / "src").glob("*.py")}
+    notebooks = {path.stem: path for path in NOTEBOOKS.glob("*.ipynb")}
+    differ = {name for name in texts.keys() & notebooks.keys() if inputs(texts[name]) != inputs(notebooks[name])}
+    return sorted((texts.keys() ^ notebooks.keys()) | differ)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="the beginnings of the notebooks' names; all where there is none")
+    parser.add_argument("--corpus", help='"bundled", "tinystories", or the path of a file or folder of stories')
+    parser.add_argument("--sync", action="store_true", help="write the notebooks' inputs, execute nothing")
+    parser.add_argument("--check", action="store_true", help="execute nothing; fail where a pair is out of step")
+    options = parser.parse_args()
+    if options.check:
+        wrong = out_of_step()
+        print("\n".join(f"out of step with notebooks/src: {name}" for name in wrong) or "every pair agrees")
+        return 1 if wrong else 0
+    paths = sources(options.names)
+    return sync(paths) if options.sync else run(paths, options.corpus)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The files around the code agree with each other: dependencies, pins, commands, addresses."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jupytext
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+PROJECT = tomllib.loads(PYPROJECT)["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+CODE = [path for folder in ("helpers", "notebooks/src", "report", "tests") for path in (ROOT / folder).glob("*.py")]
+OURS = {"helpers", *(path.stem for path in CODE)}
+
+# Where a package is imported under another name, and where one is used without an import.
+IMPORT_NAME = {"pypandoc-binary": "pypandoc"}
+USED_BY = {
+    "fasttext-numpy2": (ROOT / "helpers/vectors.py", "fasttext.train_unsupervised"),  # in a process of its own
+    "ipykernel": (ROOT / "report/execute.py", 'kernel_name="python3"'),
+    "pytest-xdist": (ROOT / "Makefile", "--dist loadfile"),
+    "nbval": (ROOT / "Makefile", "--nbval-current-env"),
+    "ruff": (ROOT / "Makefile", "ruff check"),
+}
+
+
+def distribution(requirement):
+    """The normalised name in a line such as `torch>=2.9` or `jupytext==1.19.6`."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def version(text):
+    return tuple(map(int, re.findall(r"\d+", text)))
+
+
+DECLARED = [item for group in (PROJECT["dependencies"], *EXTRAS.values()) for item in group]
+DECLARED = {distribution(item): item for item in DECLARED if distribution(item) != PROJECT["name"]}
+PINS = dict(
+    re.fullmatch(r"([\w.-]+)==(\S+)", line).groups()
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+)
+PINS = {distribution(name): pin for name, pin in PINS.items()}
+TORCH = re.search(r"^TORCH \?= torch==(\S+)$", MAKEFILE, re.M)[1]
+
+
+def project_files():
+    """Every text file that the repository carries or would carry."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode == 0, f"this test asks git which files belong to the project: {listed.stderr}"
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path.suffix in {".safetensors", ".png", ".bin"} or not path.is_file():
+            continue
+        yield name, path.read_text(encoding="utf-8")
+
+
+def imported():
+    """{top-level module: files that import it}, without the standard library and this project's own."""
+    found = {}
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in names:
+                found.setdefault(name.split(".")[0], set()).add(path.name)
+    return {name: files for name, files in found.items() if name not in OURS | sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_every_declared_package_is_used(name):
+    if name in USED_BY:
+        path, text = USED_BY[name]
+        assert text in path.read_text(encoding="utf-8")
+    else:
+        assert IMPORT_NAME.get(name, name) in imported()
+
+
+def test_every_imported_package_is_declared():
+    names = {IMPORT_NAME.get(name, name) for name in DECLARED}
+    undeclared = {name: files for name, files in imported().items() if name not in names}
+    assert not undeclared, "add these to pyproject.toml"
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_every_declared_package_is_pinned_within_its_bound(name):
+    pin = TORCH if name == "torch" else PINS[name]
+    assert version(pin) >= version(DECLARED[name].partition(">=")[2])
+
+
+def test_the_pins_leave_torch_and_its_build_to_the_makefile():
+    prefixes = ("torch", "triton", "nvidia", "cuda", PROJECT["name"])
+    assert not [name for name in PINS if name.startswith(prefixes)]
+    setup = MAKEFILE.partition("$(READY): pyproject.toml constraints.txt")[2]
+    assert re.findall(r"pip install --quiet (.*)", setup) == [
+        "$(TORCH) -c constraints.txt",
+        "-c constraints.txt -e '.[dev]'",
+    ]
+
+
+def test_every_dependency_has_a_reason():
+    lines = [line.strip() for line in PYPROJECT.splitlines() if re.match(r'\s+"[\w.-]+[>=\[]', line)]
+    lines = [line for line in lines if not line.startswith((f'"{PROJECT["name"]}', '"E', '"RUF'))]
+    assert len(lines) == len(DECLARED)
+    without = [line for line in lines if not re.search(r'",\s+# \S+', line)]
+    assert not without
+
+
+def test_environment_yml_installs_the_same():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    items = [re.fullmatch(r"\s*- ([^#]+?)\s*(#.*)?", line).groups() for line in text.splitlines() if "- " in line]
+    wanted = {"-c constraints.txt", f"torch=={TORCH}", "-e .[dev]", "pip", "python=3.12"}
+    assert wanted <= {item for item, _ in items}
+    assert all(reason for item, reason in items if item in wanted)
+    extras = re.search(r"-e \.\[([\w,]+)\]", text)[1].split(",")
+    assert set(extras) <= EXTRAS.keys()
+    assert f"name: {PROJECT['name']}" in text
+
+
+def test_ci_runs_make_test_and_nothing_else():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    lines = [line for line in script.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert lines == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', "exec make test"]
+    workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    assert re.findall(r"run: (.*)", workflow) == [".ci/run"]
+
+
+def test_no_file_names_a_package_index_or_a_path_of_a_machine():
+    hosts = ["py" + "pi", "python" + "hosted", "download." + "pytorch", "anaconda" + ".org"]
+    index = re.compile("|".join(map(re.escape, hosts)) + r"|index-url\s+\w+:", re.I)
+    here = "|".join(re.escape(f"{path}/") for path in {ROOT, Path.home(), Path(sys.prefix)})
+    machine = re.compile(rf"{here}|(?<![\w.~*(|:])/(?:home|Users)/\w")
+    for name, text in project_files():
+        assert not index.search(text), f"{name} names a package index: {index.search(text)[0]}"
+        assert not machine.search(text), f"{name} holds a path of a machine: {machine.search(text)[0]}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_carry_the_address_of_the_repository(path):
+    address = PROJECT["urls"]["Repository"]
+    owner_and_name = "/".join(address.split("/")[-2:])
+    site = "https://colab.research.google.com"
+    target = f"{site}/github/{owner_and_name}/blob/main/notebooks/{path.name}"
+    cells = jupytext.read(path).cells
+    badges = [cell.source for cell in cells if "colab-badge.svg" in cell.source]
+    assert len(badges) == 1
+    assert f"[![Open In Colab]({site}/assets/colab-badge.svg)]({target})" in badges[0], "run `make sync`"
+    setups = [cell.source for cell in cells if cell.cell_type == "code" and "REPOSITORY = " in cell.source]
+    assert len(setups) == 1
+    assert f'REPOSITORY = "{address}"' in setups[0], "run `make sync`"

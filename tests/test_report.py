@@ -1,0 +1,159 @@
+"""Executing notebooks and rendering them, tried on small ones in a folder of their own."""
+
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import jupytext
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "report"))
+build = import_module("build")
+execute = import_module("execute")
+
+
+FIRST = """# %% [markdown]
+# # 01 · First things
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/someone/else/blob/main/notebooks/01_first.ipynb)
+#
+# As in [@vaswani2017attention]: $\\sqrt{d}$. Next: [the second](02_second.ipynb).
+
+# %% tags=["parameters"]
+CORPUS = "bundled"  # or a path
+
+# %% tags=["setup"]
+import sys
+
+REPOSITORY = "https://somewhere.example/else"
+sys.path.insert(0, ROOT_OF_THE_PROJECT)
+from helpers import plots
+
+# %%
+print(CORPUS.split("/")[-1], "is the corpus")
+figure = plots.bars({"one": 1}, x_label="count")
+plots.FigureFolder("bundled").save_figure(figure, "01_bar", alt="One bar of length one.")
+
+# %%
+plots.table([["<pad>", 1]], ["word", "id"])
+
+# %%
+plots.show_source(plots.corpus_name)
+
+# %%
+plots.AttentionExplorer({"a sentence": (["a", "b"], [[[[1, 0], [0.5, 0.5]]]])})
+""".replace("ROOT_OF_THE_PROJECT", repr(str(ROOT)))
+SECOND = "# %% [markdown]\n# # 02 · Second things\n\n# %%\nprint(1 + 1)\n"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project, to which the scripts write instead of this one. Returns its notebooks folder."""
+    for name, path in (("ROOT", tmp_path), ("NOTEBOOKS", tmp_path / "notebooks"), ("BUILD", tmp_path / "build")):
+        monkeypatch.setattr(execute, name, path)
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "notebooks" / "src").mkdir(parents=True)
+    return tmp_path / "notebooks"
+
+
+def write_source(project, name, text):
+    path = project / "src" / f"{name}.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["execute.py", *arguments])
+    return execute.main()
+
+
+def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
+    write_source(project, "01_first", FIRST)
+    write_source(project, "02_second", SECOND)
+    assert command(monkeypatch) == 0
+    first = (project / "01_first.ipynb").read_bytes()
+    assert command(monkeypatch, "01") == 0
+    assert (project / "01_first.ipynb").read_bytes() == first
+    assert execute.WIDGET_VIEW.encode() not in first
+    assert command(monkeypatch, "--check") == 0
+
+    build.build(project, project / "page.html")
+    page = (project / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r'(?:src|href)="(?:https?:)?//[^"]*\.(?:svg|png|js|css)', page)  # nothing to fetch
+    assert "colab" not in page
+    assert re.search(r'<img[^>]+src="data:image/png[^>]+alt="One bar of length one\."', page)
+    assert re.search(r"<td[^>]*>&lt;pad&gt;</td>", page)
+    assert "<msqrt>" in page
+    assert "Attention Is All You Need" in page
+    assert "REPOSITORY" not in page  # the setup cell is not repeated in each chapter
+    assert re.search(r'<h1[^>]*><span class="header-section-number">1</span>\s+First\s+things', page)
+    target = re.search(r'<a href="#([^"]+)">the second</a>', page)[1]
+    assert f'id="{target}"' in page
+
+
+def test_an_edited_cell_loses_its_output_and_the_others_keep_theirs(project, monkeypatch, capsys):
+    path = write_source(project, "02_second", SECOND + "\n# %%\nprint(2 + 2)\n")
+    assert command(monkeypatch) == 0
+    path.write_text(path.read_text(encoding="utf-8").replace("1 + 1", "1 + 3"), encoding="utf-8")
+    assert command(monkeypatch, "--check") == 1
+    assert "out of step with notebooks/src: 02_second" in capsys.readouterr().out
+    assert command(monkeypatch, "--sync") == 0
+    assert command(monkeypatch, "--check") == 0
+    _, edited, kept = jupytext.read(project / "02_second.ipynb").cells
+    assert (edited.outputs, edited.execution_count) == ([], None)
+    assert (kept.outputs[0].text, kept.execution_count) == ("4\n", 2)
+
+
+def test_sync_writes_the_address_of_the_repository_and_keeps_outputs(project, monkeypatch):
+    path = write_source(project, "01_first", FIRST)
+    assert command(monkeypatch) == 0
+    assert command(monkeypatch, "--sync") == 0
+    text = path.read_text(encoding="utf-8")
+    owner, name = execute.repository().split("/")[-2:]
+    assert f"/github/{owner}/{name}/blob/main/notebooks/01_first.ipynb" in text
+    assert f'REPOSITORY = "{execute.repository()}"' in text
+    cells = [cell for cell in jupytext.read(project / "01_first.ipynb").cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys; print('careful', file=sys.stderr)", "stderr: careful"),
+        ("from pathlib import Path; print(Path.cwd())", "a path of this machine"),
+    ],
+)
+def test_a_notebook_that_goes_wrong_is_named_and_not_written(project, monkeypatch, capsys, line, message):
+    write_source(project, "02_second", f"{SECOND}\n# %%\n{line}\n")
+    (project / "02_second.ipynb").write_text("as it was")
+    assert command(monkeypatch) == 1
+    problem = capsys.readouterr().err
+    assert "02_second: cell 3" in problem
+    assert line[:30] in problem
+    assert message in problem
+    assert (project / "02_second.ipynb").read_text() == "as it was"
+    assert (execute.BUILD / "failed" / "02_second.ipynb").exists()
+
+
+def test_another_corpus_leaves_the_notebooks_alone(project, monkeypatch, capsys):
+    write_source(project, "01_first", FIRST)
+    stories = project.parent / "elsewhere" / "mine.txt"
+    stories.parent.mkdir()
+    stories.write_text("one story")
+    monkeypatch.chdir(stories.parent)
+    assert command(monkeypatch, "--corpus", "mine.txt") == 0
+    assert list(project.glob("*.ipynb")) == []
+    text = (execute.BUILD / "mine" / "01_first.ipynb").read_text(encoding="utf-8")
+    assert "mine.txt is the corpus" in text
+    assert str(stories.parent) not in text
+    with pytest.raises(SystemExit, match="no such file"):
+        command(monkeypatch, "--corpus", "absent.txt")
+
+
+def test_an_unknown_name_says_which_there_are(project, monkeypatch):
+    write_source(project, "02_second", SECOND)
+    with pytest.raises(SystemExit, match="choose from 02_second"):
+        command(monkeypatch, "07")

@@ -1,0 +1,281 @@
+"""Training: the loss, the schedule, exact resume, checkpoints, and what is said when something is wrong."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from helpers.model import Decoder, ModelConfig
+from helpers.stories import Stories
+from helpers.tokenizer import WordTokenizer
+from helpers.training import (
+    TrainingConfig,
+    encode_stories,
+    learning_rate_at,
+    load_checkpoint,
+    loss_sum,
+    mean_loss,
+    pick_precision,
+    save_checkpoint,
+    train,
+)
+
+WORDS = [f"w{i}" for i in range(30)]
+SIZES = {"embedding_dim": 12, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "context_length": 12}
+
+
+def made_stories(n=70):
+    """Each story counts upwards from a start of its own: easy to learn, of unequal lengths."""
+    texts = [" ".join(WORDS[(i + k) % 30] for k in range(4 + i % 11)) for i in range(n)]
+    return Stories("made", texts[10:], texts[:10])
+
+
+def made_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    return Decoder(ModelConfig(**({"vocab_size": 40} | SIZES | changes)))
+
+
+TOKENIZER = WordTokenizer(WORDS)
+QUICK = TrainingConfig(batch_size=8, epochs=2, warmup_steps=4, precision="fp32", device="cpu", validate_every=5)
+
+
+def test_the_loss_is_pytorchs_cross_entropy_over_real_tokens():
+    model = made_model().double()
+    ids = encode_stories(TOKENIZER, made_stories().train, 12).long()
+    total, count = loss_sum(model, ids, TOKENIZER.pad_id)
+    logits = model(ids[:, :-1])
+    expected = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
+    assert count == (ids[:, 1:] != 0).sum()
+    assert (total / count).item() == pytest.approx(expected.item(), rel=1e-12)
+    (total / count).backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected.backward()
+    for name, p in model.named_parameters():
+        assert (ours[name] - p.grad).abs().max() <= 1e-12 * max(1.0, p.grad.abs().max()), name
+
+
+def test_padding_changes_nothing():
+    model = made_model()
+    short = encode_stories(TOKENIZER, ["w1 w2 w3"], 5)
+    padded = encode_stories(TOKENIZER, ["w1 w2 w3"], 12)
+    assert mean_loss(model, short, 0, "fp32") == pytest.approx(mean_loss(model, padded, 0, "fp32"), rel=1e-6)
+
+
+def test_mean_loss_weighs_tokens_not_batches():
+    model, stories = made_model(), made_stories()
+    ids = encode_stories(TOKENIZER, stories.train, 12)
+    assert mean_loss(model, ids, 0, "fp32", batch_size=7) == pytest.approx(mean_loss(model, ids, 0, "fp32"), rel=1e-6)
+
+
+def test_the_comparison_protocol_overwrites_the_last_token_of_a_cut_story():
+    texts = ["w1 w2 w3 w4 w5", "w1 w2", "w1 w2 w3"]
+    assert encode_stories(TOKENIZER, texts, 5).tolist() == [[1, 5, 6, 7, 8], [1, 5, 6, 2, 0], [1, 5, 6, 7, 2]]
+    assert encode_stories(TOKENIZER, texts, 5, overwrite_eos=True).tolist()[0] == [1, 5, 6, 7, 2]
+    assert encode_stories(TOKENIZER, texts, 5, overwrite_eos=True).tolist()[1:] == [[1, 5, 6, 2, 0], [1, 5, 6, 7, 2]]
+
+
+def test_baseline_is_the_assignments_recipe():
+    config = TrainingConfig.baseline(epochs=1)
+    assert (config.learning_rate, config.weight_decay, config.batch_size, config.schedule) == (
+        3e-4,
+        0.0,
+        32,
+        "constant",
+    )
+    assert (config.betas, config.clip_norm, config.warmup_steps) == ((0.9, 0.999), None, 0)
+    assert (config.dropout, config.overwrite_eos, config.epochs) == (0.1, True, 1)
+    assert TrainingConfig.baseline().epochs == 3
+    assert TrainingConfig().overwrite_eos is False
+
+
+def test_schedule_warms_up_then_falls_to_zero():
+    config = TrainingConfig(learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate_at(step, 110, config) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[110] == pytest.approx(0.0)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    constant = replace(config, schedule="constant")
+    assert learning_rate_at(100, 110, constant) == 1.0
+
+
+def test_training_learns_and_records():
+    model = made_model()
+    rows_seen = []
+    history = train(model, TOKENIZER, made_stories(), replace(QUICK, epochs=10, learning_rate=1e-2),
+                    on_validation=lambda row, _: rows_seen.append(row["step"]))  # fmt: skip
+    assert history.column("step") == rows_seen == sorted({*range(5, 81, 5), *range(8, 81, 8)})
+    assert set(history.rows[0]) == {"step", "tokens", "learning_rate", "train_loss", "validation_loss", "seconds"}
+    # The first word (1 of 30) and the end cannot be foreseen; all between can.
+    assert history.rows[-1]["validation_loss"] < 1.3 < 3.0 < history.rows[0]["train_loss"] < math.log(40) + 0.3
+    ids = encode_stories(TOKENIZER, made_stories().train, 12)
+    assert history.rows[-1]["tokens"] == 10 * (ids[:, 1:] != 0).sum().item()
+    assert not model.training
+
+
+def test_training_leaves_the_callers_random_stream_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    model = made_model(seed=7)  # draws, so set the stream again
+    torch.manual_seed(7)
+    train(model, TOKENIZER, made_stories(), QUICK)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_frozen_vectors_do_not_move():
+    model = made_model()
+    model.load_vectors(torch.randn(40, 12), freeze=True)
+    before = model.embedding.weight.clone()
+    train(model, TOKENIZER, made_stories(), replace(QUICK, weight_decay=0.1))
+    assert torch.equal(model.embedding.weight, before)
+
+
+RUN = """
+import sys
+sys.path[:0] = ["tests", "."]
+from dataclasses import replace
+from test_training import QUICK, TOKENIZER, made_model, made_stories
+from helpers.training import train, save_checkpoint
+folder, mode = sys.argv[1:]
+config = replace(QUICK, epochs=25, dropout=0.1, folder=folder, checkpoint_every=100, validate_every=30, weight_decay=0.1)
+
+def stop(row, model):
+    if mode == "interrupt" and row["step"] == 120:
+        raise SystemExit(9)
+
+model = made_model(seed=1 if mode == "resume" else 0)
+train(model, TOKENIZER, made_stories(), config, resume_from=folder if mode == "resume" else None, on_validation=stop)
+save_checkpoint(folder + "/model", model, TOKENIZER)
+"""
+
+
+def run(folder, mode):
+    return subprocess.run([sys.executable, "-c", RUN, str(folder), mode], capture_output=True, text=True, check=False)
+
+
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
+    """200 steps at once, against 120 steps, a dead process, and a new one that goes on from the file of step 112 (an epoch's
+    end): weights, optimizer and log."""
+    assert run(tmp_path / "whole", "whole").returncode == 0
+    assert run(tmp_path / "parts", "interrupt").returncode == 9
+    assert not (tmp_path / "parts" / "model").exists()
+    assert run(tmp_path / "parts", "resume").returncode == 0
+    for name in ("resume.safetensors", "model/model.safetensors"):
+        whole, parts = load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name)
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[key], parts[key]) for key in whole), name
+    assert any(key.startswith("optimizer.") for key in load_file(tmp_path / "whole" / "resume.safetensors"))
+    assert (tmp_path / "whole" / "log.csv").read_bytes() == (tmp_path / "parts" / "log.csv").read_bytes()
+    assert len((tmp_path / "whole" / "log.csv").read_text().splitlines()) > 25
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_resuming_another_run_is_refused(tmp_path):
+    train(made_model(), TOKENIZER, made_stories(), replace(QUICK, folder=str(tmp_path)))
+    with pytest.raises(ValueError, match="learning_rate: 0.002 there, 0.1 here"):
+        train(made_model(), TOKENIZER, made_stories(), replace(QUICK, learning_rate=0.1), resume_from=tmp_path)
+    with pytest.raises(ValueError, match="model of another shape"):
+        train(made_model(d_ff=16), TOKENIZER, made_stories(), QUICK, resume_from=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        train(made_model(), TOKENIZER, made_stories(), QUICK, resume_from=tmp_path / "elsewhere")
+    (tmp_path / "resume.safetensors").write_bytes((tmp_path / "resume.safetensors").read_bytes()[:500])
+    with pytest.raises(ValueError, match="delete it and start the run again"):
+        train(made_model(), TOKENIZER, made_stories(), QUICK, resume_from=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path):
+    stories, config = made_stories(), replace(QUICK, folder=str(tmp_path))
+    train(made_model(), TOKENIZER, stories, replace(config, epochs=1))
+    kept = (tmp_path / "resume.safetensors").read_bytes()
+    model = made_model()
+    with torch.no_grad():
+        model.output.bias[5] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"nan at step 1: lower learning_rate=0.002"):
+        train(model, TOKENIZER, stories, config)
+    assert (tmp_path / "resume.safetensors").read_bytes() == kept
+
+
+def test_a_vocabulary_larger_than_the_table_is_refused():
+    with pytest.raises(ValueError, match="vocabulary of 34 is larger than the model's table of 20"):
+        train(made_model(vocab_size=20), TOKENIZER, made_stories(), QUICK)
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"schedule": "linear"}, {"precision": "fp16"}])
+def test_settings_that_make_no_sense_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        TrainingConfig(**changes)
+
+
+def test_precision_is_one_that_the_hardware_gains_by():
+    assert pick_precision("cpu") in ("bf16", "fp32")
+    assert pick_precision("mps") == "fp32"
+
+
+def test_checkpoint_round_trip(tmp_path):
+    model = made_model()
+    save_checkpoint(tmp_path / "run", model, TOKENIZER, {"loss": 1.5})
+    save_checkpoint(tmp_path / "run", model, TOKENIZER, {"loss": 1.25})  # replaces the first
+    again, tokenizer, metadata = load_checkpoint(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert metadata == {"loss": 1.25}
+    assert tokenizer.words == WORDS
+    assert again.config == model.config
+    ids = torch.tensor([[1, 5, 6, 7]])
+    assert torch.equal(again(ids), model.eval()(ids))
+
+
+def test_half_size_checkpoint_keeps_the_weights_to_bf16(tmp_path):
+    model = made_model()
+    save_checkpoint(tmp_path / "run", model, TOKENIZER, dtype=torch.bfloat16)
+    again, _, _ = load_checkpoint(tmp_path / "run")
+    for name, tensor in model.state_dict().items():
+        assert again.state_dict()[name].dtype == torch.float32
+        assert torch.equal(again.state_dict()[name], tensor.bfloat16().float()), name
+
+
+def break_config(folder: Path, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda f: (f / "tokenizer.json").unlink(), FileNotFoundError, "is missing"),
+        (lambda f: (f / "config.json").write_text("{"), ValueError, "cannot be read as a checkpoint"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\x10" + bytes(20)),
+            ValueError,
+            "cannot be read as a checkpoint",
+        ),
+        (lambda f: break_config(f, format=2), ValueError, "format 2, this code reads 1"),
+        (lambda f: break_config(f, model={"d_models": 8}), ValueError, "cannot be read as a checkpoint"),
+        (
+            lambda f: break_config(f, model={"vocab_size": 40} | SIZES | {"d_ff": 64}),
+            ValueError,
+            "model of another shape",
+        ),
+        (lambda f: break_config(f, model={"vocab_size": 20} | SIZES), ValueError, "34 words, but the model has 20"),
+        (lambda f: save_file({"a": torch.zeros(1)}, f / "model.safetensors"), ValueError, "model of another shape"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_words(tmp_path, damage, error, message):
+    save_checkpoint(tmp_path / "run", made_model(), TOKENIZER)
+    damage(tmp_path / "run")
+    with pytest.raises(error, match=message):
+        load_checkpoint(tmp_path / "run")
