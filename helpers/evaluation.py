@@ -103,7 +103,7 @@ def head_scores(model: Decoder, ids: Tensor, names: Iterable[int] = (), pad_id: 
     """
     model.eval()
     names = set(names)
-    mass, even, queries = ({pattern: 0.0 for pattern in PATTERNS} for _ in range(3))
+    mass, even, queries = (dict.fromkeys(PATTERNS, 0.0) for _ in range(3))
     for rows in ids.split(16):
         _, attention = model(rows.long().to(model.output.weight.device), return_attention=True)
         attention = attention.float().cpu().numpy()  # (L, B, H, T, T)

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle, product
@@ -177,7 +178,7 @@ class Markdown:
 
 def show_source(thing) -> Markdown:
     """The source of a class, function or module, highlighted: the code that runs, not a copy of it."""
-    source = inspect.getsource(thing).rstrip()
+    source = textwrap.dedent(inspect.getsource(thing)).rstrip()
     return Markdown(f"```python\n{source}\n```", source)
 
 
@@ -298,9 +299,7 @@ def _draw_heatmap(axes, matrix, rows, columns, limits=(0.0, 1.0)):
     causal = matrix.shape[0] == matrix.shape[1] > 1 and limits[0] >= 0 and not np.triu(matrix, 1).any()
     shown = np.ma.array(matrix, mask=np.triu(np.ones(matrix.shape, bool), 1) if causal else False)
     colors = sns.color_palette("vlag" if limits[0] < 0 else "mako_r", as_cmap=True).with_extremes(bad="#d9dce1")
-    image = axes.imshow(
-        shown, vmin=limits[0], vmax=limits[1], cmap=colors, interpolation="nearest"
-    )
+    image = axes.imshow(shown, vmin=limits[0], vmax=limits[1], cmap=colors, interpolation="nearest")
     size = 7 if max(matrix.shape) > 8 else 9
     axes.set_xticks(range(len(columns)), _words(columns), rotation=90, fontsize=size)
     axes.set_yticks(range(len(rows)), _words(rows), fontsize=size)

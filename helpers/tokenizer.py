@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
@@ -55,7 +56,7 @@ class WordTokenizer:
         for text in texts:
             pieces = _pieces(text, keep_punctuation)
             counts.update(piece.lower() for piece in pieces)
-            for previous, piece in zip(pieces, pieces[1:], strict=False):
+            for previous, piece in pairwise(pieces):
                 if previous[-1:].isalnum() or previous == ",":  # after a mark, a capital may only start a sentence
                     mid_sentence[piece.lower()] += 1
                     capitals[piece.lower()] += piece[:1].isupper()

@@ -52,7 +52,8 @@ local function cell(div)
       blocks:insert(block)
     end
   end
-  return pandoc.Div(blocks, { class = div.classes:includes("code") and "cell code" or "cell" })
+  if not div.classes:includes("code") then return blocks end -- a heading inside a box would start no section
+  return pandoc.Div(blocks, { class = "cell" })
 end
 
 -- A link whose text is a picture from elsewhere is a badge. Nothing is fetched, and a report has no use for it.

@@ -95,6 +95,8 @@ def execute(notebook) -> list[str]:
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}  # without the version of this machine's Python
     for number, cell in enumerate(notebook.cells, start=1):
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not only_widget(output)]
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET_VIEW, None)  # a view without its state shows nothing
             if output.output_type == "error":
@@ -102,6 +104,12 @@ def execute(notebook) -> list[str]:
             elif output.get("name") == "stderr":
                 problems.append(f"{place(number, cell)} wrote to stderr: {output.text.strip()[:400]}")
     return problems
+
+
+def only_widget(output) -> bool:
+    """A progress bar, say: without its state there is nothing to show but the bar's first line."""
+    data = output.get("data", {})
+    return WIDGET_VIEW in data and not any(kind.startswith("image/") for kind in data)
 
 
 def place(number: int, cell) -> str:

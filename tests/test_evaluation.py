@@ -30,7 +30,7 @@ def test_perplexity_is_exp_of_the_mean_over_all_tokens():
 
 
 def test_landmarks_by_hand():
-    """Ten copies of one story, so that every smoothing weight is fitted on the same counts."""
+    """Twenty copies of one story, so that every smoothing weight is fitted on the same counts."""
     train = torch.tensor([[1, 4, 5, 4, 5, 2]] * 20)
     validation = torch.tensor([[1, 4, 5, 2, 0, 0]])
     marks = landmarks(train, validation, vocab_size=6)
@@ -38,7 +38,8 @@ def test_landmarks_by_hand():
     unigram = {4: 41 / 106, 5: 41 / 106, 2: 21 / 106}  # counts plus one, of 100 tokens and 6 words
     assert marks["unigram"] == pytest.approx(-sum(math.log(unigram[i]) for i in (4, 5, 2)) / 3)
     weight = 0.3  # the least smoothing wins, as the pairs never vary
-    bigram = [(20 + weight * unigram[4]) / (20 + weight), (40 + weight * unigram[5]) / (40 + weight), (20 + weight * unigram[2]) / (40 + weight)]  # fmt: skip
+    smoothed = lambda pair, word, before: (pair + weight * unigram[word]) / (before + weight)
+    bigram = [smoothed(20, 4, 20), smoothed(40, 5, 40), smoothed(20, 2, 40)]
     assert marks["bigram"] == pytest.approx(-sum(map(math.log, bigram)) / 3)
 
 

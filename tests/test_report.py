@@ -45,7 +45,7 @@ plots.show_source(plots.corpus_name)
 # %%
 plots.AttentionExplorer({"a sentence": (["a", "b"], [[[[1, 0], [0.5, 0.5]]]])})
 """.replace("ROOT_OF_THE_PROJECT", repr(str(ROOT)))
-SECOND = "# %% [markdown]\n# # 02 · Second things\n\n# %%\nprint(1 + 1)\n"
+SECOND = "# %% [markdown]\n# # 02 · Second things\n#\n# ## A part\n\n# %%\nprint(1 + 1)\n"
 
 
 @pytest.fixture
@@ -89,6 +89,7 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
     assert "Attention Is All You Need" in page
     assert "REPOSITORY" not in page  # the setup cell is not repeated in each chapter
     assert re.search(r'<h1[^>]*><span class="header-section-number">1</span>\s+First\s+things', page)
+    assert re.search(r"Second\s+things</a>\s*<ul>\s*<li>[^\n]*A part", page)  # the contents are nested
     target = re.search(r'<a href="#([^"]+)">the second</a>', page)[1]
     assert f'id="{target}"' in page
 

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_schedule_warms_up_then_falls_to_zero():
     assert rates[10] == 1.0
     assert rates[60] == pytest.approx(0.5)
     assert rates[110] == pytest.approx(0.0)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     constant = replace(config, schedule="constant")
     assert learning_rate_at(100, 110, constant) == 1.0
 
@@ -182,7 +183,7 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
 
 def test_resuming_another_run_is_refused(tmp_path):
     train(made_model(), TOKENIZER, made_stories(), replace(QUICK, folder=str(tmp_path)))
-    with pytest.raises(ValueError, match="learning_rate: 0.002 there, 0.1 here"):
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.002 there, 0\.1 here"):
         train(made_model(), TOKENIZER, made_stories(), replace(QUICK, learning_rate=0.1), resume_from=tmp_path)
     with pytest.raises(ValueError, match="model of another shape"):
         train(made_model(d_ff=16), TOKENIZER, made_stories(), QUICK, resume_from=tmp_path)

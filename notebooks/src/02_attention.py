@@ -12,7 +12,8 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/02_attention.ipynb)
 #
 # **Promise.** You will build attention from one loop to the layer that our model uses, and know why each part is there.
-# At the end you will write down two matrices by hand, and they make every word read the word before it. Nothing is trained.
+# At the end you will write down two matrices by hand, and they make every word read the word before it. Nothing is
+# trained.
 #
 # **Prerequisites.** [01 · Embeddings](01_embeddings.ipynb): a word is a vector, and a position is a set of clock hands.
 #
@@ -45,6 +46,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from IPython.display import display
 from torch import nn
 
 from helpers import plots
@@ -58,12 +60,12 @@ figures = FigureFolder(CORPUS)
 # %% [markdown]
 # ## One word asks
 #
-# In *Mia lost her red ball*, the word *ball* alone does not say what kind of ball, or whose. The other words do. Attention
-# lets a word collect what it needs from the words before it.
+# In *Mia lost her red ball*, the word *ball* alone does not say what kind of ball, or whose. The other words do.
+# Attention lets a word collect what it needs from the words before it, and from itself.
 #
-# Each word offers a **key**, which says what it is, and a **value**, which is what it gives away. The word that reads has a
-# **query**, which says what it is looking for. Here are five words with tiny vectors, made up by us. The two numbers of a
-# key mean *is a person* and *describes a thing*. The two numbers of a value mean *Mia-ness* and *redness*.
+# Each word offers a **key**, which says what it is, and a **value**, which is what it gives away. The word that reads
+# has a **query**, which says what it is looking for. Here are five words with tiny vectors, made up by us. The two
+# numbers of a key mean *is a person* and *describes a thing*. The two numbers of a value mean *Mia-ness* and *redness*.
 
 # %%
 words = ["mia", "lost", "her", "red", "ball"]
@@ -72,8 +74,8 @@ values = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0
 query = torch.tensor([1.0, 2.0])  # (K,): "ball" looks for an owner, and even more for a description
 
 # %% [markdown]
-# Three steps. **Score** each key by its dot product with the query (the division by $\sqrt{d}$ is explained soon). Turn the scores
-# into **weights** that are positive and sum to 1: the softmax. Take the weighted **mean** of the values.
+# Three steps. **Score** each key by its dot product with the query (the division by $\sqrt{d}$ is explained soon). Turn
+# the scores into **weights** that are positive and sum to 1: the softmax. Take the weighted **mean** of the values.
 
 
 # %%
@@ -85,7 +87,10 @@ def one_query(query, keys, values):
         scores.append(dot / math.sqrt(len(query)))
     total = sum(math.exp(score) for score in scores)
     weights = [math.exp(score) / total for score in scores]
-    mixed = [sum(weight * float(value[i]) for weight, value in zip(weights, values, strict=True)) for i in range(values.shape[1])]
+    mixed = [
+        sum(weight * float(value[i]) for weight, value in zip(weights, values, strict=True))
+        for i in range(values.shape[1])
+    ]
     return scores, weights, mixed
 
 
@@ -95,14 +100,14 @@ rows = [[words[i], f"{scores[i]:.2f}", f"{weights[i]:.2f}", *values[i].tolist()]
 table([*rows, ["sum, mean", "", f"{sum(weights):.2f}", *mixed]], ["word", "score", "weight", "Mia-ness", "redness"])
 
 # %% [markdown]
-# *Red* gets the largest weight, because its key fits the query best. The last row is what *ball* takes home: rather red,
-# and a little Mia's. No word is chosen; each gives its share.
+# *Red* gets the largest weight, because its key fits the query best. The last row is what *ball* takes home: rather
+# red, and a little Mia's. No word is chosen; each gives its share.
 
 # %% [markdown]
 # ## All words ask at once
 #
-# Give every word a query and stack them as rows: $Q$. Stack keys and values: $K$, $V$. Now one matrix product makes all the
-# scores, and a second one all the means (Vaswani et al. 2017, section 3.2.1 [@vaswani2017attention]):
+# Give every word a query and stack them as rows: $Q$. Stack keys and values: $K$, $V$. Now one matrix product makes all
+# the scores, and a second one all the means (Vaswani et al. 2017, section 3.2.1 [@vaswani2017attention]):
 #
 # $$\operatorname{Attention}(Q, K, V) = \operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d}}\right)V$$
 #
@@ -119,14 +124,16 @@ assert torch.allclose(mixed, by_loop, atol=1e-6), "the matrix form is not the lo
 print(f"loop and matrix form agree: {torch.allclose(mixed, by_loop, atol=1e-6)}, shape {tuple(mixed.shape)}")
 
 # %% [markdown]
-# Same numbers, no loop. In the model nobody writes queries, keys and values by hand. They are three linear maps of the same word
-# vectors $X$, one row per word: $Q = XW_Q$, $K = XW_K$, $V = XW_V$. Training finds the three matrices.
+# Same numbers, no loop. (Here every word still reads every other; the mask comes in a moment.) In the model nobody
+# writes queries, keys and values by hand. They are three linear maps of the same word vectors $X$, one row per word: $Q
+# = XW_Q$, $K = XW_K$, $V = XW_V$. Training finds the three matrices.
 
 # %% [markdown]
 # ## Why divide by √d?
 #
-# A dot product adds $d$ products. If the numbers are independent, with mean 0 and variance 1, each product has variance 1 too, and
-# variances add: the sum has variance $d$. Long vectors make large scores. Let us measure it on random queries and keys.
+# A dot product adds $d$ products. If the numbers are independent, with mean 0 and variance 1, each product has variance
+# 1 too, and variances add: the sum has variance $d$. Long vectors make large scores. Let us measure it on random
+# queries and keys.
 
 
 # %%
@@ -138,23 +145,31 @@ def random_scores(d, count=2000, keys=10):
     return (query * key).sum(-1)  # (N, S)
 
 
+# %%
 widths = [1, 4, 16, 64, 256, 1024]
 dots = {d: random_scores(d) for d in widths}
 variance = {d: dots[d].var().item() for d in widths}
+
+# %%
 assert all(0.9 < variance[d] / d < 1.1 for d in widths), "the variance of a dot product is not d"
-table([[d, f"{variance[d]:.2g}", f"{variance[d] / d:.2f}"] for d in widths], ["d", "variance of q · k", "divided by d"])
+table(
+    [[d, f"{variance[d]:,.0f}", f"{variance[d] / d:.2f}"] for d in widths], ["d", "variance of q · k", "divided by d"]
+)
 
 # %% [markdown]
-# The variance is $d$, within the error of the sample. So the standard deviation is $\sqrt{d}$, and dividing by it brings the scores
-# back to size 1, for every $d$.
+# The variance is $d$, within the error of the sample. So the standard deviation is $\sqrt{d}$, and dividing by it
+# brings the scores back to size 1, for every $d$.
 #
-# **Predict.** Leave the division out. Ten keys, all random, none better than another. What does the softmax do as $d$ grows?
+# **Predict.** Leave the division out. Ten keys, all random, none better than another. What does the softmax do as $d$
+# grows?
 
 # %%
 largest = {
     "scores as they are": [dots[d].softmax(-1).amax(-1).mean().item() for d in widths],
     "scores divided by √d": [(dots[d] / d**0.5).softmax(-1).amax(-1).mean().item() for d in widths],
 }
+
+# %%
 figure = plots.compare_curves(
     {label: (widths, y) for label, y in largest.items()},
     landmarks={"uniform": 1 / 10},
@@ -164,9 +179,10 @@ figure = plots.compare_curves(
 )
 figure.axes[0].set_xscale("log", base=2)
 figure.axes[0].set_xticks(widths, widths)
-figure.axes[0].set_ylim(0, 1.05)
 figures.save_figure(
-    figure, "02_sqrt_d", alt="Largest attention weight against d: it rises towards 1 without the division by the root of d, and stays flat with it."
+    figure,
+    "02_sqrt_d",
+    alt="Largest attention weight against d: it rises towards 1 without the division by the root of d, and stays flat with it.",
 )
 
 # %%
@@ -175,12 +191,13 @@ for label, y in largest.items():
 assert largest["scores as they are"][-1] > 0.9 > 0.4 > largest["scores divided by √d"][-1]
 
 # %% [markdown]
-# Read each point as an average over two thousand random queries. Undivided, the winner's weight climbs towards 1: the head
-# looks at one word, chosen by chance. Divided, the weights keep the same spread at every $d$. The figure is about random vectors, at the
-# start of training. A trained head may well be sharp; then it is sharp for a reason, because its matrices have grown.
+# Read each point as an average over two thousand random queries. Undivided, the winner's weight climbs towards 1: the
+# head looks at one word, chosen by chance. Divided, it hardly depends on $d$, and stays well below. (It is not 1/10
+# even then: of ten random scores one is the largest.) The figure is about random vectors, as at the start of training.
+# A trained head may well be sharp; then it is sharp for a reason, because its matrices have grown.
 #
-# Why is a sharp start bad? A weight $w$ changes with its score at the rate $w(1 - w)$. Near 0 and near 1 that is nothing, so there is
-# almost no gradient to learn from.
+# Why is a sharp start bad? A weight $w$ changes with its score at the rate $w(1 - w)$. Near 0 and near 1 that is
+# nothing, so there is almost no gradient to learn from.
 
 # %%
 for label, scale in (("scores as they are", 1.0), ("scores divided by √d", widths[-1] ** -0.5)):
@@ -190,16 +207,19 @@ for label, scale in (("scores as they are", 1.0), ("scores divided by √d", wid
 # %% [markdown]
 # ## Nobody reads the future
 #
-# The model learns to predict the next word. A word that could read the next one would only copy it. So the weights on later words
-# must be zero. This is the **mask**.
+# The model learns to predict the next word. A word that could read the next one would only copy it. So the weights on
+# later words must be zero. This is the **mask**.
 #
 # Where does it go: before the softmax or after it? Take four words with made-up scores, and try both.
 
 # %%
-scores = torch.tensor([[1.0, 2.0, 0.0, 3.0], [0.0, 1.0, 2.0, 0.0], [1.0, 0.0, 1.0, 2.0], [2.0, 1.0, 0.0, 1.0]])  # (T, T)
+scores = torch.tensor(
+    [[1.0, 2.0, 0.0, 3.0], [0.0, 1.0, 2.0, 0.0], [1.0, 0.0, 1.0, 2.0], [2.0, 1.0, 0.0, 1.0]]
+)  # (T, T)
 future = torch.ones(4, 4).triu(1).bool()  # (T, T), True above the diagonal
 
 
+# %%
 def mask_after(scores):
     return scores.softmax(-1).masked_fill(future, 0.0)  # (T, T)
 
@@ -213,34 +233,42 @@ def shown(row):
     return "  ".join(f"{value:.2f}" for value in row.tolist())
 
 
+# %%
 after, before = mask_after(scores), mask_before(scores)  # (T, T) each
 table(
-    [[words[t], shown(after[t]), f"{after[t].sum():.2f}", shown(before[t]), f"{before[t].sum():.2f}"] for t in range(4)],
+    [
+        [words[t], shown(after[t]), f"{after[t].sum():.2f}", shown(before[t]), f"{before[t].sum():.2f}"]
+        for t in range(4)
+    ],
     ["word", "masked after the softmax", "sum", "masked before", "sum"],
 )
 
 # %% [markdown]
-# Both have zeros above the diagonal. But masked after the softmax, the rows no longer sum to 1: the future has taken its share and was
-# thrown away. Masked before, a score of $-\infty$ becomes a weight of $e^{-\infty} = 0$, and the rest shares the whole 1.
+# Both have zeros above the diagonal. But masked after the softmax, the rows no longer sum to 1: the future has taken
+# its share and was thrown away. Masked before, a score of $-\infty$ becomes a weight of $e^{-\infty} = 0$, and the rest
+# shares the whole 1.
 #
-# It is worse than a wrong sum. Raise the score of the last word, which the first three must not see, and watch *their* weights.
+# It is worse than a wrong sum. Raise the score of the last word, which the first three must not see, and watch *their*
+# weights.
 
 # %%
 changed = scores.clone()
 changed[:3, 3] += 2.0  # the last word becomes more attractive
 leak = (mask_after(changed) - after)[:3].abs().amax(-1)  # (3,)
-assert (leak > 0).all() and torch.equal(mask_before(changed)[:3], before[:3]), "masked before the softmax, the past must not move"
-print("masked after:  the weights of", *[f"{word} moved by {x:.2f}," for word, x in zip(words, leak.tolist(), strict=False)])
+assert (leak > 0).all(), "masked after the softmax, the past should move"
+assert torch.equal(mask_before(changed)[:3], before[:3]), "masked before the softmax, the past must not move"
+for word, x in zip(words, leak.tolist(), strict=False):
+    print(f"masked after:  the weights of {word!r} moved by up to {x:.2f}")
 print("masked before: no weight moved by a single bit")
 
 # %% [markdown]
-# Masked too late, the weights of the past carry a trace of the future: a leak that no heat-map of zeros shows. In formulas the mask
-# is a matrix $M$, 0 where a word may look and $-\infty$ where it may not:
+# Masked too late, the weights of the past carry a trace of the future: a leak that no heat-map of zeros shows. In
+# formulas the mask is a matrix $M$, 0 where a word may look and $-\infty$ where it may not:
 #
 # $$\operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d}} + M\right)V$$
 #
-# **Predict.** Our whole model, three layers deep, reads a sentence. Then one word in its middle is exchanged. Which of the model's
-# outputs change: those before the word, those after it, or all?
+# **Predict.** Our whole model, three layers deep, reads a sentence. Then one word in its middle is exchanged. Which of
+# the model's outputs change: those before the word, those after it, or all?
 
 # %%
 SENTENCES = [
@@ -248,6 +276,8 @@ SENTENCES = [
     "Tom was sad. He lost his kite. Mia helped him.",
     "The cat saw the dog, and the dog saw the cat.",
 ]
+
+# %%
 tokenizer = WordTokenizer.train(SENTENCES)
 torch.manual_seed(0)
 model = Decoder(ModelConfig(vocab_size=len(tokenizer))).eval()  # not trained
@@ -257,6 +287,8 @@ original, exchanged = (
     torch.tensor([[tokenizer.sos_id, *tokenizer.encode(text)]])  # (B, T)
     for text in (SENTENCES[1], SENTENCES[1].replace("kite", "ball"))
 )
+
+# %%
 place = int((original != exchanged).nonzero()[0, 1])
 with torch.no_grad():
     moved = (model(original) - model(exchanged))[0].abs().amax(-1)  # (T,)
@@ -269,24 +301,30 @@ assert (moved[place:] > 0).all(), "the word and all after it must notice the exc
 assert (moved_unmasked > 0).all(), "without the mask, every word notices"
 
 
+# %%
 def change(x):
-    return "0, bit for bit" if x == 0 else f"{x:.1g}"
+    return "0, bit for bit" if x == 0 else f"{x:.2f}"
 
 
+# %%
 pairs = zip(original[0].tolist(), exchanged[0].tolist(), strict=True)
 names = [tokenizer.word(a) if a == b else f"{tokenizer.word(a)} → {tokenizer.word(b)}" for a, b in pairs]
-table([[name, change(moved[t]), change(moved_unmasked[t])] for t, name in enumerate(names)], ["word", "output moved by", "without the mask"])
+table(
+    [[name, change(moved[t]), change(moved_unmasked[t])] for t, name in enumerate(names)],
+    ["word", "output moved by", "without the mask"],
+)
 
 # %% [markdown]
-# Nothing before the exchanged word moves, not by the last bit, through all three layers. Without the mask, every output moves.
-# This is what makes training efficient: one pass over a story gives a fair prediction at every word. And it is what
-# makes the cache of notebook 05 possible: keys and values of the past stay as they are.
+# Nothing before the exchanged word moves, not by the last bit, through all layers. Without the mask, every output
+# moves. This is what makes training efficient: one pass over a story gives a fair prediction at every word. And it is
+# what makes the cache of notebook 05 possible: keys and values of the past stay as they are.
 
 # %% [markdown]
 # ## Several heads are one reshape
 #
-# One set of weights can look for one thing. So the model's width is cut into equal shares, and each share, a **head**, attends on
-# its own (Vaswani et al. 2017, section 3.2.2). Numbers in order show who gets what: two words of width six, two heads.
+# One set of weights can look for one thing. So the model's width is cut into equal shares, and each share, a **head**,
+# attends on its own (Vaswani et al. 2017, section 3.2.2). Numbers in order show who gets what: two words of width six,
+# two heads.
 
 # %%
 B, T, H, K = 1, 2, 2, 3
@@ -294,6 +332,7 @@ x = torch.arange(B * T * H * K).view(B, T, H * K)  # (B, T, D)
 by_loop = [x[:, :, h * K : (h + 1) * K] for h in range(H)]  # H times (B, T, K)
 at_once = x.view(B, T, H, K).permute(0, 2, 1, 3)  # (B, H, T, K)
 
+# %%
 for h in range(H):
     assert torch.equal(at_once[:, h], by_loop[h]), "a head must be a slice of the columns"
     print(f"head {h + 1}:", at_once[0, h].tolist())
@@ -303,22 +342,24 @@ for h in range(H):
 # direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words, not between columns.
 
 # %%
-wrong = x.view(B, H, T, K)  # (B, H, T, K): same shape, but head 1 now holds all of the first word and none of the second
-assert wrong.shape == at_once.shape and not torch.equal(wrong, at_once)
+wrong = x.view(B, H, T, K)  # (B, H, T, K), but head 1 now holds all of the first word and none of the second
+assert wrong.shape == at_once.shape, "the mistake raises no error"
+assert not torch.equal(wrong, at_once), "the wrong reshape should mix up the words"
 print("head 1, wrongly:", wrong[0, 0].tolist())
 
 # %% [markdown]
 # ## The layer of our model
 #
-# All parts are there. This is the layer that every later notebook uses. One matrix makes queries, keys and values of all heads in a
-# single product; the reshape; scores, mask, softmax, mean; then the heads are put side by side again, and a last matrix mixes them.
+# All parts are there. This is the layer that every later notebook uses. One matrix makes queries, keys and values of
+# all heads in a single product; the reshape; scores, mask, softmax, mean; then the heads are put side by side again,
+# and a last matrix mixes them.
 
 # %%
 show_source(MultiHeadAttention)
 
 # %% [markdown]
-# Is it what we derived? Write it once more, slowly: a loop over heads, a loop over words, and our `one_query` for each. The past is
-# all that a word is given, so no mask is needed.
+# Is it what we derived? Write it once more, slowly: a loop over words, a loop over heads, and our `one_query` for each.
+# A word is given only the words up to itself, so this version needs no mask.
 
 
 # %%
@@ -340,22 +381,19 @@ def by_loops(layer, x):
 torch.manual_seed(0)
 config = ModelConfig()
 layer, judge = MultiHeadAttention(config), nn.MultiheadAttention(config.d_model, config.num_heads, batch_first=True)
-judge.load_state_dict(
-    {
-        "in_proj_weight": layer.qkv.weight,
-        "in_proj_bias": layer.qkv.bias,
-        "out_proj.weight": layer.output.weight,
-        "out_proj.bias": layer.output.bias,
-    }
-)
-x = torch.randn(1, 12, config.d_model)  # (B, T, D)
+parts = {"in_proj_": layer.qkv, "out_proj.": layer.output}  # PyTorch's names for our two matrices
+same = {f"{name}{key}": x for name, part in parts.items() for key, x in part.state_dict().items()}
+judge.load_state_dict(same)
+print("given to PyTorch's layer:", *same)
 
 
+# %%
 def causal_mask(length):
     return torch.full((length, length), -torch.inf).triu(1)  # (T, T)
 
 
-mask = causal_mask(12)
+x = torch.randn(1, 12, config.d_model)  # (B, T, D)
+mask = causal_mask(12)  # (T, T)
 
 # %%
 with torch.no_grad():
@@ -366,6 +404,8 @@ with torch.no_grad():
         "PyTorch's output": (ours - theirs).abs().max(),
         "PyTorch's weights": (weights - their_weights).abs().max(),
     }
+
+# %%
 for name, difference in differences.items():
     assert difference < 1e-6, f"the layer differs from {name} by {difference:.1e}"
     print(f"{name:18} differ by less than 1e-6: {bool(difference < 1e-6)}")
@@ -373,47 +413,51 @@ for name, difference in differences.items():
 # %% [markdown]
 # ## A head written by hand
 #
-# Before training, heads look everywhere a little. After training, some heads of some models read, at each word, the word just
-# before it. Must that be learned?
+# Trained models are known to have heads that read, at each word, the word just before it (Olsson et al. 2022
+# [@olsson2022context]). Must that be learned?
 #
-# **Predict.** Can you write down a $W_Q$ and a $W_K$ that do it, for every word and every sentence? What would the query of the word
-# at position $t$ have to be?
+# **Predict.** Can you write down a $W_Q$ and a $W_K$ that do it, for every word and every sentence? What would the
+# query of the word at position $t$ have to be?
 #
-# The keys are easy: let each word's key be its own position vector, $k_s = p_s$. The dot product of two position vectors is largest when they
-# are equal. So the query at $t$ should be $p_{t-1}$. But the word at $t$ only has $p_t$. Is there *one* matrix that
-# turns $p_t$ into $p_{t-1}$, for every $t$?
+# The keys are easy: let each word's key be its own position vector, $k_s = p_s$. The dot product of two position
+# vectors is largest when they are equal. So the query at $t$ should be $p_{t-1}$. But the word at $t$ only has $p_t$.
+# Is there *one* matrix that turns $p_t$ into $p_{t-1}$, for every $t$?
 #
-# Remember the clock: each pair of numbers in $p_t$ is a hand that turns by a fixed angle $\omega$ with every word. One step back
-# is the same turn backwards, wherever the hand stands. A turn is a matrix:
+# Remember the clock: each pair of numbers in $p_t$ is a hand that turns by a fixed angle $\omega$ with every word. One
+# step back is the same turn backwards, wherever the hand stands. A turn is a matrix:
 #
 # $$\begin{pmatrix}\cos\omega & -\sin\omega\\ \sin\omega & \cos\omega\end{pmatrix}
 # \begin{pmatrix}\sin\omega t\\ \cos\omega t\end{pmatrix} =
 # \begin{pmatrix}\sin\omega(t-1)\\ \cos\omega(t-1)\end{pmatrix}$$
 #
-# A head of our model is 37 numbers wide. That is room for 18 hands, and we take the 18 fastest.
+# A head of our model has room for only some of the hands. We take the fastest, because they tell neighbours apart.
 
 # %%
-HANDS = 18
-omega = 10_000 ** (-2 * torch.arange(HANDS) / config.d_model)  # (18,), the angle of each hand per word
+WIDTH = config.d_model // config.num_heads  # of one head
+HANDS = WIDTH // 2
+omega = 10_000 ** (-2 * torch.arange(HANDS) / config.d_model)  # (HANDS,), the angle of each hand per word
+print(f"a head is {WIDTH} numbers wide: room for {HANDS} hands of {config.d_model // 2}")
 
 
+# %%
 def turn_back(steps):
-    """The matrix that takes p(t) to p(t - steps), (36, 36)."""
-    angle = steps * omega  # (18,)
-    hands = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1)  # (18, 4)
-    return torch.block_diag(*hands.view(HANDS, 2, 2))  # (36, 36)
+    """The matrix that takes p(t) to p(t - steps), (2 HANDS, 2 HANDS)."""
+    angle = steps * omega  # (HANDS,)
+    turns = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1)  # (HANDS, 4)
+    return torch.block_diag(*turns.view(HANDS, 2, 2))  # (2 HANDS, 2 HANDS)
 
 
 # %%
 positions = sinusoidal_positions(config.context_length, config.d_model)  # (T, D)
-p = positions[:, : 2 * HANDS]  # (T, 36)
+p = positions[:, : 2 * HANDS]  # (T, 2 HANDS)
 error = (p[1:] @ turn_back(1).T - p[:-1]).abs().max()
 assert error < 1e-5, "the turned p(t) is not p(t - 1)"
 print(f"one matrix takes every p(t) to p(t - 1), for {config.context_length - 1} values of t: {bool(error < 1e-5)}")
 
 # %% [markdown]
-# So $W_Q$ is that turn and $W_K$ the identity. The score of key $s$ for query $t$ is $\sum \cos\omega(t - 1 - s)$: it depends only on how far
-# $s$ is from the place where we want to look.
+# So $W_Q$ is that turn and $W_K$ the identity. (Our vectors are rows, so the code multiplies by the transpose, as
+# `nn.Linear` does.) The score of key $s$ for query $t$ is $\sum \cos\omega(t - 1 - s)$: it depends only on how far $s$
+# is from the place where we want to look.
 
 # %%
 distances = range(5)
@@ -421,26 +465,29 @@ profile = [float((omega * distance).cos().sum()) for distance in distances]
 table([["score", *[f"{value:.1f}" for value in profile]]], ["words away from t - 1", *map(str, distances)])
 
 # %% [markdown]
-# The right word wins, but its neighbours are close behind. The softmax looks at *differences* of scores, so multiply $W_Q$ by a
-# number, the **sharpness**. This is how a head becomes sure of itself: its matrices grow.
+# The right word wins, but its neighbours are close behind. The softmax looks at *differences* of scores, so multiply
+# $W_Q$ by a number, the **sharpness**. This is how a head becomes sure of itself: its matrices grow.
+
 
 # %%
-T = len(tokenizer.encode(SENTENCES[0])) + 1
-
-
 def previous_word(sharpness):
-    """Weights of the hand-made head on T words, (T, T). Only positions go in."""
-    q, k = p[:T] @ (sharpness * turn_back(1)).T, p[:T]  # (T, 36) each
-    return (q @ k.T / 37**0.5 + causal_mask(T)).softmax(-1)  # (T, T); 37 is the head's width
+    """Weights of the hand-made head at every position of the context, (T, T). Only positions go in."""
+    q, k = p @ (sharpness * turn_back(1)).T, p  # (T, 2 HANDS) each
+    return (q @ k.T / WIDTH**0.5 + causal_mask(len(p))).softmax(-1)  # (T, T)
 
-
-rows = [[sharpness, f"{previous_word(sharpness).diagonal(-1).min():.3f}"] for sharpness in (1, 3, 10)]
-table(rows, ["sharpness", "weight on the previous word, at the worst position"])
 
 # %%
-weights = previous_word(10)  # (T, T)
+worst = {sharpness: float(previous_word(sharpness).diagonal(-1).min()) for sharpness in (1, 3, 10)}
+rows = [[sharpness, f"{weight:.3f}"] for sharpness, weight in worst.items()]
+table(rows, ["sharpness", f"least weight on the previous word, over {len(p) - 1} positions"])
+
+# %%
+weights = previous_word(sharpness=10)  # (T, T)
 assert (weights.diagonal(-1) > 0.95).all(), "some word does not read the word before it"
+
+# %%
 tokens = ["<sos>", *tokenizer.split(SENTENCES[0])]
+weights = weights[: len(tokens), : len(tokens)]  # what comes after does not matter: the past does not move
 figures.save_figure(
     plots.heatmap(weights, tokens, title="Every word reads the word before it"),
     "02_previous_word",
@@ -449,8 +496,8 @@ figures.save_figure(
 
 # %% [markdown]
 # **Two matrices set by hand make a previous-word head, with no training.** Each row is a word that reads; its dark
-# square is one step left of the diagonal. Only `<sos>` has nothing before it, so it reads itself. Grey is the
-# future, which the mask forbids. The same head as arrows:
+# square is one step left of the diagonal. Only `<sos>` has nothing before it, so it reads itself. Grey is the future,
+# which the mask forbids. The same head as arrows:
 
 # %%
 figures.save_figure(
@@ -460,34 +507,38 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Every arrow climbs one line: *mia* reads `<sos>`, *lost* reads *mia*. Arrows under a weight of 0.1 are hidden. That a head like this
-# *can* exist follows from the positions alone. That training finds one is another question, and notebook 04 measures it.
+# Every arrow climbs one line: *mia* reads `<sos>`, *lost* reads *mia*. Arrows under a weight of 0.1 are hidden. That a
+# head like this *can* exist follows from the positions alone. That training finds one is another question, and notebook
+# 04 measures it.
 
 # %% [markdown]
 # ## Eight heads written by hand
 #
-# Words can be asked for as well as places. Let a word be a vector with a single large number, at the place of its id. Then $W_Q = W_K$ on
-# these numbers scores 0 for two different words and high for equal ones: a **same-word head**. And a table from words to words, used as
-# $W_Q$, makes a head in which *he* asks for *tom*.
+# Words can be asked for as well as places. Let a word be a vector with a single large number, at the place of its id.
+# Then $W_Q = W_K$ on these numbers scores 0 for two different words and high for equal ones: a **same-word head**. And
+# a table from words to words, used as $W_Q$, makes a head in which *he* asks for *tom*.
 #
-# In our model, word and position are added in the same 296 numbers. We put the words where the positions are quiet: the slowest
-# sines hardly leave zero within one sentence.
+# In our model, word and position are added, number by number. We put the words where the positions are quiet: the
+# slowest sines hardly leave zero within one sentence. (The full model norms the sum before it enters attention, see
+# notebook 03. Here it enters as it is.)
 
 # %%
-WIDTH = config.d_model // config.num_heads  # 37, the width of a head
-word_places = torch.arange(config.d_model - 2 * WIDTH, config.d_model, 2)  # (37,), the slowest sines
+word_places = torch.arange(config.d_model - 2 * WIDTH, config.d_model, 2)  # (K,), the slowest sines
 print(f"largest position value at these places, within 16 words: {positions[:16, word_places].max():.3f}")
 
 
+# %%
 def embed(ids):
     """Word plus position, as in the model. ids (T,) -> (T, D)."""
+    assert max(ids) < WIDTH, "more words than a head has numbers"
     x = positions[: len(ids)].clone()  # (T, D)
-    x[:, word_places] += 4 * F.one_hot(torch.tensor(ids), WIDTH)  # (T, 37); the ids of our sentences are below 37
+    x[:, word_places] += 4 * F.one_hot(torch.tensor(ids), WIDTH)  # (T, K)
     return x
 
 
 # %% [markdown]
-# A head reads either the place or the word, and $W_Q$ says what it asks for. `where` and `what` select 37 of the 296 numbers.
+# A head reads either the place or the word, and $W_Q$ says what it asks for. `where` and `what` select one head's width
+# of numbers from all.
 
 # %%
 where = torch.eye(WIDTH, config.d_model)  # (K, D), the fast hands; one number is left over
@@ -495,17 +546,20 @@ where[2 * HANDS :] = 0
 what = torch.eye(config.d_model)[word_places]  # (K, D), the word
 
 
+# %%
 def step_back(steps):
     return torch.block_diag(turn_back(steps), torch.zeros(1, 1))  # (K, K)
 
 
-def asks_for(wishes, default=None):
+# %%
+id_of = {tokenizer.word(i): i for i in range(len(tokenizer))}
+
+
+def asks_for(wishes, otherwise):
     """A table from words to words as a matrix, (K, K): column = the word that reads, row = the word it asks for."""
     matrix = torch.zeros(WIDTH, WIDTH)  # (K, K)
-    for i in range(len(tokenizer)):
-        wish = wishes.get(tokenizer.word(i), default)
-        if wish is not None:
-            matrix[tokenizer.encode(wish)[0] if wish != "<sos>" else tokenizer.sos_id, i] = 1
+    for word, i in id_of.items():
+        matrix[id_of[wishes.get(word, otherwise)], i] = 1
     return matrix
 
 
@@ -517,15 +571,16 @@ heads = {
     "itself": (where, step_back(0)),
     "next word": (where, step_back(-1)),
     "same word": (what, torch.eye(WIDTH)),
-    "first word": (what, asks_for({}, default="<sos>")),
-    "who is he?": (what, asks_for(pronouns, default="<sos>")),
+    "first word": (what, asks_for({}, otherwise="<sos>")),
+    "who is he?": (what, asks_for(pronouns, otherwise="<sos>")),
     "uniform": (what, torch.zeros(WIDTH, WIDTH)),
 }
 
 # %% [markdown]
-# **Predict.** The fourth head asks for the *next* word, which is masked. Where will its weight go?
+# **Predict.** The head called *next word* asks for a word that is masked. Where will its weight go?
 #
-# Now fill the model's own `MultiHeadAttention` with these matrices, twice: a sharp layer, and one with a tenth of the sharpness.
+# Now fill the model's own `MultiHeadAttention` with these matrices, twice: a sharp layer, and one with a tenth of the
+# sharpness.
 
 
 # %%
@@ -540,6 +595,7 @@ def hand_made_layer(sharpness):
     return layer
 
 
+# %%
 layers = [hand_made_layer(sharpness=10), hand_made_layer(sharpness=1)]
 
 # %%
@@ -560,13 +616,14 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Four heads ask for places: see the dark line move away from the diagonal. *Next word* wants what it may not have, and settles for
-# the nearest thing left: the word itself. Four ask for words. *Same word* finds itself and, for the full stops, the earlier ones, in equal
-# parts. *Who is he?* sends *he*, *his* and *him* to *tom*; all others rest on `<sos>`. These patterns are clean because we made
-# them so. A trained head may mix several, or follow none.
+# Rows read, columns are read, as before. Four heads ask for places: see the dark line move away from the diagonal.
+# *Next word* wants what it may not have, and settles for the nearest thing left: the word itself. Three ask for words.
+# *Same word* finds itself and, for the full stops, the earlier ones, in equal parts. *Who is he?* sends *he*, *his* and
+# *him* to *tom*; all others rest on `<sos>`. The last head asks for nothing, and looks everywhere evenly. These
+# patterns are clean because we made them so. A trained head may mix several, or follow none.
 #
-# How much of a head's weight lies on its pattern? Average over all words of the three sentences for which the pattern has something
-# to read. Notebook 04 uses the same patterns to judge trained heads.
+# How much of a head's weight lies on its pattern? Average over all words of the three sentences for which the pattern
+# has something to read. Notebook 04 uses the same patterns to judge trained heads.
 
 
 # %%
@@ -588,26 +645,32 @@ for name in ("previous word", "itself", "same word", "first word"):
         on_pattern(name, [weights[head] for weights in layer])
         for layer, head in ((sharp, h), (soft, h), (sharp, uniform))
     ]
+
+# %%
 assert numbers["previous word"][0] > 0.95
-rows = [[name, *[f"{value:.2f}" for value in row]] for name, row in numbers.items()]
+rows = [[name, *[f"{value:.3f}" for value in row]] for name, row in numbers.items()]
 table(rows, ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth", "uniform head"])
 
 # %% [markdown]
-# The last column is what an even look at everything would give. *Same word* cannot reach 1: it divides its weight between the earlier
-# twins, which the pattern counts, and the word itself, which it does not.
+# The last column is what an even look at everything would give. *Same word* cannot reach 1: it divides its weight
+# between the earlier twins, which the pattern counts, and the word itself, which it does not.
 #
-# Now look around. Layer 1 is sharp; layer 2 has the same eight heads with a tenth of the sharpness. You know the answer before you
-# move a slider: heads 1 to 8 in the order of the figure above. (Without a running kernel you see one picture.)
+# Now look around. Layer 1 is sharp; layer 2 has the same eight heads with a tenth of the sharpness. (Both read the same
+# input; nothing is stacked yet.) You know the answer before you move a slider: heads 1 to 8 in the order of the figure
+# above. It opens on the same-word head: each *the* shares its weight among the earlier ones and itself. (Without a
+# running kernel you see this one picture.)
 
 # %%
-plots.AttentionExplorer(read)
+explorer = plots.AttentionExplorer(read)
+explorer.sentence.value, explorer.head.value = SENTENCES[2], 5  # the first picture; now it is your turn
+display(explorer)
 
 # %% [markdown]
 # ## What attention weights do not show
 #
-# A heat-map shows where a head *reads*. It does not show what the head *does*. That is decided by the value matrix and by the output
-# matrix, and neither is in the picture (Elhage et al. 2021 treat the two halves apart [@elhage2021mathematical]). Our previous-word
-# head passes on the word that it reads:
+# A heat-map shows where a head *reads*. It does not show what the head *does*. That is decided by the value matrix and
+# by the output matrix, and neither is in the picture (Elhage et al. 2021 treat the two halves apart
+# [@elhage2021mathematical]). Our previous-word head passes on the word that it reads:
 
 # %%
 ids = [tokenizer.sos_id, *tokenizer.encode(SENTENCES[0])]
@@ -615,28 +678,38 @@ weights = torch.tensor(read[SENTENCES[0]][1][0, 0])  # (T, T), the sharp previou
 values = embed(ids) @ what.T  # (T, K)
 passed_on = (weights @ values).argmax(-1).tolist()  # (T,), the largest number is the word
 assert passed_on == [ids[0], *ids[:-1]], "the head must hand over the word before"
-table([[tokenizer.word(i) for i in ids], [tokenizer.word(i) for i in passed_on]], [str(t) for t in range(len(ids))])
+
+# %%
+lines = {"reads": ids, "takes home": passed_on}
+table([[name, *map(tokenizer.word, line)] for name, line in lines.items()], ["position", *map(str, range(len(ids)))])
 
 # %% [markdown]
-# The second line is the first, moved by one: every word now *knows* the word before it. But take another value matrix, and the same
-# picture means something else.
+# The second line is the first, moved by one: every word now *knows* the word before it. But take another value matrix,
+# and the same picture means something else.
 
 # %%
 for name, W_V in {"passes on the word": what, "all zero": 0 * what}.items():
     print(f"{name:20} same weights, largest output {(weights @ (embed(ids) @ W_V.T)).abs().max():.1f}")
 
+# %% [markdown]
+# And with one value matrix, the values still differ in length. Two words are read, with numbers made up to make the
+# point:
+
 # %%
-weight, length = torch.tensor([0.9, 0.1]), torch.tensor([0.1, 10.0])  # two words read: weight and length of the value
-print("share of weight:", [f"{x:.2f}" for x in weight.tolist()])
-print("share of effect:", [f"{x:.2f}" for x in (weight * length / (weight * length).sum()).tolist()])
+weight, length = torch.tensor([0.9, 0.1]), torch.tensor([0.1, 10.0])  # (2,) each, made up
+effect = weight * length  # (2,)
+rows = {"weight": weight, "length of the value": length, "share of the effect": effect / effect.sum()}
+table([[name, *[f"{x:.2f}" for x in row.tolist()]] for name, row in rows.items()], ["", "one word", "another word"])
 
 # %% [markdown]
-# A large weight on a short value does little; a small weight on a long value can decide everything. And a word in layer 2 or 3 is no
-# longer only itself: its vector holds what earlier layers put there. So read a heat-map as a question, not as an explanation.
+# A large weight on a short value does little; a small weight on a long value can decide everything. And a word in layer
+# 2 or 3 is no longer only itself: its vector holds what earlier layers put there. So read a heat-map as a question, not
+# as an explanation.
 #
-# One last thought. If a previous-word head in one layer tells each word what came before it, a same-word head in the next layer can look for words
-# that were *preceded* by the word at hand, and so find what came after it last time. The pair is called an induction head
-# (Olsson et al. 2022 [@olsson2022context]); notebook 04 looks for it in the trained model.
+# One last thought. If a previous-word head in one layer tells each word what came before it, a same-word head in the
+# next layer can look for words that were *preceded* by the word at hand, and so find what came after it last time. The
+# pair is called an induction head (Olsson et al. 2022 [@olsson2022context]); notebook 04 looks for it in the trained
+# model.
 
 # %%
 figures.save_numbers(
@@ -644,30 +717,37 @@ figures.save_numbers(
     {
         "variance_of_dot_products": {d: round(variance[d], 1) for d in widths},
         "largest_weight": {label: [round(value, 3) for value in y] for label, y in largest.items()},
-        "previous_word_worst_weight": round(float(previous_word(10).diagonal(-1).min()), 3),
+        "previous_word_worst_weight": {sharpness: round(weight, 3) for sharpness, weight in worst.items()},
         "weight_on_pattern": {name: [round(value, 3) for value in row] for name, row in numbers.items()},
-        "loop_and_pytorch_within": 1e-6,
+        "past_moved_by": float(moved[:place].max()),
+        "future_moved_by": [round(value, 2) for value in moved[place:].tolist()],
+        "loops_and_pytorch_within": 1e-6,
     },
 )
 
 # %% [markdown]
 # ## Recap
 #
-# - A word scores the keys of the words before it, a softmax makes weights of the scores, and the values are averaged with these weights.
-# - Scores have variance $d$; dividing by $\sqrt{d}$ keeps the softmax soft at the start. The mask comes *before* the softmax, and
-#   then the past does not move, not by a bit, whatever the future holds.
+# - A word scores the keys of the words before it and its own, a softmax makes weights of the scores, and the values are
+#   averaged with these weights.
+# - Scores have variance $d$; dividing by $\sqrt{d}$ keeps the softmax soft at the start. The mask comes *before* the
+#   softmax, and then the past does not move, not by a bit, whatever the future holds.
 # - Heads are a reshape: each attends in its own share of the width. Our layer equals the loops and PyTorch's own.
-# - A turn of the clock hands as $W_Q$ makes a previous-word head, by hand. Weights say where a head reads, not what it does.
+# - A turn of the clock hands as $W_Q$ makes a previous-word head, by hand. Weights say where a head reads, not what it
+#   does.
 #
 # Next: [03 · The decoder block](03_decoder_block.ipynb) puts the layer to work.
 #
 # ## Try it
 #
-# 1. Replace `step_back(2)` by `step_back(5)` in `heads`. Where do the first five words look, which have nothing five words back?
-# 2. In the masking cells, mask after the softmax and then divide each row by its sum. The leak is gone, up to rounding. Now raise
-#    the future score by 200 instead of 2: what is 0 divided by 0, and what does the mask before the softmax give?
-# 3. Take the 18 *slowest* hands: `omega` with `torch.arange(130, 148)` and the matching columns of `positions`. The turn is still exact.
-#    Is the head? What sharpness would it need?
+# 1. Replace `step_back(2)` by `step_back(5)` in `heads`. Where do the first five words look, which have nothing five
+#    words back? (Most settle for `<sos>`, the nearest there is; one of them is torn.)
+# 2. In the masking cells, mask after the softmax, then divide each row by its sum: the leak is gone, up to rounding.
+#    Now raise the future score by 200 instead of 2. (The rest of the row becomes 0, and 0 divided by 0 is `nan`. Masked
+#    before, nothing changes.)
+# 3. Build the previous-word head from the slowest hands: `torch.arange(130, 148)` in `omega`, `positions[:, 260:]` for
+#    `p`. (The turn is still exact, but the head looks everywhere evenly. Try a sharpness of ten million: now rounding
+#    errors choose the word.)
 #
 # ## References
 #

@@ -397,10 +397,10 @@ figures.save_figure(
     plots.compare_curves(
         {name: (results[name].column("step"), results[name].column("validation_loss")) for name in shown},
         y_label="validation loss (nats per token)",
-        title="Good vectors help at once, and more when they may move",
+        title="Good vectors help, if they may move",
     ),
     "04_recipes",
-    alt="Validation loss of four short runs: fastText tuned is lowest, then frozen or random, the assignment's recipe is highest.",
+    alt="Validation loss of four short runs: fastText tuned is lowest, then random, then fastText frozen; the assignment's recipe is far above.",
 )
 
 # %%
@@ -412,6 +412,8 @@ assert losses["default: fastText, tuned"] < losses["the assignment's recipe"] - 
 print("fastText beats the random start, and the default the assignment's recipe by more than half a nat: True")
 
 # %% [markdown]
+# Vectors that know something are the better start, but only if they may move: frozen, they end behind random ones that
+# learn. What skip-gram knows about a word is not quite what the decoder needs. The largest step of all is the learning rate.
 # The curves are short, so they reward a fast start; a setting that pays only later (dropout, on a small corpus trained
 # for long) cannot show it here. Differences of a few hundredths are within what another seed does.
 
@@ -446,11 +448,9 @@ table(
 )
 
 # %%
-found = {pattern: best(scores, pattern)[2] for pattern in ("previous word", "same name")}
-before = {pattern: best(scores_before, pattern)[2] for pattern in found}
-for pattern in found:
-    assert found[pattern] > 0.4 > 0.1 > before[pattern], f"no {pattern} head, or one before training"
-print("a previous-word head and a same-name head after training, none before: True")
+after, before = best(scores, "same name")[2], best(scores_before, "same name")[2]
+assert after > 0.5 > 0.1 > before, "no head looks for the name that comes next, or one did before training"
+print("a same-name head after training (above 0.5), none before (below 0.1): True")
 
 # %%
 SENTENCES = [
@@ -496,10 +496,10 @@ figures.save_figure(
 
 # %% [markdown]
 # Each row is a word that reads, each column a word that is read. The name under a title is the pattern for which this head
-# has the highest score of all. A **previous-word** head is a line just below the diagonal: it tells each word what stands
-# before it. A **same-name** head has bright squares in the columns of the names, in rows where a name is due next, for example
-# after a full stop. A **first-word** head fills the left column: it looks at `<sos>`, which is always there and says nothing,
-# so it is probably resting. Heads without a name do something in between; a pattern that we did not think of has no score.
+# has the highest score of all, where that score is above 0.3. A **same-name** head has bright squares in the columns of the
+# names, in the rows where a name is due next: after a full stop, after *and*, after *asked*. It brings the name back, and it
+# is the reason why the samples keep their heroes. The heads of layer 1 mostly spread over the last few words, none of them
+# sharply on the word before. Heads without a name do something in between; a pattern that we did not think of has no score.
 #
 # The same as arrows, one layer at a time, for the first sentence:
 
