@@ -112,6 +112,13 @@ def encode_stories(
     return torch.from_numpy(ids)
 
 
+def count_targets(ids: Tensor, vocab_size: int, pad_id: int = 0) -> Tensor:  # (V,)
+    """How often each token is to be predicted in encoded stories (N, T); `<pad>` never is."""
+    counts = torch.bincount(ids[:, 1:].flatten(), minlength=vocab_size)  # (V,)
+    counts[pad_id] = 0
+    return counts
+
+
 def loss_sum(model: Decoder, ids: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
     """Teacher forcing on ids (B, T): each token predicts the next. Sum of losses in nats, and the number of targets.
 

@@ -171,14 +171,27 @@ def test_padding_vector_is_zero_and_stays_zero():
 
 
 def test_loading_vectors():
+    torch.manual_seed(7)
     model = Decoder(SMALL)
     matrix = torch.randn(50, 20)
     matrix[[0, 48, 49]] = 0
-    model.load_vectors(matrix.numpy(), std=0.5, freeze=True)
+    counts = torch.arange(50)
+    model.load_vectors(matrix.numpy(), counts, std=0.5, output_std=0.25, freeze=True)
     assert torch.allclose(model.embedding.weight, matrix * 0.5 / matrix[1:48].std())
     assert not model.embedding.weight.requires_grad
-    with pytest.raises(ValueError, match=r"do not fit an embedding of \(50, 20\)"):
-        model.load_vectors(matrix[:40])
+    assert model.output.weight[1:48].std().item() == pytest.approx(0.25, rel=1e-5)
+    assert model.output.weight[[0, 48, 49]].abs().max() == 0
+    seen_through = (matrix @ model.projection.weight.T)[1:48]
+    seen_through -= seen_through.mean(0)
+    assert torch.cosine_similarity(model.output.weight[1:48], seen_through).min() > 0.9999
+    assert torch.allclose(model.output.bias.softmax(0), (counts + 0.1) / (counts + 0.1).sum())
+
+
+def test_vectors_that_do_not_fit_are_refused():
+    model, matrix = Decoder(SMALL), torch.randn(50, 20)
+    for wrong in ((matrix[:40], None), (matrix[:, :10], None), (matrix, torch.ones(40))):
+        with pytest.raises(ValueError, match=r"do not fit an embedding of \(50, 20\)"):
+            model.load_vectors(*wrong)
     with pytest.raises(ValueError, match="all word vectors are zero"):
         model.load_vectors(torch.zeros(50, 20))
 

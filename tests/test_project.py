@@ -20,7 +20,7 @@ CODE = [path for folder in ("helpers", "notebooks/src", "report", "tests") for p
 OURS = {"helpers", *(path.stem for path in CODE)}
 
 # Where a package is imported under another name, and where one is used without an import.
-IMPORT_NAME = {"pypandoc-binary": "pypandoc"}
+IMPORT_NAME = {"pypandoc-binary": "pypandoc", "ipython": "IPython"}
 USED_BY = {
     "fasttext-numpy2": (ROOT / "helpers/vectors.py", "fasttext.train_unsupervised"),  # in a process of its own
     "ipykernel": (ROOT / "report/execute.py", 'kernel_name="python3"'),

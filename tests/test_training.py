@@ -18,6 +18,7 @@ from helpers.stories import Stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import (
     TrainingConfig,
+    count_targets,
     encode_stories,
     learning_rate_at,
     load_checkpoint,
@@ -81,6 +82,11 @@ def test_the_comparison_protocol_overwrites_the_last_token_of_a_cut_story():
     assert encode_stories(TOKENIZER, texts, 5).tolist() == [[1, 5, 6, 7, 8], [1, 5, 6, 2, 0], [1, 5, 6, 7, 2]]
     assert encode_stories(TOKENIZER, texts, 5, overwrite_eos=True).tolist()[0] == [1, 5, 6, 7, 2]
     assert encode_stories(TOKENIZER, texts, 5, overwrite_eos=True).tolist()[1:] == [[1, 5, 6, 2, 0], [1, 5, 6, 7, 2]]
+
+
+def test_targets_are_counted_without_the_first_token_and_the_padding():
+    ids = encode_stories(TOKENIZER, ["w1 w1 w2", "w1"], 6)
+    assert count_targets(ids, 8).tolist() == [0, 0, 2, 0, 0, 3, 1, 0]
 
 
 def test_baseline_is_the_assignments_recipe():
