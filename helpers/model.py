@@ -162,21 +162,18 @@ class Decoder(nn.Module):
         with torch.no_grad():
             self.embedding.weight[0] = 0.0  # <pad>
 
-    def load_vectors(
-        self, matrix, counts=None, std: float = 0.06, output_std: float | None = 0.04, freeze: bool = False
-    ) -> None:
-        """Start from word vectors: matrix (V, E) of float32, and the words' counts (V,) in the training targets, if known.
+    def load_vectors(self, matrix, std: float = 0.02, output_std: float | None = 0.04, freeze: bool = False) -> None:
+        """Start from word vectors, (V, E) of float32: the embedding, and the output layer too.
 
-        The embedding becomes the matrix, the output layer the same vectors seen through the projection, less their mean:
-        words of like use start with like inputs and like scores. Each is scaled as a whole to its standard deviation;
-        output_std=None leaves the output weights alone. Rows of zeros stay zero and do not count. The output bias becomes
-        the log frequency of each word: the first guess is the unigram's. freeze=True keeps the embedding from training.
-        Raises ValueError where a shape differs, or no row has a vector.
+        The output layer becomes the same vectors seen through the projection, less their mean: words of like use start with
+        like inputs and like scores. Each is scaled as a whole to its standard deviation; output_std=None leaves the output
+        layer alone. Rows of zeros stay zero and do not count. freeze=True keeps the embedding from training.
+        Raises ValueError where the shapes differ, or no row has a vector.
         """
         matrix = torch.as_tensor(matrix)  # (V, E)
-        if matrix.shape != self.embedding.weight.shape or (counts is not None and len(counts) != len(matrix)):
+        if matrix.shape != self.embedding.weight.shape:
             raise ValueError(
-                f"word vectors of shape {tuple(matrix.shape)} or their counts do not fit an embedding of "
+                f"word vectors of shape {tuple(matrix.shape)} do not fit an embedding of "
                 f"{tuple(self.embedding.weight.shape)}: build them with vectors.matrix(tokenizer, rows=config.vocab_size), "
                 "and the model with embedding_dim = the vectors' width"
             )
@@ -189,9 +186,6 @@ class Decoder(nn.Module):
                 seen = self.embedding.weight @ self.projection.weight.T  # (V, D)
                 seen = (seen - seen[filled].mean(dim=0)) * filled[:, None]  # (V, D)
                 self.output.weight.copy_(seen * (output_std / seen[filled].std()))
-            if counts is not None:
-                counts = torch.as_tensor(counts, dtype=torch.float32) + 0.1  # (V,), no word is impossible
-                self.output.bias.copy_((counts / counts.sum()).log())
         self.embedding.weight.requires_grad_(not freeze)
 
     def set_dropout(self, probability: float) -> None:

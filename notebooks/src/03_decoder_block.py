@@ -11,9 +11,9 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/03_decoder_block.ipynb)
 #
-# **Promise.** You will put a whole decoder together from its parts, check it against PyTorch and against the loss that it must
-# have before and after it learns one batch by heart. At the end you will take a prediction apart: so much of it came from
-# the word, so much from attention, so much from each feed-forward layer, and the sum is exact.
+# **Promise.** You will put a whole decoder together from its parts, check it against PyTorch and against the loss that
+# it must have before and after it learns one batch by heart. At the end you will take a prediction apart: so much of it
+# came from the word, so much from attention, so much from each feed-forward layer, and the sum is exact.
 #
 # **Prerequisites.** [01 · Embeddings](01_embeddings.ipynb) and [02 · Attention](02_attention.ipynb).
 #
@@ -66,24 +66,24 @@ print(f"{len(stories.train):,} stories, a vocabulary of {V:,} tokens")
 # %% [markdown]
 # ## The whole on one page
 #
-# Each token has a vector, its **residual stream**. The word and its position write it first. Then every part of every block
-# does the same three things: it *reads* a normed copy of the stream, *computes*, and *adds* its result. Nothing is ever
-# overwritten.
+# Each token has a vector, its **residual stream**. The word and its position write it first. Then every part of every
+# block does the same three things: it *reads* a normed copy of the stream, *computes*, and *adds* its result. Nothing
+# is ever overwritten.
 #
 # ```
-# words + positions ──┬───────────────(+)──┬───────────────────(+)── … ── norm ── output ── logits
-#                     └ norm ─ attention ┘  └ norm ─ feed-forward ┘
-#                     └────────────── one block ──────────────────┘
+# words + positions ──┬────────────────────(+)──┬────────────────────────(+)── … ── norm ── output ── logits
+#                     └─ norm ─ attention ──┘   └── norm ─ feed-forward ──┘
+#                     ╰╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ one block ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╯
 # ```
 #
-# Only attention looks at other tokens; it was the subject of [02 · Attention](02_attention.ipynb). This notebook builds the
-# rest, puts it together, and checks it.
+# Only attention looks at other tokens; it was the subject of [02 · Attention](02_attention.ipynb). This notebook builds
+# the rest, puts it together, and checks it.
 
 # %% [markdown]
 # ## Why 300 becomes 296
 #
-# Our word vectors have 300 numbers, as fastText's usually do, and the model has 8 heads. Each head gets an equal share of
-# the width. Ask for a model 300 wide:
+# Our word vectors have 300 numbers, as fastText's usually do, and the model has 8 heads. Each head gets an equal share
+# of the width. Ask for a model 300 wide:
 
 # %%
 try:
@@ -94,8 +94,8 @@ else:
     raise AssertionError("300 numbers cannot be shared equally among 8 heads: this should have been refused")
 
 # %% [markdown]
-# So the blocks are 296 wide, and one linear layer, the *projection*, takes each word vector from 300 numbers to 296. What
-# does it cost?
+# So the blocks are 296 wide, and one linear layer, the *projection*, takes each word vector from 300 numbers to 296.
+# What does it cost?
 
 # %%
 assignment = Decoder(ModelConfig())
@@ -111,16 +111,17 @@ print(f"the projection: {price:,} parameters, {share:.1%} of the model")
 # %% [markdown]
 # <details><summary>Could we have kept 300?</summary>
 #
-# With 6 or 10 heads, yes: both divide 300. With 8 heads the nearest widths are 296 and 304, and both need the projection.
-# A projection also lets the width of the model and that of the word vectors be chosen apart, whatever the heads.
+# With 6 or 10 heads, yes: both divide 300. With 8 heads the nearest widths are 296 and 304, and both need the
+# projection. A projection also lets the width of the model and that of the word vectors be chosen apart, whatever the
+# heads.
 # </details>
 
 # %% [markdown]
 # ## LayerNorm by hand
 #
-# A stream to which everything is added changes its size all the time. The parts should not have to care. So each part reads
-# a copy with a fixed scale: subtract the mean of the token's numbers, divide by their standard deviation, and let the model
-# choose a gain $g$ and a bias $b$ for each of the $D$ numbers (Ba et al. 2016, section 3 [@ba2016layer]):
+# A stream to which everything is added changes its size all the time. The parts should not have to care. So each part
+# reads a copy with a fixed scale: subtract the mean of the token's numbers, divide by their standard deviation, and let
+# the model choose a gain $g$ and a bias $b$ for each of the $D$ numbers (Ba et al. 2016, section 3 [@ba2016layer]):
 #
 # $$\operatorname{norm}(x)_i = g_i\,\frac{x_i - \mu}{\sqrt{\sigma^2 + \varepsilon}} + b_i, \qquad
 # \mu = \frac{1}{D}\sum_j x_j, \qquad \sigma^2 = \frac{1}{D}\sum_j (x_j - \mu)^2$$
@@ -141,8 +142,8 @@ y = norm_by_loop(x, gain=[1.0] * 4, bias=[0.0] * 4)
 print([round(value, 2) for value in y], "mean", round(sum(y) / 4, 4), "variance", round(sum(v * v for v in y) / 4, 4))
 
 # %% [markdown]
-# Then a batch, without a loop. Mean and variance are taken over the last axis only, so that no token sees another, and no
-# story sees another. (Batch normalisation would mix them.)
+# Then a batch, without a loop. Mean and variance are taken over the last axis only, so that no token sees another, and
+# no story sees another. (Batch normalisation would mix them.)
 
 # %%
 torch.manual_seed(0)
@@ -185,8 +186,8 @@ print("within 1e-6 of torch.nn.LayerNorm:", *errors)
 # %% [markdown]
 # <details><summary>A trap: which variance?</summary>
 #
-# `Tensor.var` divides by $D - 1$ unless told otherwise; LayerNorm divides by $D$. With 8 numbers the difference is 7 %. With
-# 296 it is so small that the model would train as well, and differ from everybody else's.
+# `Tensor.var` divides by $D - 1$ unless told otherwise; LayerNorm divides by $D$. With 8 numbers the difference is 7 %.
+# With 296 it is so small that the model would train as well, and differ from everybody else's.
 # </details>
 #
 # **Predict.** Multiply the input by 3 and add 7. What happens to the output?
@@ -207,9 +208,9 @@ print(f"length of any vector of 296 numbers after the norm: √296 = {length.mea
 # %% [markdown]
 # ## GELU, and the feed-forward part
 #
-# Between two linear layers there must be something that is not linear, or the two would be one. ReLU keeps a number or drops
-# it. GELU weighs it by the probability that a standard normal number is smaller (Hendrycks & Gimpel 2016, section 2
-# [@hendrycks2016gaussian]):
+# Between two linear layers there must be something that is not linear, or the two would be one. ReLU keeps a number or
+# drops it. GELU weighs it by the probability that a standard normal number is smaller (Hendrycks & Gimpel 2016, section
+# 2 [@hendrycks2016gaussian]):
 #
 # $$\operatorname{GELU}(x) = x\,\Phi(x), \qquad \Phi(x) = \tfrac{1}{2}\left(1 + \operatorname{erf}\tfrac{x}{\sqrt 2}\right)$$
 
@@ -228,7 +229,7 @@ lowest = y.argmin().item()
 print(f"equal to F.gelu within 1e-6; lowest point {y[lowest]:.2f}, at x = {x[lowest]:.2f}")
 
 # %%
-figure, (left, right) = plots.subplots(1, 2, size=(8.0, 3.4))
+figure, (left, right) = plots.subplots(1, 2, size=(8.6, 3.6))
 at = x.detach()
 for panel, smooth, sharp in ((left, y.detach(), at.relu()), (right, slope, (at > 0).float())):
     panel.plot(at, smooth, color=plots.COLORS[0], label="GELU")
@@ -236,8 +237,8 @@ for panel, smooth, sharp in ((left, y.detach(), at.relu()), (right, slope, (at >
     panel.set_xlabel("input x (no unit)")
 left.set(ylabel="output (no unit)")
 right.set(ylabel="slope: output per input")
-left.set_title("GELU is ReLU with a soft corner …")
-right.set_title("… and with a slope where ReLU has none")
+left.set_title("GELU: ReLU with a soft corner,")
+right.set_title("and its slope does not jump")
 left.legend()
 figures.save_figure(
     figure, "03_gelu", alt="GELU beside ReLU, and their slopes: GELU bends smoothly and dips slightly below zero."
@@ -245,8 +246,8 @@ figures.save_figure(
 
 # %% [markdown]
 # Left: the two functions; right: their slopes, by which every gradient through this place is multiplied. For slightly
-# negative inputs ReLU's slope is exactly zero, so nothing can be learned there; GELU's is not. The curves do not show that
-# one trains better than the other. That would be an experiment; we take GELU because the GPT family does.
+# negative inputs ReLU's slope is exactly zero, so nothing can be learned there; GELU's is not. The curves do not show
+# that one trains better than the other. That would be an experiment; we take GELU because the GPT family does.
 #
 # The feed-forward part widens each token's vector (296 → 1,024), applies GELU, and narrows it again. The original used
 # ReLU here (Vaswani et al. 2017, section 3.3 [@vaswani2017attention]).
@@ -255,8 +256,8 @@ figures.save_figure(
 show_source(FeedForward)
 
 # %% [markdown]
-# It treats each token by itself: attention moves information *between* tokens, feed-forward works on it *within* one. Feed
-# it token by token, and nothing changes.
+# It treats each token by itself: attention moves information *between* tokens, feed-forward works on it *within* one.
+# Feed it token by token, and nothing changes.
 
 # %%
 small = ModelConfig(vocab_size=50, embedding_dim=20, d_model=24, num_heads=4, d_ff=48)
@@ -270,8 +271,8 @@ print("six tokens one by one = six tokens at once")
 # %% [markdown]
 # ## The block, step by step
 #
-# Now all parts are there. Take six tokens, 24 numbers each, and a block whose every parameter is random, gains and biases
-# too, so that none hides behind a one or a zero.
+# Now all parts are there. Take six tokens, 24 numbers each, and a block whose every parameter is random, gains and
+# biases too, so that none hides behind a one or a zero.
 
 # %%
 torch.manual_seed(1)
@@ -300,8 +301,8 @@ assert error(by_hand, block(x, mask)[0]) < 1e-6, "DecoderBlock does something el
 show_source(DecoderBlock)
 
 # %% [markdown]
-# The judge is PyTorch's ready-made layer. It is called *encoder* layer, but with a causal mask, and without attention to a
-# second text, it is the block of a decoder-only model. Our weights go in under its names.
+# The judge is PyTorch's ready-made layer. It is called *encoder* layer, but with a causal mask, and without attention
+# to a second text, it is the block of a decoder-only model. Our weights go in under its names.
 
 # %%
 JUDGES = {
@@ -338,8 +339,8 @@ print("by hand = DecoderBlock = torch.nn.TransformerEncoderLayer, within 1e-6")
 # %% [markdown]
 # ## The residual stream
 #
-# `stream = stream + part(norm(stream))`, six times over in our three blocks. So at any time the stream is the sum of what
-# was written so far. This function walks through a model and keeps each part's writing apart:
+# `stream = stream + part(norm(stream))`, six times over in our three blocks. So at any time the stream is the sum of
+# what was written so far. This function walks through a model and keeps each part's writing apart:
 
 
 # %%
@@ -357,8 +358,8 @@ def writes(model, ids):
 
 
 # %% [markdown]
-# Try it on an untrained model that is as wide and as deep as the assignment's, with the vocabulary of this corpus, and on a
-# little story of our own.
+# Try it on an untrained model that is as wide and as deep as the assignment's, with the vocabulary of this corpus, and
+# on a little story of our own.
 
 # %%
 STORY = (
@@ -403,21 +404,25 @@ print(
 print(f"√(sum of squared lengths) / length of the sum: {pythagoras.mean():.1f}")
 
 # %% [markdown]
-# A bar is the length of one part's writing, a point the length of the stream after it. The lengths do not add up as numbers
-# do: random vectors with hundreds of entries are nearly perpendicular, so their *squares* add up, as Pythagoras says. The
-# figure shows lengths, not meaning; and it is an untrained model, in which the positions are still louder than the words.
+# A bar is the length of one part's writing, a point the length of the stream after it. The lengths do not add up as
+# numbers do: random vectors with hundreds of entries are nearly perpendicular, so their *squares* add up, as Pythagoras
+# says. The figure shows lengths, not meaning; and it is an untrained model, in which the positions are still louder
+# than the words.
 
 # %% [markdown]
 # ## Before or after? Where the norm goes
 #
-# The original transformer is **post-norm**: `norm(x + f(x))` (Vaswani et al. 2017, section 3.1 [@vaswani2017attention]). Ours is
-# **pre-norm**: `x + f(norm(x))`, as in most later models.
+# The original transformer is **post-norm**: `norm(x + f(x))` (Vaswani et al. 2017, section 3.1
+# [@vaswani2017attention]). Ours is **pre-norm**: `x + f(norm(x))`, as in most later models.
 #
 # ```
-# post-norm (2017)                            pre-norm (ours)
+# post-norm (2017)
+# x ──┬───────────────(+)── norm ──┬─────────────────(+)── norm ──
+#     └── attention ───┘           └── feed-forward ──┘
 #
-# x ─┬────────(+)─ norm ─┬────────(+)─ norm   x ─┬───────────────(+)─┬───────────────(+)
-#    └─ attention ┘      └─ feed-fwd. ┘          └─ norm ─ attention ┘ └─ norm ─ feed-fwd. ┘
+# pre-norm (ours)
+# x ──┬──────────────────────(+)──┬────────────────────────(+)──
+#     └── norm ─ attention ───┘   └── norm ─ feed-forward ──┘
 # ```
 #
 # In post-norm every norm stands *in* the stream, and everything written before is rescaled by it. In pre-norm the norms
@@ -440,8 +445,9 @@ assert error(post(x, mask)[0], judge_of(block, norm_first=False)(x, src_mask=mas
 print("PostNormBlock = torch.nn.TransformerEncoderLayer(norm_first=False), within 1e-6")
 
 # %% [markdown]
-# Xiong et al. 2020, section 3 [@xiong2020layer], compared the gradients of the two *before the first step of training*. We do the same with
-# narrow stacks (64 numbers per token) of 3 to 24 blocks. One seed gives both kinds the same weights.
+# Xiong et al. 2020, section 3 [@xiong2020layer], compared the gradients of the two *before the first step of training*.
+# We do the same with narrow stacks (64 numbers per token) of 3 to 24 blocks. One seed gives both kinds the same
+# weights.
 
 # %%
 KINDS = {"pre-norm": DecoderBlock, "post-norm": PostNormBlock}
@@ -474,13 +480,14 @@ def gradients(kind, depth, seed):
 
 DEPTHS = (3, 6, 12, 24)
 measured = {
-    (kind, depth): torch.stack([gradients(kind, depth, seed) for seed in range(4)]).mean(0)  # (L,)
+    (kind, depth): torch.stack([gradients(kind, depth, seed) for seed in range(5)]).mean(0)  # (L,)
     for kind in KINDS
     for depth in DEPTHS
 }
 
 # %% [markdown]
-# **Predict.** In which kind does the *last* block get the larger gradient? And what happens to it when the stack gets deeper?
+# **Predict.** In which kind does the *last* block get the larger gradient? And what happens to it when the stack gets
+# deeper?
 
 # %%
 figure, (left, right) = plots.subplots(1, 2, size=(9.0, 3.8))
@@ -496,7 +503,8 @@ right.set_xticks(DEPTHS, DEPTHS)
 right.minorticks_off()
 left.set_title("Pre-norm: later blocks get less")
 right.set_title("… the less, the deeper the stack")
-left.legend()
+left.set_ylim(0, 1.3 * left.get_ylim()[1])
+left.legend(loc="upper right")
 right.legend()
 figures.save_figure(
     figure,
@@ -509,18 +517,20 @@ first_to_last = {kind: (measured[kind, 12][0] / measured[kind, 12][-1]).item() f
 shrinks = {kind: (measured[kind, 3][-1] / measured[kind, 24][-1]).item() for kind in KINDS}
 
 assert first_to_last["pre-norm"] > 2, "pre-norm's later blocks no longer get less"
-assert shrinks["pre-norm"] > 2 and 0.67 < shrinks["post-norm"] < 1.5, "the last blocks do not behave as in theorem 1"
+assert shrinks["pre-norm"] > 2, "pre-norm: the last block does not get less in a deeper stack"
+assert 0.67 < shrinks["post-norm"] < 1.5, "post-norm: the last gradient depends on the depth"
 rows = [[kind, f"{first_to_last[kind]:.1f}", f"{shrinks[kind]:.1f}"] for kind in KINDS]
 table(rows, ["", "12 blocks: first / last gradient", "last gradient: 3 blocks / 24 blocks"])
 
 # %% [markdown]
-# A point is the length of the loss' gradient at one block's last matrix, the mean of four random starts. In post-norm it
-# does not depend on depth. In pre-norm the last block's gradient falls about as $1/\sqrt{L}$ (grey): this is theorem 1 of Xiong et al.
-# 2020. So in a deep post-norm stack the last blocks start with large gradients; that, they argue, is why it needs a learning rate
-# that warms up slowly. The figure shows the moment before the first step, and nothing of what follows. Does it matter?
+# A point is the length of the loss' gradient at one block's last matrix, the mean of five random starts. In post-norm
+# the last block's gradient hardly depends on the depth. In pre-norm it falls about as $1/\sqrt{L}$ (grey). That is
+# theorem 1 of Xiong et al.: a deep post-norm stack starts with large gradients in its last blocks; this, they argue, is
+# why it needs a learning rate that warms up slowly. The figure shows the moment before the first step, and nothing of
+# what follows. Does it matter?
 #
-# **Predict.** The same data, the same learning rate (0.002, no warm-up). Three blocks and twelve, pre-norm and post-norm:
-# which of the four learn?
+# **Predict.** The same data, the same learning rate (0.002, no warm-up). Three blocks and twelve, pre-norm and
+# post-norm: which of the four learn?
 
 
 # %%
@@ -572,10 +582,10 @@ print("3 blocks: the two kinds end within 0.3 nats of each other")
 print("12 blocks: pre-norm ends more than 0.5 nats below post-norm")
 
 # %% [markdown]
-# The grey line is the best loss of a model that knows only how frequent each word is. The deep post-norm stack comes down to
-# it and goes no further. With **three** blocks, our depth, the two kinds learn alike: we could have taken either. What the
-# figure does not show: that post-norm is worse once it trains. With a lower learning rate twelve blocks of it do learn (the
-# second experiment under *Try it*). It is only easier to get wrong.
+# The grey line is the best loss of a model that knows only how frequent each word is. The deep post-norm stack comes
+# down to it and goes no further. With **three** blocks, our depth, the two kinds learn alike: we could have taken
+# either. The figure does not show that post-norm is worse once it trains. With a lower learning rate twelve blocks of
+# it do learn (the second experiment under *Try it*). It is easier to get wrong.
 #
 # What does pre-norm cost? Nothing in it holds the stream back.
 
@@ -608,14 +618,15 @@ assert louder > 2, "the final norm makes no difference"
 print(f"without a final norm the first logits of 12 pre-norm blocks are {louder:.1f} times as large")
 
 # %% [markdown]
-# The stream of post-norm has the length $\sqrt{D}$ after every block. That of pre-norm grows, so later blocks, whose writing
-# is no longer, change less and less of it; and the last one must be followed by a **final norm**, or the logits would grow with the depth.
+# The stream of post-norm has the length $\sqrt{D}$ after every block. That of pre-norm grows, so later blocks, whose
+# writing is no longer, change less and less of it; and the last one must be followed by a **final norm**, or the logits
+# would grow with the depth.
 
 # %% [markdown]
 # ## 8,940,768 parameters, row by row
 #
-# The model of the assignment has a table of its sizes. Ours is computed from the modules themselves. (`ModelConfig()` always
-# is the assignment's model, with its 10,000 words, whatever the corpus.)
+# The model of the assignment has a table of its sizes. Ours is computed from the modules themselves. (`ModelConfig()`
+# always is the assignment's model, with its 10,000 words, whatever the corpus.)
 
 
 # %%
@@ -658,8 +669,8 @@ print(f"in the two tables of words, at the entrance and at the exit: {vocabulary
 print(f"in attention: {3 * count(block.attention) / count(assignment):.0%}")
 
 # %% [markdown]
-# What surprised us: attention, the famous part, is a small share. Two thirds of the model are its vocabulary, read once on the way in
-# and once on the way out. And the number of heads does not occur in any formula.
+# What surprised us: attention, the famous part, is a small share. Two thirds of the model are its vocabulary, read once
+# on the way in and once on the way out. And the number of heads does not occur in any formula.
 
 # %% [markdown]
 # ## The loss before training
@@ -679,15 +690,15 @@ def initial_loss(seed):
     return mean_loss(Decoder(ModelConfig(vocab_size=V)), batch).item()
 
 
-starts = [initial_loss(seed) for seed in range(12)]
+starts = [initial_loss(seed) for seed in range(10)]
 initial = sum(starts) / len(starts)
 print(f"ln V = ln {V:,} = {math.log(V):.2f} nats; measured, mean of {len(starts)} random starts: {initial:.2f} nats")
 
 # %% [markdown]
-# A little more. The logits are not all equal: they scatter at random, and a random opinion costs. We can say how much. After the final norm each token's $D$ numbers have
-# variance 1. Xavier's rule draws the output's weights with variance $\frac{2}{D+V}$ (Glorot & Bengio 2010, equation 16
-# [@glorot2010understanding]), so a logit has the variance $s^2 = \frac{2D}{D+V}$. The mean of $e^z$ over normal $z$ is $e^{s^2/2}$,
-# which makes the expected loss
+# A little more. The logits are not all equal: they scatter at random, and a random opinion costs. We can say how much.
+# After the final norm each token's $D$ numbers have variance 1. Xavier's rule draws the output's weights with variance
+# $\frac{2}{D+V}$ (Glorot & Bengio 2010, equation 16 [@glorot2010understanding]), so a logit has the variance $s^2 =
+# \frac{2D}{D+V}$. The mean of $e^z$ over normal $z$ is $e^{s^2/2}$, which makes the expected loss
 #
 # $$\ln V + \frac{s^2}{2} = \ln V + \frac{D}{D+V}$$
 
@@ -701,16 +712,16 @@ assert all(abs(start - expected) < 0.3 for start in starts), "one of the random 
 print("measured and predicted agree within 0.1 nats:", abs(initial - expected) < 0.1)
 
 # %% [markdown]
-# A single start scatters around this value, because the few frequent words of the text happen to have logits a little above
-# or below the mean. A first loss that is far away means a bug. A missing final norm, or weights drawn too large, show
-# here, before a minute of training is spent.
+# A single start scatters around this value, because the few frequent words of the text happen to have logits a little
+# above or below the mean. A first loss that is far away means a bug. A missing final norm, or weights drawn too large,
+# show here, before a minute of training is spent.
 
 # %% [markdown]
 # ## One batch by heart
 #
-# The second check: can the model learn *one* batch by heart? Eight stories, always the same, and a plain loop. If the loss
-# does not go to almost nothing, a gradient does not flow, or something is not connected. One of the eight is our own
-# little story, the other seven come from the corpus.
+# The second check: can the model learn *one* batch by heart? Eight stories, always the same, and a plain loop. If the
+# loss does not go to almost nothing, a gradient does not flow, or something is not connected. One of the eight is our
+# own little story, the other seven come from the corpus.
 #
 # **Predict.** Almost nothing: but is it zero? What can a model not know, even if it knows all eight stories by heart?
 
@@ -718,8 +729,8 @@ print("measured and predicted agree within 0.1 nats:", abs(initial - expected) <
 batch = encode_stories(tokenizer, [STORY, *stories.train[:7]], 64).long()  # (8, 64)
 
 
-def learn_by_heart(model, steps=80):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+def learn_by_heart(model, steps=100):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
     losses = []
     for _ in range(steps):
         loss = mean_loss(model, batch)
@@ -741,10 +752,10 @@ model = Decoder(narrow)
 honest = learn_by_heart(model)
 
 # %% [markdown]
-# What it cannot know is *which* of the eight stories it is in. All begin with `<sos>`, and the first word must be a guess; perhaps
-# the second, too. We can count what this costs: after each beginning, how often does which token follow, among the
-# eight stories? The mean of $-\ln p$ of these frequencies is the **floor** of this batch: no model that reads from left to right can
-# have a lower loss.
+# What it cannot know is *which* of the eight stories it is in. All begin with `<sos>`, and the first word must be a
+# guess; perhaps the second, too. We can count what this costs: after each beginning, how often does which token follow,
+# among the eight stories? The mean of $-\ln p$ of these frequencies is the **floor** of this batch: no model that reads
+# from left to right can have a lower loss on this batch.
 
 # %%
 begun, continued = Counter(), Counter()
@@ -759,16 +770,16 @@ floor = sum(times * math.log(begun[text[:-1]] / times) for text, times in contin
 print(f"the floor: {floor:.4f} nats per token; (8 ln 8) / {targets} tokens = {8 * math.log(8) / targets:.4f}")
 
 # %% [markdown]
-# Of course: by its end, each of eight different stories has been singled out once, and to single out one of eight costs $\ln 8$, wherever the
-# paths part.
+# Of course: by its end, each of eight different stories has been singled out once, and to single out one of eight costs
+# $\ln 8$, wherever the paths part.
 
 # %%
-assert floor <= honest[-1] < 1.1 * floor + 0.01, f"the batch was not learned: {honest[-1]:.3f} nats"
+assert floor <= honest[-1] < floor + 0.01, f"the batch was not learned: {honest[-1]:.3f} nats"
 print(f"the loss is now within 0.01 nats of the floor: {honest[-1] < floor + 0.01}")
 
 # %% [markdown]
-# The floor does more. Suppose that a bug lets the model see the future: the mask is forgotten. The loss falls even better,
-# and nobody complains. But it falls *through the floor*.
+# The floor does more. Suppose that a bug lets the model see the future: the mask is forgotten. The loss falls even
+# better, and nobody complains. But it falls *through the floor*.
 
 # %%
 torch.manual_seed(0)
@@ -782,36 +793,38 @@ print(f"without the mask the loss is less than a third of the floor: {cheating[-
 # %%
 figures.save_figure(
     plots.compare_curves(
-        {"with the mask": (range(1, 81), honest), "mask forgotten": (range(1, 81), cheating)},
+        {"with the mask": (range(1, 101), honest), "mask forgotten": (range(1, 101), cheating)},
         landmarks={"ln V": math.log(V), "floor": floor},
         y_label="training loss (nats per token)",
         title="One batch by heart: an honest model lands on the floor",
         log_y=True,
     ),
     "03_one_batch",
-    alt="Loss on one batch over 80 steps: the model with a mask levels off at the floor, the one without goes below it.",
+    alt="Loss on one batch over 100 steps: the model with a mask levels off at the floor, the one without goes below it.",
 )
 
 # %% [markdown]
-# The axis is logarithmic. Both curves start near $\ln V$. The honest one levels off at the floor; the cheating one goes through it,
-# because a token that sees the next one need not guess which story this is. The figure says nothing about new stories: learning eight
-# stories by heart is the opposite of what training is for. It is a test of the machine, and finds most bugs in seconds.
+# The axis is logarithmic. Both curves start near $\ln V$. The honest one levels off at the floor; the cheating one goes
+# through it, because a token that sees the next one need not guess which story this is. The figure says nothing about
+# new stories: learning eight stories by heart is the opposite of what training is for. It is a test of the machine, and
+# finds most bugs in seconds.
 
 # %% [markdown]
 # ## Who wrote the prediction?
 #
-# The stream is a sum. The output layer is linear. Between the two is only the final norm, which is *not* linear: it divides
-# by the standard deviation of the whole stream.
+# The stream is a sum. The output layer is linear. Between the two is only the final norm, which is *not* linear: it
+# divides by the standard deviation of the whole stream.
 #
 # **Predict.** Can a logit still be split exactly into what each part contributed?
 #
-# Yes: for each token, run the model, note the number by which the norm divides, and keep it fixed. What remains of the norm,
-# subtracting a mean and multiplying by constants, is linear, so the logits are a sum over the parts $p$:
+# Yes: for each token, run the model, note the number by which the norm divides, and keep it fixed. What remains of the
+# norm, subtracting a mean and multiplying by constants, is linear, so the logits are a sum over the parts $p$:
 #
-# $$\text{logits} = \sum_{p}\left(\frac{p - \operatorname{mean}(p)}{\sqrt{\sigma^2 + \varepsilon}} \odot g\right) W^\top
-# + \underbrace{b_{\text{norm}} W^\top + b_{\text{output}}}_{\text{biases}}$$
+# $$\text{logits} = \sum_{p}\left(\frac{p - \operatorname{mean}(p)}{\sqrt{\sigma^2 + \varepsilon}} \odot g\right) W^\top +
+# \underbrace{b_{\text{norm}} W^\top + b_{\text{output}}}_{\text{biases}}$$
 #
-# This is *direct logit attribution*; the stream as a sum of writings is the view of Elhage et al. 2021 [@elhage2021mathematical].
+# This is *direct logit attribution*; the stream as a sum of writings is the view of Elhage et al. 2021
+# [@elhage2021mathematical].
 
 
 # %%
@@ -827,7 +840,8 @@ def direct_logits(model, ids):
 
 
 # %% [markdown]
-# In double precision, so that rounding cannot hide a mistake; for the model that has learned its batch, and for the untrained one.
+# In double precision, so that rounding cannot hide a mistake; for the model that has learned its batch, and for the
+# untrained one.
 
 # %%
 worst = {}
@@ -843,8 +857,8 @@ print(f"{batch.numel()} tokens × {V:,} logits: sum of the parts = logits, withi
 # %% [markdown]
 # **The final logits are the exact sum of what every block wrote into the stream.** No approximation, for any weights.
 #
-# Now use it. Our story has *the* three times, followed by two different words. The same word goes in; something else in the stream must tell the model which
-# word comes out.
+# Now use it. Our story has *the* three times, followed by two different words. The same word goes in; something else in
+# the stream must tell the model which word comes out.
 
 # %%
 names = [tokenizer.word(i) for i in batch[0].tolist()]
@@ -858,8 +872,9 @@ assert all(predicted[t] == names[t + 1] for t in places), "the story was not lea
 table([[" ".join(names[t - 2 : t + 1]), predicted[t]] for t in places], ["… what stands there", "predicted"])
 
 # %% [markdown]
-# Softmax does not notice when the same number is added to all logits. So a single logit means nothing; we count each part's share
-# from the mean over the vocabulary. And to see what decides *between* two words, take the difference of their logits.
+# Softmax does not notice when the same number is added to all logits. So a single logit means nothing; we count each
+# part's share from the mean over the vocabulary. And to see what decides *between* two words, take the difference of
+# their logits.
 
 # %%
 shares = torch.stack([share[0] for share in direct_logits(exact, batch).values()])  # (parts, T, V)
@@ -872,10 +887,11 @@ push = shares[:, place, second]  # (parts,)
 between = (shares[..., second] - shares[..., first])[:, places[:2]]  # (parts, 2)
 
 # %%
-figure, (left, right) = plots.subplots(1, 2, size=(10.0, 4.2))
+figure, (left, right) = plots.subplots(1, 2, size=(10.0, 4.6))
+figure.set_dpi(128)  # laid out at the size at which it is drawn: the long labels need it
 left.barh(range(len(push)), push, color=plots.COLORS[0])
-left.set_title(f"“{names[place - 1]} the” → “{tokenizer.word(second)}”: who pushed it")
-left.set_xlabel("share of its logit, from the mean of all words (nats)")
+left.set_title(f"“{tokenizer.word(second)}”: {part_names[push.argmax()]} pushed it most")
+left.set_xlabel(f"share of its logit after “{names[place - 1]} the” (nats)")
 for i, offset in enumerate((-0.2, 0.2)):
     label = f"after “{names[places[i] - 1]} the” (next: {names[places[i] + 1]})"
     color, hatch = plots.COLORS[1 - i], "//" if i == 0 else None
@@ -888,14 +904,14 @@ for i, offset in enumerate((-0.2, 0.2)):
         edgecolor="white",
         label=label,
     )
-right.set_title(f"“{tokenizer.word(second)}” rather than “{tokenizer.word(first)}”")
-right.set_xlabel("difference of the two logits (nats)")
+right.set_title("The same word read, two opposite answers")
+right.set_xlabel(f"logit of “{tokenizer.word(second)}” minus logit of “{tokenizer.word(first)}” (nats)")
 for panel in (left, right):
-    panel.set_yticks(range(len(part_names)), part_names)
+    panel.set_yticks(range(len(part_names)), part_names if panel is left else [])
     panel.invert_yaxis()
     panel.axvline(0, color=plots.GREY, linewidth=1)
     panel.grid(False, axis="y")
-right.legend(loc="lower right")
+figure.legend(handles=right.get_legend_handles_labels()[0], loc="outside lower right")
 figures.save_figure(
     figure,
     "03_attribution",
@@ -916,14 +932,15 @@ print(
 print("attention and feed-forward alone decide so, too; what the word writes is the same in both places")
 
 # %% [markdown]
-# Left: each bar is one part's share of the logit of the word that was predicted; all bars add up to that logit. Right: the
-# same for the difference between two words, in two places where the same word, *the*, is read. The bars of *words* and
-# *biases* hardly differ between the places: *the* cannot know what comes next. (Only the norm's scale differs.) The others
-# turn round. Even the feed-forward bars do, and a feed-forward layer sees nothing but its own token: it works on what
-# attention has brought there, and on the position.
+# Left: each bar is one part's share of the logit of the word that was predicted; all bars together are that logit,
+# counted from the mean of all words. Right: the same for the difference between two words, in two places where the same
+# word, *the*, is read. *Words* and *biases* point the same way in both places: *the* cannot know what comes next. What
+# turns round is what attention and feed-forward wrote. And a feed-forward layer sees nothing but its own token, so it
+# can only work on what attention has brought there, and on the position.
 #
-# What the figure does not show: indirect effects. What attention wrote early was *read* by every later part, and the bars do
-# not trace that. And the model knows eight stories by heart; a bar here explains this prediction, not the language.
+# What the figure does not show: indirect effects. What attention wrote early was *read* by every later part, and the
+# bars do not trace that. And the model knows eight stories by heart; a bar here explains this prediction, not the
+# language.
 
 # %% [markdown]
 # ## Recap

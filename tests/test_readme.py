@@ -1,0 +1,52 @@
+"""The README's numbers are those that the notebooks recorded, and its paths exist."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from helpers.model import Decoder, ModelConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def recorded(corpus):
+    return json.loads((ROOT / "figures" / corpus / "04.json").read_text(encoding="utf-8"))
+
+
+def row(label):
+    """The cells of the table row that begins with a label."""
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {label} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+@pytest.mark.parametrize(
+    ("label", "key"), [("its recipe, here", "the assignment's recipe"), ("our default recipe", "ours")]
+)
+def test_perplexities_are_the_recorded_ones(label, key):
+    numbers = recorded("tinystories")
+    ends = [round(numbers["steps"] * epoch / 3) for epoch in (1, 2, 3)]
+    losses = {row["step"]: row["validation_loss"] for row in numbers["protocol"][key]}
+    parameters = f"{Decoder(ModelConfig()).num_parameters():,}"
+    assert row(label) == [parameters, *(f"{math.exp(losses[end]):.2f}" for end in ends)]
+
+
+def test_the_distance_from_the_floor_is_the_recorded_one():
+    numbers = recorded("bundled")
+    gap = numbers["history"][-1]["validation_loss"] - numbers["landmarks"]["entropy floor"]
+    assert f"ends {gap:.2f} nats per token above it" in " ".join(README.split())
+
+
+def test_the_parameter_table_adds_up():
+    table = README.partition("| part | parameters |")[2].partition("| **total** |")[0]
+    parts = [int(number.replace(",", "")) for number in re.findall(r"\| ([\d,]+) \|$", table, re.MULTILINE)]
+    assert sum(parts) == Decoder(ModelConfig()).num_parameters()
+
+
+def test_every_link_leads_to_a_file():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
