@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         with torch.no_grad():
             self.embedding.weight[0] = 0.0  # <pad>
 
-    def load_vectors(self, matrix, std: float = 0.02, output_std: float | None = 0.04, freeze: bool = False) -> None:
+    def load_vectors(self, matrix, std: float = 0.02, output_std: float | None = 0.06, freeze: bool = False) -> None:
         """Start from word vectors, (V, E) of float32: the embedding, and the output layer too.
 
         The output layer becomes the same vectors seen through the projection, less their mean: words of like use start with

@@ -454,13 +454,28 @@ def scatter_words(points, words: Sequence[str], groups: Sequence[str] | None = N
     groups = np.asarray(["" if groups is None else group for group in (groups or words)])
     for group, color, marker in zip(dict.fromkeys(groups), cycle(COLORS), cycle("os^DvPX*"), strict=False):
         axes.scatter(*points[groups == group].T, s=22, color=color, marker=marker, label=str(group))
-    for point, word in zip(points, _words(words), strict=True):
-        axes.annotate(word, point, xytext=(4, 3), textcoords="offset points", fontsize=8)
+    _label_points(axes, points, _words(words))
     axes.set(xlabel="first direction", ylabel="second direction")
     axes.set_title(title)
     if groups[0]:
         axes.legend()
     return figure
+
+
+def _label_points(axes, points, words: Sequence[str]) -> None:
+    """A word beside each point, on the side where it covers the fewest words and points placed so far."""
+    axes.margins(0.1)
+    axes.autoscale_view()
+    at = axes.transData.transform(points)  # (N, 2), pixels
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
+    for (x, y), point, word in zip(at, points, words, strict=True):
+        width, height = 5.2 * len(word), 10
+        sides = [(5, 3), (5, -11), (-5 - width, 3), (-5 - width, -11), (-width / 2, 8), (-width / 2, -17)]
+        boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in sides]
+        covered = [sum(a < r and p < c and b < s and q < d for p, q, r, s in taken) for a, b, c, d in boxes]
+        best = covered.index(min(covered))
+        taken.append(boxes[best])
+        axes.annotate(word, point, xytext=sides[best], textcoords="offset pixels", fontsize=8)
 
 
 def position_heatmap(positions, *, title: str = "") -> Figure:
