@@ -888,7 +888,6 @@ between = (shares[..., second] - shares[..., first])[:, places[:2]]  # (parts, 2
 
 # %%
 figure, (left, right) = plots.subplots(1, 2, size=(10.0, 4.6))
-figure.set_dpi(128)  # laid out at the size at which it is drawn: the long labels need it
 left.barh(range(len(push)), push, color=plots.COLORS[0])
 left.set_title(f"“{tokenizer.word(second)}”: {part_names[push.argmax()]} pushed it most")
 left.set_xlabel(f"share of its logit after “{names[place - 1]} the” (nats)")

@@ -401,10 +401,10 @@ figures.save_figure(
     plots.compare_curves(
         {name: (results[name].column("step"), results[name].column("validation_loss")) for name in shown},
         y_label="validation loss (nats per token)",
-        title="Good vectors help, if they may move",
+        title="Good vectors help most when they may move",
     ),
     "04_recipes",
-    alt="Validation loss of four short runs: fastText tuned is lowest, then random, then fastText frozen; the assignment's recipe is far above.",
+    alt="Validation loss of four short runs: fastText tuned is lowest, random and frozen are above it, the assignment's recipe is far above.",
 )
 
 # %%
@@ -416,8 +416,9 @@ assert losses["default: fastText, tuned"] < losses["the assignment's recipe"] - 
 print("fastText beats the random start, and the default the assignment's recipe by more than half a nat: True")
 
 # %% [markdown]
-# Vectors that know something are the better start, but only if they may move: frozen, they end behind random ones that
-# learn. What skip-gram knows about a word is not quite what the decoder needs. The largest step of all is the learning rate.
+# Vectors that know something are the better start. Frozen they lead for a few steps only, and random ones that learn catch up:
+# what skip-gram knows about a word is not quite what the decoder needs. Half of the gain comes from the output layer, which
+# must otherwise learn from nothing which words are alike. The largest step of all is the learning rate.
 # The curves are short, so they reward a fast start; a setting that pays only later (dropout, on a small corpus trained
 # for long) cannot show it here. Differences of a few hundredths are within what another seed does.
 
@@ -507,7 +508,7 @@ show_heads(2)
 # %%
 def show_arrows(layer):
     tokens, weights = attention[SENTENCES[0]]
-    figure = plots.head_grid(weights[layer - 1], tokens, kind="arrows", first_layer=layer)
+    figure = plots.head_grid(weights[layer - 1], tokens, kind="arrows", first_layer=layer, notes=notes)
     alt = f"Word-to-word arrows of the eight heads of layer {layer} for: {SENTENCES[0]}"
     return figures.save_figure(figure, f"04_arrows_{layer}", alt=alt)
 
