@@ -20,6 +20,7 @@ CORPUS ?=
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
+LONGEST := notebooks/04_training.ipynb
 
 .DEFAULT_GOAL := report
 .PHONY: report test record render sync clean
@@ -31,7 +32,7 @@ report: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests notebooks \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(LONGEST) notebooks tests \
 	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 900
 
 record: $(READY)

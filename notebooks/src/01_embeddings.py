@@ -14,7 +14,7 @@
 # **Promise.** You will follow one story from text to numbers: words, ids, vectors, positions. At the end you will see that
 # word vectors alone cannot tell *the dog chased the cat* from *the cat chased the dog*, and what can.
 #
-# **Prerequisites.** Python and a little PyTorch. This is the first of seven notebooks.
+# **Prerequisites.** Python and a little PyTorch. This is the first notebook.
 #
 # **Running time.** About one minute on two cores, most of it training word vectors; a few seconds when they are cached.
 
@@ -69,7 +69,7 @@ print(f"{len(stories.train):,} stories to train on, {len(stories.validation):,} 
 # %%
 EXAMPLE = 'One day, Mia lost her red ball. "Where is the ball?" asked Tom.'
 shown = stories.train[0] if CORPUS == "bundled" else EXAMPLE
-print(textwrap.fill(shown, 100))
+print(textwrap.fill(shown, 88))
 
 # %% [markdown]
 # The tokenizer splits at blanks, makes punctuation a word of its own, and writes everything in lower case. So *Where* and

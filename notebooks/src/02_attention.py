@@ -316,8 +316,8 @@ table(
 
 # %% [markdown]
 # Nothing before the exchanged word moves, not by the last bit, through all layers. Without the mask, every output
-# moves. This is what makes training efficient: one pass over a story gives a fair prediction at every word. And it is
-# what makes the cache of notebook 05 possible: keys and values of the past stay as they are.
+# moves. This is what makes training efficient: one pass over a story gives a fair prediction at every word. And when
+# text is written word by word, the keys and values of the past stay as they are, so they can be kept.
 
 # %% [markdown]
 # ## Several heads are one reshape

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parent
 WRITTEN_BY_NOTEBOOKS = ("figures/**/*", "checkpoints/bundled/*", "notebooks/*.ipynb")
 
 settings.register_profile("course", deadline=None, derandomize=True, database=None)
