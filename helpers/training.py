@@ -184,9 +184,10 @@ def train(
     steps_per_epoch = math.ceil(len(train_ids) / config.batch_size)
     total_steps = min(config.epochs * steps_per_epoch, config.max_steps or config.epochs * steps_per_epoch)
     optimizer = _optimizer(model, config)
+    identity = _identity(config, train_ids, validation_ids)
     state = {"step": 0, "tokens": 0, "loss_sum": 0.0, "loss_tokens": 0, "seconds": 0.0, "rows": []}
     if resume_from is not None:
-        state = _load_run(Path(resume_from), model, optimizer, config)
+        state = _load_run(Path(resume_from), model, optimizer, identity)
     history = History(state["rows"])
     folder = Path(config.folder) if config.folder else None
     if folder:
@@ -202,26 +203,12 @@ def train(
             first = step % steps_per_epoch * config.batch_size
             batch = train_ids[order[first : first + config.batch_size]].long().to(device)  # (B, T)
             rate = learning_rate_at(step, total_steps, config)
-            with _autocast(device, precision):
-                total, count = loss_sum(model, batch, tokenizer.pad_id)
-            loss = total / count
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {step + 1}: lower learning_rate={config.learning_rate}, lengthen "
-                    "the warm-up, or set clip_norm; files written before this step are untouched"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if config.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
+            total, count = _update(model, optimizer, batch, tokenizer.pad_id, rate, step, config, precision)
 
             done = step + 1
-            state["step"], state["tokens"] = done, state["tokens"] + count.item()
-            state["loss_sum"] += total.item()
-            state["loss_tokens"] += count.item()
+            state["step"], state["tokens"] = done, state["tokens"] + count
+            state["loss_sum"] += total
+            state["loss_tokens"] += count
             bar.update()
             epoch_ends = done % steps_per_epoch == 0 or done == total_steps
             early = done & (done - 1) == 0  # 1, 2, 4, 8, …: the loss falls fastest at the start
@@ -241,12 +228,41 @@ def train(
                     history.save(folder)
             if folder and (epoch_ends or (config.checkpoint_every and done % config.checkpoint_every == 0)):
                 state["seconds"] = time.perf_counter() - started
-                _save_run(folder, model, optimizer, config, state)
+                _save_run(folder, model, optimizer, identity, state)
             if on_validation and history.rows and history.rows[-1]["step"] == done:
                 on_validation(history.rows[-1], model)
     torch.random.set_rng_state(outer_random_state)
     model.eval()
     return history
+
+
+def _update(
+    model: Decoder,
+    optimizer,
+    batch: Tensor,
+    pad_id: int,
+    rate: float,
+    step: int,
+    config: TrainingConfig,
+    precision: str,
+) -> tuple[float, int]:
+    """One optimizer step on a batch (B, T). Returns the sum of its losses in nats and the number of its targets."""
+    with _autocast(batch.device.type, precision):
+        total, count = loss_sum(model, batch, pad_id)
+    loss = total / count
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss.item()} at step {step + 1}: lower learning_rate={config.learning_rate}, lengthen the "
+            "warm-up, or set clip_norm; files written before this step are untouched"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if config.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return total.item(), count.item()
 
 
 def pick_device(device: str = "auto") -> str:
@@ -375,23 +391,26 @@ def _autocast(device: str, precision: str):
     return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-# What must agree for a resumed run to be the same run; the rest says where and on what it runs.
-_SAME_RUN = set(TrainingConfig.__dataclass_fields__) - {"device", "folder", "checkpoint_every"}
+def _identity(config: TrainingConfig, *encoded: Tensor) -> dict:
+    """What must agree for a resumed run to be the same run: all settings but where and on what it runs, and the stories."""
+    elsewhere = {"device", "folder", "checkpoint_every"}
+    settings = {key: value for key, value in asdict(config).items() if key not in elsewhere}
+    digests = [hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:12] for ids in encoded]
+    return json.loads(json.dumps(settings | {"stories": digests}))
 
 
-def _save_run(folder: Path, model: Decoder, optimizer, config: TrainingConfig, state: dict) -> None:
+def _save_run(folder: Path, model: Decoder, optimizer, identity: dict, state: dict) -> None:
     """Everything a run needs to go on, in ONE file, so that it is there whole or not at all."""
     tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": t.detach().cpu().contiguous() for key, t in moments.items()}
-    settings = {key: value for key, value in asdict(config).items() if key in _SAME_RUN}
-    metadata = {"format": str(FORMAT), "state": json.dumps(state), "config": json.dumps(settings, sort_keys=True)}
+    metadata = {"format": str(FORMAT), "state": json.dumps(state), "identity": json.dumps(identity)}
     partial = folder / f"resume.safetensors.{os.getpid()}.partial"
     save_file(tensors, partial, metadata=metadata)
     partial.replace(folder / "resume.safetensors")
 
 
-def _load_run(folder: Path, model: Decoder, optimizer, config: TrainingConfig) -> dict:
+def _load_run(folder: Path, model: Decoder, optimizer, identity: dict) -> dict:
     path = folder / "resume.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: there is no run to resume in {folder}; start without resume_from")
@@ -399,14 +418,13 @@ def _load_run(folder: Path, model: Decoder, optimizer, config: TrainingConfig) -
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state, settings = json.loads(metadata["state"]), json.loads(metadata["config"])
+        state, saved_identity = json.loads(metadata["state"]), json.loads(metadata["identity"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it and start the run again") from error
-    ours = json.loads(json.dumps(asdict(config)))
     changed = [
-        f"{key}: {settings.get(key)} there, {ours[key]} here"
-        for key in sorted(_SAME_RUN)
-        if settings.get(key) != ours[key]
+        f"{key}: {saved_identity.get(key)} there, {value} here"
+        for key, value in identity.items()
+        if saved_identity.get(key) != value
     ]
     if changed:
         raise ValueError(

@@ -185,6 +185,8 @@ def test_resuming_another_run_is_refused(tmp_path):
     train(made_model(), TOKENIZER, made_stories(), replace(QUICK, folder=str(tmp_path)))
     with pytest.raises(ValueError, match=r"learning_rate: 0\.002 there, 0\.1 here"):
         train(made_model(), TOKENIZER, made_stories(), replace(QUICK, learning_rate=0.1), resume_from=tmp_path)
+    with pytest.raises(ValueError, match="stories: "):
+        train(made_model(), TOKENIZER, made_stories(60), QUICK, resume_from=tmp_path)
     with pytest.raises(ValueError, match="model of another shape"):
         train(made_model(d_ff=16), TOKENIZER, made_stories(), QUICK, resume_from=tmp_path)
     with pytest.raises(FileNotFoundError, match="no run to resume"):
