@@ -3,6 +3,7 @@
     stories     where stories come from: the bundled grammar, TinyStories, or a local file
     tokenizer   words to ids and back
     vectors     fastText word vectors: train, read, stream; the embedding matrix
+    memory      the output layer and its loss, a few rows at a time
     model       the decoder-only transformer, from its basic parts
     training    batches, the loss, the loop, checkpoints
     decoding    generate(): text from a prompt

@@ -1,5 +1,6 @@
 """Text from a prompt, one token at a time."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ def generate(
         raise ValueError(f"top_k={top_k}, top_p={top_p}: top_k must be at least 1, top_p above 0 and at most 1")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
-    base = torch.seed() if seed is None else seed
+    base = secrets.randbits(62) if seed is None else seed  # the caller's random stream stays as it is
+    was_training = model.training
     model.eval()
     results = []
     for index, prompt in enumerate(prompts):
@@ -76,6 +78,7 @@ def generate(
             new.append(token)
             logprob += log_probabilities[token].item()
         results.append(Generation(tokenizer.decode(new), new, logprob))
+    model.train(was_training)
     return results
 
 

@@ -101,6 +101,7 @@ def head_scores(model: Decoder, ids: Tensor, names: Iterable[int] = (), pad_id: 
     and c what a head that looks at all words alike would put there. ids: encoded stories (N, T); `<pad>` is left out.
     A pattern that no query of these stories has is left out too.
     """
+    was_training = model.training
     model.eval()
     names = set(names)
     mass, even, queries = (dict.fromkeys(PATTERNS, 0.0) for _ in range(3))
@@ -115,4 +116,5 @@ def head_scores(model: Decoder, ids: Tensor, names: Iterable[int] = (), pad_id: 
                 mass[pattern] = mass[pattern] + (weights * keys).sum(axis=-1)[..., asked].sum(axis=-1)  # (L, H)
                 even[pattern] += (keys.sum(axis=1) / np.arange(1, length + 1))[asked].sum()
                 queries[pattern] += asked.sum()
+    model.train(was_training)
     return {p: (mass[p] - even[p]) / (queries[p] - even[p]) for p in PATTERNS if queries[p] > even[p]}

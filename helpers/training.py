@@ -29,7 +29,7 @@ FORMAT = 1  # of the checkpoint files; raised when an older reader would misread
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The defaults are the best recipe found (notebook 04 shows what was tried)."""
+    """How to train. The defaults are the recipe of notebook 04, which also shows others."""
 
     epochs: int = 3
     batch_size: int = 32
@@ -184,7 +184,7 @@ def train(
     steps_per_epoch = math.ceil(len(train_ids) / config.batch_size)
     total_steps = min(config.epochs * steps_per_epoch, config.max_steps or config.epochs * steps_per_epoch)
     optimizer = _optimizer(model, config)
-    identity = _identity(config, train_ids, validation_ids)
+    identity = _identity(model, config, precision, train_ids, validation_ids)
     state = {"step": 0, "tokens": 0, "loss_sum": 0.0, "loss_tokens": 0, "seconds": 0.0, "rows": []}
     if resume_from is not None:
         state = _load_run(Path(resume_from), model, optimizer, identity)
@@ -194,8 +194,11 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
 
     started = time.perf_counter() - state["seconds"]
-    outer_random_state = torch.random.get_rng_state()
-    with tqdm(total=total_steps, initial=state["step"], desc="training", unit="step") as bar:
+    random_devices = [model.output.weight.device] if device == "cuda" else []
+    with (
+        torch.random.fork_rng(random_devices),  # the caller's random stream stays as it is
+        tqdm(total=total_steps, initial=state["step"], desc="training", unit="step") as bar,
+    ):
         for step in range(state["step"], total_steps):
             torch.manual_seed(_seed(config.seed, "dropout", step))
             if step % steps_per_epoch == 0 or step == state["step"]:
@@ -231,7 +234,6 @@ def train(
                 _save_run(folder, model, optimizer, identity, state)
             if on_validation and history.rows and history.rows[-1]["step"] == done:
                 on_validation(history.rows[-1], model)
-    torch.random.set_rng_state(outer_random_state)
     model.eval()
     return history
 
@@ -391,10 +393,15 @@ def _autocast(device: str, precision: str):
     return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def _identity(config: TrainingConfig, *encoded: Tensor) -> dict:
-    """What must agree for a resumed run to be the same run: all settings but where and on what it runs, and the stories."""
+def _identity(model: Decoder, config: TrainingConfig, precision: str, *encoded: Tensor) -> dict:
+    """What must agree for a resumed run to be the same run: model, settings, the precision that was chosen, the stories."""
     elsewhere = {"device", "folder", "checkpoint_every"}
     settings = {key: value for key, value in asdict(config).items() if key not in elsewhere}
+    settings |= {
+        "model": asdict(model.config),
+        "precision": precision,
+        "frozen": not model.embedding.weight.requires_grad,
+    }
     digests = [hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:12] for ids in encoded]
     return json.loads(json.dumps(settings | {"stories": digests}))
 

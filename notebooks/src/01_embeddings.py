@@ -12,7 +12,7 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/01_embeddings.ipynb)
 #
 # **Promise.** You will follow one story from text to numbers: words, ids, vectors, positions. At the end you will see that
-# word vectors alone cannot tell *the dog chased the cat* from *the cat chased the dog*, and what can.
+# word vectors alone cannot tell *the dog looked for the cat* from *the cat looked for the dog*, and what can.
 #
 # **Prerequisites.** Python and a little PyTorch. This is the first notebook.
 #
@@ -203,8 +203,8 @@ table(
 )
 
 # %% [markdown]
-# Both have one, built from n-grams alone. *Doggy* lands beside words that share letters with it, an animal or two among
-# them. *Zyzzyva* shares none of its n-grams with a word of the stories; its rows were never trained, or only by words that
+# Both have one, built from n-grams alone. *Doggy* lands beside words that end as it does, not beside the dog.
+# *Zyzzyva* shares none of its n-grams with a word of the stories; its rows were never trained, or only by words that
 # fell into the same bucket, and its neighbours are chance. The vector of an unseen word is a guess from spelling.
 #
 # A map of some words shows the groups at a glance. Three hundred dimensions are pressed flat by keeping the two in which
