@@ -28,8 +28,7 @@ def pytest_configure(config):
         return
     config.figures_dir = tempfile.mkdtemp(prefix="figures-")
     os.environ["FIGURES_DIR"] = config.figures_dir
-    workers = getattr(config.option, "numprocesses", None) or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))  # the cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cores: who waits must not spin
     config.before = fingerprint()
     config.changed = []
 

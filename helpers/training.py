@@ -197,7 +197,8 @@ def train(
     random_devices = [model.output.weight.device] if device == "cuda" else []
     with (
         torch.random.fork_rng(random_devices),  # the caller's random stream stays as it is
-        tqdm(total=total_steps, initial=state["step"], desc="training", unit="step") as bar,
+        # Every two seconds: thousands of messages would fill the queue of a front end that is slow to read them.
+        tqdm(total=total_steps, initial=state["step"], desc="training", unit="step", mininterval=2.0) as bar,
     ):
         for step in range(state["step"], total_steps):
             torch.manual_seed(_seed(config.seed, "dropout", step))
@@ -226,7 +227,8 @@ def train(
                 }
                 state["loss_sum"], state["loss_tokens"] = 0.0, 0
                 history.rows.append(row)
-                bar.set_postfix(train=f"{row['train_loss']:.3f}", validation=f"{row['validation_loss']:.3f}")
+                losses = {"train": f"{row['train_loss']:.3f}", "validation": f"{row['validation_loss']:.3f}"}
+                bar.set_postfix(losses, refresh=False)
                 if folder:
                     history.save(folder)
             if folder and (epoch_ends or (config.checkpoint_every and done % config.checkpoint_every == 0)):

@@ -537,10 +537,11 @@ show_heads(2)
 # - **Same name.** Bright squares in the columns of names, in rows where a name may come next: after a full stop, after *and*,
 #   after *asked*. Several heads do it, and the strongest does hardly anything else. Such a head can bring a name back, and
 #   names do come back in the samples; to show that it is *the* cause, one would have to switch it off.
-# - **Heads without a name, looking back a few words.** They gather the phrase that is being written, without a fixed step: the
-#   sharp previous-word head of notebook 02 is not what these stories teach first. Its best score is in the table above.
-# - **Heads without a name, looking far back.** They find the words that matter later (what was lost, its colour, who helps) and
-#   are mixed: no pattern of ours fits them well.
+# - **Heads without a name, looking back ten words or less.** Most are in layer 1. They gather the phrase that is being written,
+#   without a fixed step: the sharp previous-word head of notebook 02 is not what these stories teach first. Its best score is
+#   in the table above.
+# - **Heads without a name, looking further back.** They are mixed: no pattern of ours fits them, and the pictures alone cannot
+#   say what they carry.
 # - **After same word**, the induction head that notebook 02 sketched, stays near zero: in stories this short little repeats word
 #   by word.
 #
