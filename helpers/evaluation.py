@@ -1,7 +1,8 @@
 """Measures: perplexity, the landmarks of a loss curve, and what each attention head looks at."""
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -66,15 +67,37 @@ def entropy_floor(stories: Stories, length: int) -> float:
     return float(np.concatenate(nats).mean())
 
 
-PATTERNS = ("itself", "previous word", "first word", "same word", "after same word", "same name")
+def words_after(pattern: str, texts: Iterable[str], tokenizer: WordTokenizer) -> set[int]:
+    """Ids of all words that group 1 of a regular expression finds in texts. Words outside the vocabulary are left out.
+
+    words_after(r"\\b(?:named|called) ([A-Z]\\w+)", …) are the names of a story's people and animals.
+    """
+    found = {match for text in texts for match in re.findall(pattern, text)}
+    return {i for match in found for i in tokenizer.encode(match)} - {tokenizer.unk_id}
 
 
-def pattern_targets(ids: Sequence[int], names: Iterable[int] = ()) -> dict[str, np.ndarray]:
+PATTERNS = (
+    "itself",
+    "previous word",
+    "start token",
+    "same word",
+    "after same word",
+    "same name",
+    "previous sound",
+    "next sound",
+)
+
+
+def pattern_targets(
+    ids: Sequence[int], names: Collection[int] = (), sounds: Collection[int] = ()
+) -> dict[str, np.ndarray]:
     """For each pattern a boolean (T, T): does query row t, under this pattern, look at key s? Keys never lie ahead.
 
     "same word" is an earlier copy of the query's word; "after same word" the word that followed such a copy (an induction
     head, Olsson et al. 2022). "same name" belongs to queries whose NEXT word is one of `names` (token ids) and has been
-    mentioned before: its earlier mentions are what a head that brings the name back must look at.
+    mentioned before: its earlier mentions are what a head that brings the name back must look at. "previous sound" and
+    "next sound" are "previous word" and "after same word" among `sounds` alone, the words of songs: query, key and, for
+    "next sound", the copy are all sounds.
     """
     ids = np.asarray(ids)  # (T,)
     T = len(ids)
@@ -83,18 +106,24 @@ def pattern_targets(ids: Sequence[int], names: Iterable[int] = ()) -> dict[str, 
     after, named = np.zeros((2, T, T), dtype=bool)
     after[:, 1:] = copy[:, :-1]
     named[:-1] = copy[1:] & np.isin(ids[1:], list(names))[:, None]
+    sound = np.isin(ids, list(sounds))  # (T,)
+    both = sound[:, None] & sound[None, :]  # (T, T)
     return {
         "itself": s == t,
         "previous word": s == t - 1,
-        "first word": (s == 0) & (t > 1),
+        "start token": (s == 0) & (t > 1),
         "same word": copy,
         "after same word": after,
         "same name": named,
+        "previous sound": (s == t - 1) & both,
+        "next sound": after & both,
     }
 
 
 @torch.no_grad()
-def head_scores(model: Decoder, ids: Tensor, names: Iterable[int] = (), pad_id: int = 0) -> dict[str, np.ndarray]:
+def head_scores(
+    model: Decoder, ids: Tensor, names: Collection[int] = (), sounds: Collection[int] = (), pad_id: int = 0
+) -> dict[str, np.ndarray]:
     """How much each head follows each pattern: {pattern: (L, H)}, 0 for an even spread of attention, 1 for nothing else.
 
     The score is (m - c) / (1 - c): m is the attention on the pattern's keys, averaged over the queries that have such keys,
@@ -103,7 +132,6 @@ def head_scores(model: Decoder, ids: Tensor, names: Iterable[int] = (), pad_id: 
     """
     was_training = model.training
     model.eval()
-    names = set(names)
     mass, even, queries = (dict.fromkeys(PATTERNS, 0.0) for _ in range(3))
     for rows in ids.split(16):
         _, attention = model(rows.long().to(model.output.weight.device), return_attention=True)
@@ -111,7 +139,7 @@ def head_scores(model: Decoder, ids: Tensor, names: Iterable[int] = (), pad_id: 
         for b, row in enumerate(rows.tolist()):
             length = len(row) - row.count(pad_id)
             weights = attention[:, b, :, :length, :length]  # (L, H, t, t)
-            for pattern, keys in pattern_targets(row[:length], names).items():
+            for pattern, keys in pattern_targets(row[:length], names, sounds).items():
                 asked = keys.any(axis=1)  # (t,)
                 mass[pattern] = mass[pattern] + (weights * keys).sum(axis=-1)[..., asked].sum(axis=-1)  # (L, H)
                 even[pattern] += (keys.sum(axis=1) / np.arange(1, length + 1))[asked].sum()

@@ -26,8 +26,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
+from helpers.stories import corpus_name
+
 ROOT = Path(__file__).resolve().parents[1]
-CORPORA = ("bundled", "tinystories")
 COLORS = sns.color_palette("colorblind").as_hex()
 GREY = "#6b7280"
 LINES = ("-", "--", "-.", ":")
@@ -57,19 +58,6 @@ def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7.0, 
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
-
-
-def corpus_name(corpus: str) -> str:
-    """The folder name of a corpus: "bundled", "tinystories", or the last part of a path without its ending.
-
-    Raises ValueError where a path would take the folder of the bundled corpus.
-    """
-    if corpus in CORPORA:
-        return corpus
-    name = Path(corpus).resolve().stem
-    if name in ("", "bundled"):
-        raise ValueError(f"{corpus!r} gives the name {name!r}, which is taken: rename the file or folder")
-    return name
 
 
 class FigureFolder:

@@ -27,6 +27,7 @@ import numpy as np
 
 HUB_NAME = "roneneldan/TinyStories"  # Eldan & Li 2023, "TinyStories: How Small Can Language Models Be"
 SEPARATOR = b"<|endoftext|>"  # stands between the stories of a .txt file
+CORPORA = ("bundled", "tinystories")  # those with a name; every other corpus is a path
 EXTENSIONS = (".txt", ".parquet", ".jsonl")
 FLATTENING = 10.0  # the r-th word of a list has weight 1 / (r + FLATTENING): Zipf's law, flattened at the top
 
@@ -76,6 +77,20 @@ def load_stories(source: str | Path = "bundled", train: int = 10_000, validation
     if not path.exists():
         raise FileNotFoundError(f"there is no corpus and no file or folder called {str(source)!r}: {_ACCEPTED}")
     return _from_disk(path, train, validation)
+
+
+def corpus_name(corpus: str | Path) -> str:
+    """The name of a corpus, and of its folders: "bundled", "tinystories", or that of its folder or file, without the ending.
+
+    Raises ValueError where a path would take the folder of the bundled corpus.
+    """
+    if corpus in CORPORA:
+        return str(corpus)
+    path = Path(corpus).resolve()
+    name = path.stem if path.suffix in EXTENSIONS else path.name
+    if name in ("", "bundled"):
+        raise ValueError(f"{str(corpus)!r} gives the name {name!r}, which is taken: rename the file or folder")
+    return name
 
 
 class _Lazy(Sequence):
@@ -328,9 +343,7 @@ def _stream(load: Callable, split: str, count: int) -> Iterator[dict]:
 
 def _from_disk(path: Path, train: int, validation: int) -> Stories:
     """A folder's two files, or one file of which the last stories are held out."""
-    name = path.resolve().name if path.is_dir() else path.stem
-    if name == "bundled":
-        raise ValueError(f"{path}: rename it, for figures/bundled belongs to the bundled corpus")
+    name = corpus_name(path)
     if path.is_dir():
         texts = _read(_split_file(path, "train"))[:train]
         held_out = _read(_split_file(path, "validation"))[:validation]

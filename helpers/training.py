@@ -1,5 +1,6 @@
 """Training: batches of stories, the loss over real tokens, the loop, and checkpoints that are exact to resume from."""
 
+import copy
 import csv
 import hashlib
 import json
@@ -8,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from tqdm.auto import tqdm
 
 from helpers.memory import output_loss
 from helpers.model import Decoder, ModelConfig
-from helpers.stories import Stories
+from helpers.stories import Stories, corpus_name, load_stories
 from helpers.tokenizer import WordTokenizer
+from helpers.vectors import train_vectors
 
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 FORMAT = 1  # of the checkpoint files; raised when an older reader would misread them
 
 
@@ -199,7 +202,9 @@ def train(
         torch.random.fork_rng(random_devices),  # the caller's random stream stays as it is
         # Every two seconds: thousands of messages would fill the queue of a front end that is slow to read them.
         tqdm(total=total_steps, initial=state["step"], desc="training", unit="step", mininterval=2.0) as bar,
+        ExitStack() as at_the_end,
     ):
+        at_the_end.callback(model.eval)  # after an error too
         for step in range(state["step"], total_steps):
             torch.manual_seed(_seed(config.seed, "dropout", step))
             if step % steps_per_epoch == 0 or step == state["step"]:
@@ -236,7 +241,6 @@ def train(
                 _save_run(folder, model, optimizer, identity, state)
             if on_validation and history.rows and history.rows[-1]["step"] == done:
                 on_validation(history.rows[-1], model)
-    model.eval()
     return history
 
 
@@ -353,6 +357,58 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
         )
     _copy_weights(model, weights, folder)
     return model.eval(), tokenizer, metadata
+
+
+def load_or_train(
+    corpus: str | Path = "bundled", config: TrainingConfig | None = None, folder: str | Path | None = None
+) -> tuple[Decoder, WordTokenizer, dict]:
+    """The trained model of a corpus, its tokenizer and metadata: read from checkpoints/<corpus>/, which is trained first
+    where it is not there, after a word on how many minutes that takes.
+
+    Training is that of notebook 04: vectors of the training stories, then `config` (None: the defaults). folder: another
+    place for the checkpoint. Raises as `load_stories`, `train` and `load_checkpoint` do.
+    """
+    folder = Path(folder or CHECKPOINTS / corpus_name(corpus))
+    if folder.exists():
+        return load_checkpoint(folder)
+    config = config or TrainingConfig()
+    stories = load_stories(corpus, validation=500)
+    tokenizer = WordTokenizer.train(stories.train)
+    model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer))
+    print(
+        f"{folder.name}: no trained model yet; training takes about {_minutes(model, tokenizer, stories, config):.0f} min"
+    )
+    history = train(model, tokenizer, stories, config)
+    save_trained(folder, model, tokenizer, history, stories.name)
+    return load_checkpoint(folder)
+
+
+def new_model(stories: Stories, tokenizer: WordTokenizer, vectors=None, seed: int = 0, **start) -> Decoder:
+    """An untrained model of the assignment's size; of the bundled stories one with their own, smaller vocabulary.
+
+    vectors: word vectors to start from, in the manner that `start` tells `Decoder.load_vectors`; None: random ones.
+    """
+    torch.manual_seed(seed)
+    model = Decoder(ModelConfig(vocab_size=len(tokenizer) if stories.name == "bundled" else ModelConfig.vocab_size))
+    if vectors is not None:
+        model.load_vectors(vectors.matrix(tokenizer, rows=model.config.vocab_size), **start)
+    return model
+
+
+def save_trained(folder: str | Path, model: Decoder, tokenizer: WordTokenizer, history: History, corpus: str) -> None:
+    """The checkpoint that `load_or_train` reads: weights in bfloat16, half the size, and the losses that they reached."""
+    last = history.rows[-1]
+    metadata = {"corpus": corpus} | {key: last[key] for key in ("step", "tokens", "train_loss", "validation_loss")}
+    save_checkpoint(folder, model, tokenizer, metadata, dtype=torch.bfloat16)
+
+
+def _minutes(model: Decoder, tokenizer: WordTokenizer, stories: Stories, config: TrainingConfig) -> float:
+    """How long `train` will take here, from a few steps of a copy."""
+    few = replace(stories, train=stories.train[: 4 * config.batch_size], validation=stories.validation[:1])
+    rows = train(copy.deepcopy(model), tokenizer, few, replace(config, max_steps=4, folder=None)).rows
+    per_step = (rows[-1]["seconds"] - rows[0]["seconds"]) / max(1, rows[-1]["step"] - rows[0]["step"])
+    steps = config.epochs * math.ceil(len(stories.train) / config.batch_size)
+    return per_step * min(steps, config.max_steps or steps) / 60
 
 
 def _copy_weights(model: Decoder, weights: dict[str, Tensor], where: Path) -> None:

@@ -26,7 +26,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.plots import CORPORA, corpus_name  # noqa: E402 - the repository need not be installed
+from helpers.stories import CORPORA, corpus_name  # noqa: E402 - the repository need not be installed
 
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.evaluation import entropy_floor, head_scores, landmarks, pattern_targets, perplexity
+from helpers.evaluation import PATTERNS, entropy_floor, head_scores, landmarks, pattern_targets, perplexity, words_after
 from helpers.model import Decoder, ModelConfig
 from helpers.stories import Stories
 from helpers.tokenizer import WordTokenizer
@@ -53,13 +53,24 @@ def test_the_floor_is_the_mean_over_the_tokens_that_are_predicted():
 def test_patterns_of_a_sentence():
     #      <sos> mia saw tom . mia saw tom
     ids = [1, 7, 5, 8, 4, 7, 5, 8]
-    targets = {name: set(map(tuple, np.argwhere(keys).tolist())) for name, keys in pattern_targets(ids, {7, 8}).items()}
+    found = pattern_targets(ids, names={7, 8}, sounds={5, 8, 4})
+    targets = {name: set(map(tuple, np.argwhere(keys).tolist())) for name, keys in found.items()}
+    assert tuple(targets) == PATTERNS
     assert targets["itself"] == {(t, t) for t in range(8)}
     assert targets["previous word"] == {(t, t - 1) for t in range(1, 8)}
-    assert targets["first word"] == {(t, 0) for t in range(2, 8)}
+    assert targets["start token"] == {(t, 0) for t in range(2, 8)}
     assert targets["same word"] == {(5, 1), (6, 2), (7, 3)}
     assert targets["after same word"] == {(5, 2), (6, 3), (7, 4)}
     assert targets["same name"] == {(4, 1), (6, 3)}  # mia comes after ".", tom after the second "saw"
+    assert targets["previous sound"] == {(3, 2), (4, 3), (7, 6)}
+    assert targets["next sound"] == {(6, 3), (7, 4)}  # not (5, 2): mia is no sound
+
+
+def test_words_after_a_pattern():
+    tokenizer = WordTokenizer(["mia", "pom", "zim", "named", "a"])
+    texts = ["A cat named Mia. A dog named Rex.", 'a song, "Zim pom."']
+    assert words_after(r"named ([A-Z]\w+)", texts, tokenizer) == {tokenizer.encode("mia")[0]}  # Rex is not known
+    assert words_after(r'song, "([^".]+)\.', texts, tokenizer) == set(tokenizer.encode("zim pom"))
 
 
 class HandMade(torch.nn.Module):

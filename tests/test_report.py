@@ -40,7 +40,7 @@ plots.FigureFolder("bundled").save_figure(figure, "01_bar", alt="One bar of leng
 plots.table([["<pad>", 1]], ["word", "id"])
 
 # %%
-plots.show_source(plots.corpus_name)
+plots.show_source(plots.load_numbers)
 
 # %%
 plots.AttentionExplorer({"a sentence": (["a", "b"], [[[[1, 0], [0.5, 0.5]]]])})

@@ -14,14 +14,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from helpers.decoding import generate
+from helpers.evaluation import entropy_floor
 from helpers.model import Decoder, ModelConfig
-from helpers.stories import Stories
+from helpers.stories import Stories, load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import (
+    CHECKPOINTS,
     TrainingConfig,
     encode_stories,
     learning_rate_at,
     load_checkpoint,
+    load_or_train,
     loss_sum,
     mean_loss,
     pick_precision,
@@ -293,3 +296,32 @@ def test_a_damaged_checkpoint_is_refused_in_words(tmp_path, damage, error, messa
     damage(tmp_path / "run")
     with pytest.raises(error, match=message):
         load_checkpoint(tmp_path / "run")
+
+
+def test_a_missing_model_is_trained_once_and_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "vectors"))
+    corpus = tmp_path / "counting.txt"
+    corpus.write_text("<|endoftext|>".join(f"w{i % 30} w{i // 30} w{i * 7 % 30}." for i in range(600)))
+    folder = tmp_path / "kept"
+    config = replace(QUICK, epochs=1, max_steps=2)
+    model, tokenizer, metadata = load_or_train(corpus, config, folder)
+    assert "kept: no trained model yet; training takes about" in capsys.readouterr().out
+    assert model.num_parameters() == 8_940_768
+    assert (metadata["corpus"], metadata["step"]) == ("counting", 2)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    corpus.unlink()  # it is read no more
+    again, _, _ = load_or_train(corpus, config, folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert capsys.readouterr().out == ""
+
+
+def test_the_committed_model_is_the_one_it_says():
+    """It reaches the loss that its metadata claims, which is close above the floor."""
+    model, tokenizer, metadata = load_or_train("bundled")
+    stories = load_stories("bundled", train=1, validation=100)
+    ids = encode_stories(tokenizer, stories.validation, 64)
+    loss, floor = mean_loss(model, ids, tokenizer.pad_id, "fp32"), entropy_floor(stories, 64)
+    assert floor < loss < floor + 0.1
+    assert loss == pytest.approx(metadata["validation_loss"], abs=0.05)  # the mean of 500 stories, not of 100
+    assert sum(path.stat().st_size for path in CHECKPOINTS.joinpath("bundled").iterdir()) < 10e6

@@ -571,7 +571,7 @@ heads = {
     "itself": (where, step_back(0)),
     "next word": (where, step_back(-1)),
     "same word": (what, torch.eye(WIDTH)),
-    "first word": (what, asks_for({}, otherwise="<sos>")),
+    "start token": (what, asks_for({}, otherwise="<sos>")),
     "who is he?": (what, asks_for(pronouns, otherwise="<sos>")),
     "uniform": (what, torch.zeros(WIDTH, WIDTH)),
 }
@@ -639,7 +639,7 @@ def on_pattern(pattern, matrices):
 # %%
 sharp, soft = ([attention[layer] for _, attention in read.values()] for layer in (0, 1))  # (H, T, T) per sentence
 numbers = {}
-for name in ("previous word", "itself", "same word", "first word"):
+for name in ("previous word", "itself", "same word", "start token"):
     h, uniform = list(heads).index(name), list(heads).index("uniform")
     numbers[name] = [
         on_pattern(name, [weights[head] for weights in layer])

@@ -11,8 +11,8 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/04_training.ipynb)
 #
-# **Promise.** You will train the decoder until its stories hold together, watch its loss pass four landmarks, and then look
-# at every one of its heads and measure what it does.
+# **Promise.** You will train the decoder until its stories hold together, watch its loss pass four landmarks, see it remember
+# a song that it hears for the first time, and then look at every one of its heads and measure what it does.
 #
 # **Prerequisites.** [03 · The decoder block](03_decoder_block.ipynb).
 #
@@ -52,17 +52,20 @@ from IPython.display import display
 
 from helpers import plots
 from helpers.decoding import generate
-from helpers.evaluation import entropy_floor, head_scores, landmarks, perplexity
+from helpers.evaluation import entropy_floor, head_scores, landmarks, perplexity, words_after
 from helpers.model import Decoder, ModelConfig
 from helpers.plots import AttentionExplorer, FigureFolder, show_source, table
-from helpers.stories import load_stories
+from helpers.stories import corpus_name, load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import (
+    CHECKPOINTS,
     TrainingConfig,
     encode_stories,
     learning_rate_at,
+    load_checkpoint,
     loss_sum,
-    save_checkpoint,
+    new_model,
+    save_trained,
     train,
 )
 from helpers.vectors import train_vectors
@@ -70,7 +73,6 @@ from helpers.vectors import train_vectors
 figures = FigureFolder(CORPUS)
 stories = load_stories(CORPUS, validation=500)
 tokenizer = WordTokenizer.train(stories.train, vocab_size=10_000)
-sizes = ModelConfig(vocab_size=len(tokenizer) if CORPUS == "bundled" else 10_000)
 print(
     f"{len(stories.train):,} training stories, {len(stories.validation):,} validation stories, {len(tokenizer):,} tokens"
 )
@@ -84,8 +86,8 @@ print(
 # pass.
 
 # %%
-train_ids = encode_stories(tokenizer, stories.train, sizes.context_length)  # (N, T)
-validation_ids = encode_stories(tokenizer, stories.validation, sizes.context_length)  # (M, T)
+train_ids = encode_stories(tokenizer, stories.train, ModelConfig.context_length)  # (N, T)
+validation_ids = encode_stories(tokenizer, stories.validation, ModelConfig.context_length)  # (M, T)
 
 row = tokenizer.encode_story("The girl was happy.", 9)
 table(
@@ -106,8 +108,7 @@ show_source(loss_sum)
 # counts the padding would have said.
 
 # %%
-torch.manual_seed(0)
-model = Decoder(sizes)
+model = new_model(stories, tokenizer)
 batch = torch.tensor([tokenizer.encode_story(text, 64) for text in ("The girl was happy.", "The boy had a red ball.")])
 with torch.no_grad():
     total, count = loss_sum(model, batch, tokenizer.pad_id)
@@ -140,7 +141,7 @@ print(
 # %%
 marks = landmarks(train_ids, validation_ids, len(tokenizer))
 if stories.validation_nats is not None:
-    marks["entropy floor"] = entropy_floor(stories, sizes.context_length)
+    marks["entropy floor"] = entropy_floor(stories, ModelConfig.context_length)
 table(
     [[name, f"{loss:.2f}", f"{math.exp(loss):,.1f}"] for name, loss in marks.items()],
     ["landmark", "nats per token", "perplexity"],
@@ -160,18 +161,7 @@ table(
 
 # %%
 vectors = train_vectors(stories.train, tokenizer)
-matrix = vectors.matrix(tokenizer, rows=sizes.vocab_size)  # (V, E)
-
-
-def build(start: str = "fastText", **options) -> Decoder:
-    torch.manual_seed(0)
-    model = Decoder(sizes)
-    if start == "fastText":
-        model.load_vectors(matrix, **options)
-    return model
-
-
-model = build()
+model = new_model(stories, tokenizer, vectors)
 print(
     f"{model.num_parameters():,} parameters; with a vocabulary of 10,000: {Decoder(ModelConfig()).num_parameters():,}"
 )
@@ -182,7 +172,7 @@ print(
 # than 1 are shortened to 1: a rare hard batch may not throw the model off.
 
 # %%
-config = TrainingConfig(validate_every=50, folder=str(ROOT / "runs" / plots.corpus_name(CORPUS)))
+config = TrainingConfig(validate_every=50, folder=str(ROOT / "runs" / corpus_name(CORPUS)))
 total_steps = config.epochs * math.ceil(len(stories.train) / config.batch_size)
 steps = range(0, total_steps, 3)
 figures.save_figure(
@@ -236,7 +226,10 @@ assert difference < 0.01, "bfloat16 changes the loss: something small is summed 
 # **Predict.** What will the samples get right just after the unigram landmark? And after the bigram?
 
 # %%
-names = [tokenizer.encode(word)[0] for word in tokenizer.capitalized]  # ids of words that are always capitalised
+names = words_after(r"\b(?:named|called) ([A-Z]\w+)", stories.train, tokenizer)  # ids of people's and animals' names
+sounds = words_after(
+    r'song, "([^".]+)\.', stories.train, tokenizer
+)  # ids of words that mean nothing; see "A song" below
 samples = {}
 
 
@@ -250,18 +243,12 @@ def watch(row: dict, model: Decoder) -> None:
             write_samples(name, row["step"], model)
 
 
-scores_before = head_scores(model, validation_ids[:64], names)
+scores_before = head_scores(model, validation_ids[:64], names, sounds)
 write_samples("untrained", 0, model)
 
 # %% tags=["nbval-ignore-output"]
 history = train(model, tokenizer, stories, config, on_validation=watch)
 write_samples("trained", total_steps, model)
-save_checkpoint(
-    Path(config.folder) / "model",
-    model,
-    tokenizer,
-    {"corpus": plots.corpus_name(CORPUS), "validation_loss": history.rows[-1]["validation_loss"]},
-)
 
 # %%
 final = history.rows[-1]["validation_loss"]
@@ -269,6 +256,8 @@ crossed = {
     name: next((row["step"] for row in history.rows if row["validation_loss"] < loss), None)
     for name, loss in marks.items()
 }
+missed = [name for name in ("uniform", "unigram", "bigram") if crossed[name] is None]
+assert not missed, f"the loss never passed {missed}: too few stories, or too few steps, to learn from"
 assert crossed["uniform"] <= crossed["unigram"] < crossed["bigram"], "the landmarks are passed in order"
 assert final < marks["bigram"] - 0.5, "one word of context explains nearly all: attention has learned nothing"
 print("half a nat or more below the bigram:", final < marks["bigram"] - 0.5)
@@ -279,8 +268,20 @@ print("half a nat or more below the bigram:", final < marks["bigram"] - 0.5)
 # %%
 if "entropy floor" in marks:
     gap = final - marks["entropy floor"]
-    assert 0 < gap < 0.15, "the model should end close above the floor, and never below it"
-    print("above the floor, by less than 0.15 nats per token:", 0 < gap < 0.15)
+    assert 0 < gap < 0.1, "the model should end close above the floor, and never below it"
+    print("above the floor, by less than 0.1 nats per token:", 0 < gap < 0.1)
+
+# %% [markdown]
+# The notebooks that follow read a trained model from `checkpoints/`, with `load_or_train`. The bundled one comes with the
+# repository and stays as it is; this run must land where it did. The model of any other corpus is replaced by this run's.
+
+# %%
+place = CHECKPOINTS / corpus_name(CORPUS)
+if CORPUS != "bundled" or not place.exists():
+    save_trained(place, model, tokenizer, history, corpus_name(CORPUS))
+_, _, kept = load_checkpoint(place)
+assert abs(final - kept["validation_loss"]) < 0.03, "this run did not land where the kept model did"
+print("within 0.03 nats of the model in checkpoints/: True")
 
 # %%
 figures.save_figure(
@@ -380,30 +381,34 @@ print("pairs rise at every landmark; runs of five and returning names come last:
 # %% [markdown]
 # ## What else was tried
 #
-# Short runs, sixty steps each with the schedule fitted to them, validated on 150 stories; everything that is not named is
-# the default.
+# Short runs, sixty steps each (two hundred where the corpus is not the bundled one) with the schedule fitted to them,
+# validated on 150 stories; everything that is not named is the default.
 #
 # **Predict.** Do vectors that know something beat random ones? Is it better to keep them as they are, or to let them move?
 
 # %%
-TRIAL_STEPS = 60
-default = TrainingConfig(max_steps=TRIAL_STEPS, warmup_steps=15, validate_every=20)
+TRIAL_STEPS = 60 if CORPUS == "bundled" else 200
+default = TrainingConfig(max_steps=TRIAL_STEPS, warmup_steps=TRIAL_STEPS // 4, validate_every=20)
 assignment = TrainingConfig.baseline(max_steps=TRIAL_STEPS, validate_every=20, overwrite_eos=False)
 trials = {
     "default: fastText, tuned": (default, {}),
     "fastText, frozen": (default, {"freeze": True}),
     "fastText, embedding only": (default, {"output_std": None}),
-    "random start": (default, {"start": "random"}),
+    "random start": (default, None),
     "learning rate 5e-4": (replace(default, learning_rate=5e-4), {}),
     "learning rate 8e-3": (replace(default, learning_rate=8e-3), {}),
     "dropout 0.1": (replace(default, dropout=0.1), {}),
+    "weight decay 0.1": (replace(default, weight_decay=0.1), {}),
     "no clipping, betas 0.9 / 0.999": (replace(default, clip_norm=None, betas=(0.9, 0.999)), {}),
-    "the assignment's recipe": (assignment, {"start": "random"}),
+    "the assignment's recipe": (assignment, None),
 }
 
 # %% tags=["nbval-ignore-output"]
 brief = replace(stories, validation=stories.validation[:150])
-results = {name: train(build(**start), tokenizer, brief, recipe) for name, (recipe, start) in trials.items()}
+results = {}
+for name, (recipe, start) in trials.items():
+    untrained = new_model(stories, tokenizer) if start is None else new_model(stories, tokenizer, vectors, **start)
+    results[name] = train(untrained, tokenizer, brief, recipe)
 table(
     [
         [name, f"{h.rows[-1]['validation_loss']:.2f}", f"{math.exp(h.rows[-1]['validation_loss']):.1f}"]
@@ -411,6 +416,20 @@ table(
     ],
     ["recipe", "validation loss", "perplexity"],
 )
+
+# %% [markdown]
+# The same on TinyStories, two hundred steps each, as recorded:
+
+# %%
+if CORPUS == "bundled":
+    known = plots.load_numbers("tinystories", "04")
+    tried = sorted(known["trials"].items(), key=lambda item: item[1])
+    display(
+        table(
+            [[name, f"{loss:.2f}", f"{math.exp(loss):.1f}"] for name, loss in tried],
+            ["recipe", "validation loss", "perplexity"],
+        )
+    )
 
 # %%
 shown = ["default: fastText, tuned", "fastText, frozen", "random start", "the assignment's recipe"]
@@ -440,15 +459,70 @@ print("fastText beats the random start, and the default the assignment's recipe 
 # for long) cannot show it here. Differences of a few hundredths are within what another seed does.
 
 # %% [markdown]
+# ## A song
+#
+# In many bundled stories two friends have a song whose words mean nothing: *"Zim tala pom vero."* The sounds are drawn at
+# random, so the first time nobody can foresee them. When the song comes back, they are certain, for a reader who remembers.
+# The word before does not help: it is the same sound in front of twelve others. Only a look back does.
+#
+# **Predict.** Twelve sounds are about equally likely. How many nats should the model lose on each, the first time? And when
+# the song is sung again?
+
+# %%
+song = {}
+if sounds:
+    inputs, targets = validation_ids[:, :-1].long(), validation_ids[:, 1:].long()  # (M, T-1) each
+    with torch.no_grad():
+        losses_of_words = torch.cat(
+            [
+                F.cross_entropy(model(rows.to(model.output.weight.device)).mT.cpu(), wanted, reduction="none")
+                for rows, wanted in zip(inputs.split(50), targets.split(50), strict=True)
+            ]
+        )  # (M, T-1)
+    is_sound = torch.isin(validation_ids, torch.tensor(sorted(sounds)))  # (M, T)
+    inside = is_sound[:, 1:] & is_sound[:, :-1]  # (M, T-1): a sound after a sound
+    again = torch.zeros_like(inside)  # (M, T-1): this sound has followed that one before
+    for m, t in inside.nonzero().tolist():
+        pair = (inputs[m, t].item(), targets[m, t].item())
+        again[m, t] = pair in pairwise(inputs[m, : t + 1].tolist())
+    floors = torch.tensor(np.array([nats[: inside.shape[1]] for nats in stories.validation_nats]))  # (M, T-1)
+    for name, places in (("the first time", inside & ~again), ("sung again", inside & again)):
+        song[name] = {"model": losses_of_words[places].mean().item(), "floor": floors[places].mean().item()}
+
+# %% tags=["nbval-ignore-output"]
+if song:
+    table(
+        [[name, f"{loss['model']:.2f}", f"{loss['floor']:.2f}"] for name, loss in song.items()],
+        ["a sound after a sound", "model, nats", "floor, nats"],
+    )
+
+# %%
+if song:
+    assert abs(song["the first time"]["model"] - song["the first time"]["floor"]) < 0.2, "nobody can know a new song"
+    assert song["sung again"]["model"] < 0.3, "the model does not remember the song"
+    print("a new song cannot be foreseen, a known one is known to less than 0.3 nats a word: True")
+
+# %% [markdown]
+# The weights cannot hold the song: it is new in each story. What is known by the second time has been read from the
+# context, a few words back. That needs two heads, one after the other, as notebook 02 sketched: one that hands each sound the
+# sound before it, and one that looks for the place where the present sound stood before, and reads what followed. Let us
+# look for them.
+
+# %% [markdown]
 # ## What does each head do?
 #
 # Twenty-four heads, and nobody told them what to look at. First by number, then as pictures. The score of a head for a
-# pattern is the attention that it puts on the pattern's keys, on a scale where 0 is an even spread over all words and 1 is
-# nothing else (notebook 02 built such heads by hand). *Names* are the words that always carry a capital in the stories; a few
-# days of the week and *I* are among them. *First word* is the start token `<sos>`.
+# pattern is the attention that it puts on the pattern's keys, averaged over the words that have such keys, on a scale where 0
+# is an even spread over all words and 1 is nothing else. The patterns:
+#
+# - *itself*, *previous word*, *start token*: places;
+# - *same word*: earlier copies of the word; *after same word*: what followed them (an *induction head*, Olsson et al. 2022
+#   [@olsson2022context]);
+# - *same name*: where a name comes next that has been mentioned, its earlier mentions;
+# - *previous sound* and *next sound*: *previous word* and *after same word* among the words of a song.
 
 # %%
-scores = head_scores(model, validation_ids[:64], names)
+scores = head_scores(model, validation_ids[:64], names, sounds)
 
 
 def best(scores, pattern):
@@ -456,7 +530,11 @@ def best(scores, pattern):
     return layer, head, scores[pattern][layer, head]
 
 
+# %% [markdown]
+# Beside them the heads that notebook 02 made by hand, as the share of their weight on the pattern.
+
 # %% tags=["nbval-ignore-output"]
+by_hand = plots.load_numbers("bundled", "02")["weight_on_pattern"]
 table(
     [
         [
@@ -464,23 +542,29 @@ table(
             f"{best(scores_before, pattern)[2]:.2f}",
             f"{best(scores, pattern)[2]:.2f}",
             "layer {}, head {}".format(*(i + 1 for i in best(scores, pattern)[:2])),
+            f"{by_hand[pattern][0]:.2f}" if pattern in by_hand else "",
         ]
         for pattern in scores
     ],
-    ["pattern", "best head before training", "best head after", "which"],
+    ["pattern", "best head before training", "best head after", "which", "made by hand in 02"],
 )
 
 # %%
-after, before = best(scores, "same name")[2], best(scores_before, "same name")[2]
-enough = 0.5 if CORPUS == "bundled" else 0.1  # real stories name fewer heroes, and less often
-assert after > enough >= 0.1 > before, "no head looks for the name that comes next, or one did before training"
-print(f"a same-name head after training (above {enough}), none before (below 0.1): True")
+expected = (
+    {"previous sound": 0.3, "next sound": 0.3, "same name": 0.5} if sounds else {"previous word": 0.2, "same name": 0.1}
+)
+for pattern, enough in expected.items():
+    after, before = best(scores, pattern)[2], best(scores_before, pattern)[2]
+    assert after > enough >= 0.1 > before, f"no head for {pattern!r} after training, or one before"
+    print(f"{pattern}: a head scores above {enough} after training, none above 0.1 before")
 
 # %%
 SENTENCES = [
     "Mia had a dog named Max. Mia and Max liked to play.",
     'Tom lost a red ball. "Where is the ball?" asked Tom.',
-    "The girl was happy, and the boy was happy too.",
+    'Ben and Momo had a song, "Zim tala pom vero." Ben sang "Tala pom vero."'
+    if sounds
+    else "The girl was happy, and the boy was happy too.",
 ]
 attention = {}
 for text in SENTENCES:
@@ -495,7 +579,7 @@ for text in SENTENCES:
 # Now each head by its own best pattern, and how many words it looks back on average (from the words after the twentieth).
 
 # %%
-heads = [(layer, head) for layer in range(sizes.num_layers) for head in range(sizes.num_heads)]
+heads = [(layer, head) for layer in range(len(model.blocks)) for head in range(model.config.num_heads)]
 own = {place: max(scores, key=lambda pattern: scores[pattern][place]) for place in heads}
 notes = {
     (layer + 1, head + 1): own[layer, head] for layer, head in heads if scores[own[layer, head]][layer, head] > 0.3
@@ -537,33 +621,39 @@ show_heads(2)
 # - **Same name.** Bright squares in the columns of names, in rows where a name may come next: after a full stop, after *and*,
 #   after *asked*. Several heads do it, and the strongest does hardly anything else. Such a head can bring a name back, and
 #   names do come back in the samples; to show that it is *the* cause, one would have to switch it off.
-# - **Heads without a name, looking back ten words or less.** Most are in layer 1. They gather the phrase that is being written,
-#   without a fixed step: the sharp previous-word head of notebook 02 is not what these stories teach first. Its best score is
-#   in the table above.
-# - **Heads without a name, looking further back.** They are mixed: no pattern of ours fits them, and the pictures alone cannot
-#   say what they carry.
-# - **After same word**, the induction head that notebook 02 sketched, stays near zero: in stories this short little repeats word
-#   by word.
+# - **Previous sound, next sound** (bundled stories). In the third sentence, look at the rows of the second song. A *next sound*
+#   head in a later layer has a bright square one word further than the earlier copy of the row's word. It can only find that
+#   place because a *previous sound* head in an earlier layer has told every sound what stood before it.
+# - **A previous-word head for all words**, like the one made by hand, is what the bundled stories do not teach: its score
+#   over all words stays low. The same model, trained on TinyStories, comes closer to one (its score is below).
+# - **Heads without a name.** In layer 1 most look back ten words or less and gather the phrase that is being written. Those that
+#   look further are mixed: no pattern of ours fits them, and the pictures alone cannot say what they carry.
 #
-# The same as arrows, one layer at a time, for the first sentence:
+# %%
+if CORPUS == "bundled":
+    elsewhere = np.max(known["head_scores"]["after"]["previous word"])
+    print(f"previous word, best head of the model trained on TinyStories: {elsewhere:.2f}")
+
+# %% [markdown]
+# The same as arrows:
 
 
 # %%
-def show_arrows(layer):
-    tokens, weights = attention[SENTENCES[0]]
-    figure = plots.head_grid(weights[layer - 1], tokens, kind="arrows", first_layer=layer, notes=notes)
-    alt = f"Word-to-word arrows of the eight heads of layer {layer} for: {SENTENCES[0]}"
-    return figures.save_figure(figure, f"04_arrows_{layer}", alt=alt)
+def show_arrows(number):
+    tokens, weights = attention[SENTENCES[number]]
+    figure = plots.head_grid(weights, tokens, kind="arrows", notes=notes)
+    alt = f"Word-to-word arrows of all {weights.shape[0] * weights.shape[1]} heads for: {SENTENCES[number]}"
+    return figures.save_figure(figure, f"04_arrows_{number + 1}", alt=alt)
 
+
+# %%
+show_arrows(0)
 
 # %%
 show_arrows(1)
 
 # %%
 show_arrows(2)
-
-# %%
-show_arrows(3)
 
 # %% [markdown]
 # An arrow goes from the word that reads to the word that is read; its width is the weight, and weights below 0.1 are
@@ -585,17 +675,18 @@ AttentionExplorer(attention)
 
 # %%
 def compare():
-    plain = WordTokenizer.train(stories.train, vocab_size=10_000, keep_punctuation=False)
-    plain_matrix = train_vectors(stories.train, plain).matrix(plain, rows=10_000)
-    recipes = {"the assignment's recipe": TrainingConfig.baseline(), "ours": TrainingConfig(overwrite_eos=True)}
-    rows = {}
+    plain = WordTokenizer.train(stories.train, keep_punctuation=False)
+    plain_vectors = train_vectors(stories.train, plain)
+    ours = TrainingConfig(overwrite_eos=True)
+    recipes = {"the assignment's recipe": TrainingConfig.baseline()}
+    recipes |= {f"ours, seed {seed}": replace(ours, seed=seed) for seed in range(3)}
+    recipes["ours in 300 steps"] = replace(ours, max_steps=300)
+    runs = {}
     for name, recipe in recipes.items():
-        torch.manual_seed(0)
-        compared = Decoder(ModelConfig())
-        if name == "ours":
-            compared.load_vectors(plain_matrix)
-        rows[name] = train(compared, plain, stories, replace(recipe, validate_every=100)).rows
-    return rows
+        start = plain_vectors if name.startswith("ours") else None
+        compared = new_model(stories, plain, start, seed=recipe.seed)
+        runs[name] = train(compared, plain, stories, replace(recipe, validate_every=100)).rows
+    return runs
 
 
 # %%
@@ -604,20 +695,30 @@ recorded = (
     plots.load_numbers("tinystories", "04") if CORPUS == "bundled" else {"protocol": protocol, "steps": total_steps}
 )
 ends = [recorded["steps"] // 3 * epoch for epoch in (1, 2, 3)]
+perplexities = {
+    name: {row["step"]: math.exp(row["validation_loss"]) for row in rows} for name, rows in recorded["protocol"].items()
+}
 table(
     [
-        [name, *(f"{math.exp(row['validation_loss']):.2f}" for row in rows if row["step"] in ends)]
-        for name, rows in recorded["protocol"].items()
+        [name, *(f"{by_step[end]:.2f}" if end in by_step else "" for end in ends), f"{list(by_step.values())[-1]:.2f}"]
+        for name, by_step in perplexities.items()
     ],
-    ["validation perplexity", "epoch 1", "epoch 2", "epoch 3"],
+    ["validation perplexity", "epoch 1", "epoch 2", "epoch 3", "last step"],
 )
+
+# %%
+median = np.median([perplexities[f"ours, seed {seed}"][ends[2]] for seed in range(3)])
+reached = perplexities["the assignment's recipe"][ends[2]]
+print(f"ours, median of three seeds: {median:.2f}; in 300 steps: {perplexities['ours in 300 steps'][300]:.2f}")
+assert median < 0.75 * reached, "three epochs of our recipe are not far ahead of the assignment's"
+assert perplexities["ours in 300 steps"][300] < reached, "a third of the steps is not enough"
 
 # %%
 figures.save_figure(
     plots.compare_curves(
         {
-            name: ([row["step"] for row in rows], [math.exp(row["validation_loss"]) for row in rows])
-            for name, rows in recorded["protocol"].items()
+            name: (list(perplexities[name]), list(perplexities[name].values()))
+            for name in ("the assignment's recipe", "ours, seed 0", "ours in 300 steps")
         },
         y_label="validation perplexity",
         title="Real stories: ours passes the assignment's end in a third of the steps",
@@ -628,8 +729,10 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Both runs see the same stories in the same order, with the same number of parameters. The curve does not say which part of
-# the recipe did it (the short trials above do), and one run each says nothing about chance.
+# All runs see the same stories, with the same number of parameters. Three seeds of our recipe differ in the order of the
+# stories and in the random weights: the spread in the table is what chance alone does. With the schedule fitted to 300 steps,
+# less than one epoch, our recipe ends below the assignment's three. The curve does not say which part of the recipe did it;
+# the trials above do.
 #
 # What our model writes after three epochs of TinyStories, with punctuation, from nothing:
 
@@ -657,6 +760,7 @@ figures.save_numbers(
         "trial_steps": TRIAL_STEPS,
         "head_scores": {"before": scores_before, "after": scores},
         "sentences": SENTENCES,
+        "song": song,
         "protocol": protocol,
     },
 )
@@ -668,6 +772,7 @@ figures.save_numbers(
 # - Landmarks turn a loss into a statement: uniform, unigram, bigram, and, where it is known, the floor.
 # - fastText vectors, a higher learning rate with warm-up and cosine, and no dropout get far below the assignment's recipe
 #   in the same number of steps.
+# - What is new in a story, as a song is, can only be read from the context. Two heads in a row do that.
 # - After training some heads have a job that one number shows; before training none has.
 #
 # The next notebook will turn the model's probabilities into text, in more ways than one.
@@ -675,7 +780,8 @@ figures.save_numbers(
 # ## Try it
 #
 # 1. Set `epochs=1` in `config`. Which landmark is out of reach, and which patterns have no head yet?
-# 2. Train with `ModelConfig(num_layers=1, ...)`. Can one layer have an *after same word* head? Why not (notebook 02)?
+# 2. Train `Decoder(ModelConfig(vocab_size=len(tokenizer), num_layers=1))`. How well does one layer remember the song? Has it
+#    a *next sound* head, and what would such a head have to do without a *previous sound* head below it (notebook 02)?
 # 3. Write a sentence with a name that is not in the vocabulary. What does the same-name head look at?
 #
 # ## References
