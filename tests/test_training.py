@@ -304,7 +304,7 @@ def test_a_missing_model_is_trained_once_and_kept(tmp_path, capsys, monkeypatch)
     corpus.write_text("<|endoftext|>".join(f"w{i % 30} w{i // 30} w{i * 7 % 30}." for i in range(600)))
     folder = tmp_path / "kept"
     config = replace(QUICK, epochs=1, max_steps=2)
-    model, tokenizer, metadata = load_or_train(corpus, config, folder)
+    model, _, metadata = load_or_train(corpus, config, folder)
     assert "kept: no trained model yet; training takes about" in capsys.readouterr().out
     assert model.num_parameters() == 8_940_768
     assert (metadata["corpus"], metadata["step"]) == ("counting", 2)
