@@ -57,7 +57,8 @@ def _ngram_losses(
 
 
 def entropy_floor(stories: Stories, length: int) -> float:
-    """The lowest mean loss, in nats per token, that any model can reach on the first `length` ids of the validation stories.
+    """The mean loss of the true probabilities, in nats per token, on the first `length` ids of the validation stories: on
+    average over such stories, no model can have a lower one.
 
     Raises ValueError for a corpus whose probabilities nobody knows.
     """

@@ -278,6 +278,8 @@ def head_grid(attention, tokens: Sequence[str], *, kind: str = "heatmap", first_
             _draw_arrows(panel, attention[layer, head], tokens, threshold)
     if kind == "heatmap":
         figure.colorbar(image, ax=grid.ravel().tolist(), label="attention weight", shrink=0.4, aspect=30)
+        figure.supxlabel("word that is read", fontsize=9)
+        figure.supylabel("word that reads", fontsize=9)
     return figure
 
 

@@ -163,12 +163,12 @@ def train(
 ) -> History:
     """Train `model` in place on stories.train, validate on stories.validation.
 
-    Step n depends on the seed and on n alone: its stories come from the epoch's seeded shuffle, its dropout from a seed of
+    Step n depends on the config and on n alone: its stories come from the epoch's seeded shuffle, its dropout from a seed of
     its own. A run resumed from `resume_from` (the folder of an earlier run of the same config) therefore repeats, to the
-    bit, what an uninterrupted one does. on_validation(row, model) is called after each validation.
+    bit on the same machine, what an uninterrupted one does. on_validation(row, model) is called after each validation.
 
-    Raises ValueError where vocabulary, model, or the file to resume from do not fit, FloatingPointError where the loss is
-    no longer finite; the files written before then stay as they were.
+    Raises ValueError where vocabulary, model, or the file to resume from do not fit, FileNotFoundError where there is none,
+    FloatingPointError where the loss is no longer finite; the files written before then stay as they were.
     """
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(

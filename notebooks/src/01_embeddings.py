@@ -189,8 +189,8 @@ table([[word, ", ".join(near)] for word, near in answers.items()], ["word", "nea
 
 # %% [markdown]
 # Names gather with names, colours with colours, toys with toys. Nobody told it so: words that can stand in the same place
-# end up in the same place. Similar use is not the same meaning, though: *she* lies close to *he*, and *said* close to the
-# quotation mark that it always stands beside.
+# end up in the same place. Similar use is not the same meaning, though: *she* lies close to *he*. And a word that is used
+# beside everything, as *said* is, has neighbours that say little.
 #
 # **Predict.** *Doggy* and *zyzzyva* have no row of their own. Can they have a vector? Near what?
 
@@ -247,8 +247,9 @@ print(f"distance of the averages: {(first.mean(0) - second.mean(0)).norm():.6f}"
 assert torch.allclose(first.mean(0), second.mean(0)), "the same words have the same mean, in any order"
 
 # %% [markdown]
-# Nothing is left of the difference. A mean does not know order, and neither does attention, which the next notebook
-# builds: it is a weighted mean. So the position must be written *into* the vectors.
+# Nothing is left of the difference. A mean does not know order. Attention, which the next notebook builds, is a weighted mean:
+# it can tell which words came earlier, for it may not look ahead, but not which of them stood where. So the position must be
+# written *into* the vectors.
 #
 # The idea of Vaswani et al. 2017, section 3.5 [@vaswani2017attention]: give each position a vector of its own, made of waves of
 # different lengths, like the hands of many clocks. Fast hands tell neighbours apart, slow hands tell the start of a
@@ -269,8 +270,8 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Read a column: that is what is added to the word at this position. The top rows change with every word; below the first third
-# hardly anything changes within 64 words (the stripes are sines near 0 and cosines near 1). Our context is short, and the
+# Read a column: that is what is added to the word at this position. The top rows change with every word; in the lower
+# half hardly anything changes within 64 words (the stripes are sines near 0 and cosines near 1). Our context is short, and the
 # wavelengths were chosen for longer ones.
 #
 # What is it good for? Compare positions by their dot product.
@@ -328,8 +329,8 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# A position has length $\sqrt{d/2}$, whatever we do. A word that starts with numbers around 0.02 is some thirty times
-# shorter: the sum would be nearly the position alone. Multiplying the words by $\sqrt{d}$ makes the two comparable
+# A position has length $\sqrt{d/2}$, whatever we do. A word that starts with numbers around 0.02 (random ones do, and
+# notebook 04 scales fastText vectors to the same size) is some thirty times shorter: the sum would be nearly the position alone. Multiplying the words by $\sqrt{d}$ makes the two comparable
 # (Vaswani et al. 2017, section 3.4). The bars show the start of training only; what the model makes of it is its own affair.
 
 # %% [markdown]

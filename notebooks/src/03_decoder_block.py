@@ -486,6 +486,8 @@ measured = {
 }
 
 # %% [markdown]
+# A large gradient in the last blocks is not a good sign here: the first steps then throw those blocks far.
+#
 # **Predict.** In which kind does the *last* block get the larger gradient? And what happens to it when the stack gets
 # deeper?
 

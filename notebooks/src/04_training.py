@@ -11,7 +11,7 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/04_training.ipynb)
 #
-# **Promise.** You will train the decoder until its stories hold together, watch its loss pass four landmarks, see it remember
+# **Promise.** You will train the decoder until its stories hold together, watch its loss pass three landmarks and come close to a fourth, see it remember
 # a song that it hears for the first time, and then look at every one of its heads and measure what it does.
 #
 # **Prerequisites.** [03 · The decoder block](03_decoder_block.ipynb).
@@ -84,6 +84,9 @@ print(
 # its first: at each place the model reads what stands there and before, and must say what stands one place further. It
 # always reads the true words, not its own guesses: *teacher forcing*. Thanks to the causal mask all 63 answers come from one
 # pass.
+#
+# A longer story is cut at 64, and then has no `<eos>`: it did not end there. All bundled stories are longer. So their model sees
+# beginnings only, and never learns to end.
 
 # %%
 train_ids = encode_stories(tokenizer, stories.train, ModelConfig.context_length)  # (N, T)
@@ -135,6 +138,7 @@ print(
 # - **bigram**: words by how often they follow *the word before*;
 # - **entropy floor**: the bundled stories come from a grammar that knows the exact probability of each word. Nobody can
 #   predict better than that; the mean of $-\ln p$ is the lowest possible loss. Real text has a floor too, but nobody knows it.
+#   (Notebook 03 had the floor of one batch, known by heart. This is the floor for stories that nobody has seen.)
 #
 # Perplexity is $e^{\text{loss}}$: the number of equally likely words that would be as hard to guess.
 
@@ -154,10 +158,11 @@ table(
 # %% [markdown]
 # ## The recipe
 #
-# Three choices matter most, and the section *What else was tried* measures them.
+# Three choices make the recipe; the section *What else was tried* takes them back one at a time.
 #
 # **Start.** The embedding starts from fastText vectors, trained on the training stories alone, and is tuned along. The output
-# layer starts from them too, seen through the projection: words that are used alike then start with scores alike.
+# layer starts from them too. A word's vector $e$ enters the stream as $eP$, with $P$ the projection; so the row that scores the
+# word starts as $eP$ too, less the mean over all words and scaled. Words that are used alike then start with scores alike.
 
 # %%
 vectors = train_vectors(stories.train, tokenizer)
@@ -192,7 +197,8 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Our peak is several times the assignment's rate. It is safe only because the start is gentle and the end is slow; the
+# Beside the rate and its schedule, the assignment's recipe differs in four things: random vectors, Adam's second beta 0.999 (ours 0.95), dropout
+# 0.1 (ours none), no clipping. Our peak is several times its rate. It is safe only because the start is gentle and the end is slow; the
 # curve says nothing about which peak is best.
 #
 # **Precision.** Where the processor multiplies 16-bit *bfloat16* numbers faster than 32-bit ones, the matrix products use
@@ -204,8 +210,9 @@ one = torch.tensor(1.0, dtype=torch.bfloat16)  # ()
 print("1 + 1/128 =", (one + 1 / 128).item(), "  1 + 1/512 =", (one + 1 / 512).item())
 
 # %% [markdown]
-# A small update to a weight would be lost in that rounding. So the weights, the residual stream, the norms and the sums stay
-# in float32; only the inputs of large products are rounded. The loss hardly notices:
+# A small update to a weight would be lost in that rounding. So the weights, the residual stream, the norms and the sums of
+# losses stay in float32; large products, and what lies between two of them inside a block, are rounded. The loss of one batch
+# hardly notices:
 
 # %%
 with torch.no_grad():
@@ -277,11 +284,13 @@ if "entropy floor" in marks:
 
 # %%
 place = CHECKPOINTS / corpus_name(CORPUS)
-if CORPUS != "bundled" or not place.exists():
+if CORPUS == "bundled" and place.exists():
+    _, words_then, then = load_checkpoint(place)
+    assert words_then.words == tokenizer.words, "other stories made checkpoints/bundled: delete it, and run this again"
+    assert abs(final - then["validation_loss"]) < 0.03, "this run did not land where the kept model did"
+    print("within 0.03 nats of the model that came with the repository: True")
+else:
     save_trained(place, model, tokenizer, history, corpus_name(CORPUS))
-_, _, kept = load_checkpoint(place)
-assert abs(final - kept["validation_loss"]) < 0.03, "this run did not land where the kept model did"
-print("within 0.03 nats of the model in checkpoints/: True")
 
 # %%
 figures.save_figure(
@@ -303,6 +312,7 @@ figures.save_figure(
 
 # %% tags=["nbval-ignore-output"]
 steps_per_epoch = total_steps // config.epochs
+floor = marks.get("entropy floor")
 table(
     [
         [
@@ -310,11 +320,12 @@ table(
             f"{row['train_loss']:.3f}",
             f"{row['validation_loss']:.3f}",
             f"{math.exp(row['validation_loss']):.2f}",
+            f"{row['validation_loss'] - floor:.3f}" if floor is not None else "",
         ]
         for row in history.rows
         if row["step"] % steps_per_epoch == 0
     ],
-    ["epoch", "training loss", "validation loss", "validation perplexity"],
+    ["epoch", "training loss, last stretch", "validation loss", "validation perplexity", "above the floor"],
 )
 
 # %%
@@ -373,16 +384,17 @@ assert mentions[3] > mentions[2], "names come back only once attention works"
 print("pairs rise at every landmark; runs of five and returning names come last: True")
 
 # %% [markdown]
-# **Each landmark that the curve crosses changes what the samples get right.** Past the unigram the words are frequent
-# ones, in no order. Past the bigram each pair is good English and the whole is nonsense: no name returns, except by luck. Only
-# well below the bigram do names and things stay the same from sentence to sentence. "Known" is no praise in itself:
+# **Each landmark that the curve crosses changes what the samples get right.** At the unigram there are words, and hardly a
+# pair of them belongs together. Just past the bigram nearly every pair is one that exists and many sentences are whole, but
+# the story forgets whom it is about: no name returns, except by luck. Only well below the bigram, on the bundled stories, do names and things
+# stay the same from sentence to sentence. "Known" is no praise in itself:
 # a model that copied its training stories would score 100 %.
 
 # %% [markdown]
 # ## What else was tried
 #
 # Short runs, sixty steps each (two hundred where the corpus is not the bundled one) with the schedule fitted to them,
-# validated on 150 stories; everything that is not named is the default.
+# validated on 80 stories; everything that is not named is the default.
 #
 # **Predict.** Do vectors that know something beat random ones? Is it better to keep them as they are, or to let them move?
 
@@ -399,12 +411,13 @@ trials = {
     "learning rate 8e-3": (replace(default, learning_rate=8e-3), {}),
     "dropout 0.1": (replace(default, dropout=0.1), {}),
     "weight decay 0.1": (replace(default, weight_decay=0.1), {}),
+    "constant rate, no warm-up": (replace(default, schedule="constant", warmup_steps=0), {}),
     "no clipping, betas 0.9 / 0.999": (replace(default, clip_norm=None, betas=(0.9, 0.999)), {}),
     "the assignment's recipe": (assignment, None),
 }
 
 # %% tags=["nbval-ignore-output"]
-brief = replace(stories, validation=stories.validation[:150])
+brief = replace(stories, validation=stories.validation[:80])
 results = {}
 for name, (recipe, start) in trials.items():
     untrained = new_model(stories, tokenizer) if start is None else new_model(stories, tokenizer, vectors, **start)
@@ -418,7 +431,7 @@ table(
 )
 
 # %% [markdown]
-# The same on TinyStories, two hundred steps each, as recorded:
+# With the bundled stories: the same on TinyStories, two hundred steps each, as recorded.
 
 # %%
 if CORPUS == "bundled":
@@ -452,48 +465,58 @@ assert losses["default: fastText, tuned"] < losses["the assignment's recipe"] - 
 print("fastText beats the random start, and the default the assignment's recipe by more than half a nat: True")
 
 # %% [markdown]
-# Vectors that know something are the better start. Frozen they lead for a few steps only, and random ones that learn catch up:
-# what skip-gram knows about a word is not quite what the decoder needs. Most of the gain comes from the output layer, which must
-# otherwise learn from nothing which words are alike. The largest step of all is the learning rate.
+# Vectors that know something are the better start. They help most when they may move: what skip-gram knows about a word is not
+# quite what the decoder needs. Frozen ones are soon passed by random ones that learn, on the bundled stories; on TinyStories,
+# with four times the words, they are still ahead after two hundred steps. Most of the gain comes from the output layer, which
+# must otherwise learn from nothing which words are alike. Too low a learning rate costs as much.
 # The curves are short, so they reward a fast start; a setting that pays only later (dropout, on a small corpus trained
-# for long) cannot show it here. Differences of a few hundredths are within what another seed does.
+# for long) cannot show it here. Each is one seed: a few hundredths mean nothing.
 
 # %% [markdown]
 # ## A song
 #
 # In many bundled stories two friends have a song whose words mean nothing: *"Zim tala pom vero."* The sounds are drawn at
 # random, so the first time nobody can foresee them. When the song comes back, they are certain, for a reader who remembers.
-# The word before does not help: it is the same sound in front of twelve others. Only a look back does.
+# The word before does not help: any of twelve sounds may follow it. Only a look back does.
 #
-# **Predict.** Twelve sounds are about equally likely. How many nats should the model lose on each, the first time? And when
-# the song is sung again?
+# **Predict.** Twelve sounds, about equally likely: how many nats should the model lose on each, the first time? (It is a
+# logarithm.) And when the song is sung again?
 
 # %%
-song = {}
+inputs, targets = validation_ids[:, :-1].long(), validation_ids[:, 1:].long()  # (M, T-1) each
+
+
+@torch.no_grad()
+def losses_of_words(count):
+    """The loss of every word of the first `count` validation stories, (count, T-1)."""
+    device = model.output.weight.device
+    return torch.cat(
+        [
+            F.cross_entropy(model(rows.to(device)).mT.cpu(), wanted, reduction="none")
+            for rows, wanted in zip(inputs[:count].split(50), targets[:count].split(50), strict=True)
+        ]
+    )
+
+
+song, again = {}, torch.zeros_like(targets, dtype=torch.bool)  # (M, T-1): this sound has followed that one before
 if sounds:
-    inputs, targets = validation_ids[:, :-1].long(), validation_ids[:, 1:].long()  # (M, T-1) each
-    with torch.no_grad():
-        losses_of_words = torch.cat(
-            [
-                F.cross_entropy(model(rows.to(model.output.weight.device)).mT.cpu(), wanted, reduction="none")
-                for rows, wanted in zip(inputs.split(50), targets.split(50), strict=True)
-            ]
-        )  # (M, T-1)
     is_sound = torch.isin(validation_ids, torch.tensor(sorted(sounds)))  # (M, T)
     inside = is_sound[:, 1:] & is_sound[:, :-1]  # (M, T-1): a sound after a sound
-    again = torch.zeros_like(inside)  # (M, T-1): this sound has followed that one before
     for m, t in inside.nonzero().tolist():
         pair = (inputs[m, t].item(), targets[m, t].item())
         again[m, t] = pair in pairwise(inputs[m, : t + 1].tolist())
     floors = torch.tensor(np.array([nats[: inside.shape[1]] for nats in stories.validation_nats]))  # (M, T-1)
+    all_losses = losses_of_words(len(inputs))  # (M, T-1)
     for name, places in (("the first time", inside & ~again), ("sung again", inside & again)):
-        song[name] = {"model": losses_of_words[places].mean().item(), "floor": floors[places].mean().item()}
+        song[name] = {"model": all_losses[places].mean().item(), "floor": floors[places].mean().item()}
 
 # %% tags=["nbval-ignore-output"]
 if song:
-    table(
-        [[name, f"{loss['model']:.2f}", f"{loss['floor']:.2f}"] for name, loss in song.items()],
-        ["a sound after a sound", "model, nats", "floor, nats"],
+    display(
+        table(
+            [[name, f"{loss['model']:.2f}", f"{loss['floor']:.2f}"] for name, loss in song.items()],
+            ["a sound after a sound", "model, nats", "floor, nats"],
+        )
     )
 
 # %%
@@ -503,10 +526,10 @@ if song:
     print("a new song cannot be foreseen, a known one is known to less than 0.3 nats a word: True")
 
 # %% [markdown]
-# The weights cannot hold the song: it is new in each story. What is known by the second time has been read from the
-# context, a few words back. That needs two heads, one after the other, as notebook 02 sketched: one that hands each sound the
-# sound before it, and one that looks for the place where the present sound stood before, and reads what followed. Let us
-# look for them.
+# The first time the model loses about $\ln 12 \approx 2.5$ nats, and so would anyone. The weights cannot hold the song: it is new
+# in each story. What is known by the second time has been read from the context, a few words back. One way to do that are two
+# heads, one after the other, as notebook 02 sketched: one that hands each sound the sound before it, and one that looks for
+# the place where the present sound stood before, and reads what followed. Let us look for them.
 
 # %% [markdown]
 # ## What does each head do?
@@ -531,7 +554,8 @@ def best(scores, pattern):
 
 
 # %% [markdown]
-# Beside them the heads that notebook 02 made by hand, as the share of their weight on the pattern.
+# Beside them the heads that notebook 02 made by hand, by the share of their weight on the pattern (its sentences are other ones,
+# and a share is not taken from the even spread, so compare roughly).
 
 # %% tags=["nbval-ignore-output"]
 by_hand = plots.load_numbers("bundled", "02")["weight_on_pattern"]
@@ -562,28 +586,45 @@ for pattern, enough in expected.items():
 SENTENCES = [
     "Mia had a dog named Max. Mia and Max liked to play.",
     'Tom lost a red ball. "Where is the ball?" asked Tom.',
-    'Ben and Momo had a song, "Zim tala pom vero." Ben sang "Tala pom vero."'
+    'They had a silly song, "Zim tala pom vero." Every day, Ben sang "Zim tala pom vero" in bed.'
     if sounds
     else "The girl was happy, and the boy was happy too.",
 ]
-attention = {}
+# A song stands in the middle of a story, never at its start: the model reads this first, and the pictures leave it out.
+BEFORE = {
+    SENTENCES[2]: "There once was a kind boy called Ben, and he lived by the sea. "
+    "His best friend was a wise dog named Momo who told jokes."
+    if sounds
+    else ""
+}
+attention, next_words = {}, {}
 for text in SENTENCES:
-    ids = [tokenizer.sos_id, *tokenizer.encode(text)]
+    before = tokenizer.encode(BEFORE.get(text, ""))
+    ids = [tokenizer.sos_id, *before, *tokenizer.encode(text)]
     with torch.no_grad():
-        _, weights = model(
+        logits, weights = model(
             torch.tensor([ids], device=model.output.weight.device), return_attention=True
-        )  # (L, 1, H, T, T)
-    attention[text] = ([tokenizer.word(i) for i in ids], weights[:, 0].float().cpu().numpy())
+        )  # (1, T, V), (L, 1, H, T, T)
+    shown = slice(len(before) + 1 if before else 0, None)
+    tokens = [tokenizer.word(i) for i in ids[shown]]
+    attention[text] = (tokens, weights[:, 0, :, shown, shown].float().cpu().numpy())
+    next_words[text] = [(word, tokenizer.word(i)) for word, i in zip(tokens, logits[0, shown].argmax(-1), strict=True)]
+
+# %%
+if sounds:
+    second = [t for t, (word, _) in enumerate(next_words[SENTENCES[2]]) if word == "zim"][1]
+    guesses = next_words[SENTENCES[2]][second : second + 3]
+    print("in the second song, the likeliest word after", ", after ".join(f"{a} is {b}" for a, b in guesses))
+    assert [b for _, b in guesses] == ["tala", "pom", "vero"], "the model does not remember this song"
 
 # %% [markdown]
-# Now each head by its own best pattern, and how many words it looks back on average (from the words after the twentieth).
+# Each head by its own best pattern, and how many words it looks back on average (from the words after the twentieth).
 
 # %%
 heads = [(layer, head) for layer in range(len(model.blocks)) for head in range(model.config.num_heads)]
 own = {place: max(scores, key=lambda pattern: scores[pattern][place]) for place in heads}
-notes = {
-    (layer + 1, head + 1): own[layer, head] for layer, head in heads if scores[own[layer, head]][layer, head] > 0.3
-}
+jobs = {place: [pattern for pattern in scores if scores[pattern][place] > 0.3] for place in heads}
+notes = {(layer + 1, head + 1): ", ".join(jobs[layer, head]) for layer, head in heads if jobs[layer, head]}
 
 with torch.no_grad():
     _, weights = model(validation_ids[:64].long().to(model.output.weight.device), return_attention=True)
@@ -615,19 +656,20 @@ show_heads(1)
 show_heads(2)
 
 # %% [markdown]
-# Each row is a word that reads, each column a word that is read. The name under a title is the head's best pattern, where its
-# score is above 0.3.
+# Each row is a word that reads, each column a word that is read. Under a title stand the head's patterns, those with a
+# score above 0.3.
 #
-# - **Same name.** Bright squares in the columns of names, in rows where a name may come next: after a full stop, after *and*,
-#   after *asked*. Several heads do it, and the strongest does hardly anything else. Such a head can bring a name back, and
-#   names do come back in the samples; to show that it is *the* cause, one would have to switch it off.
-# - **Previous sound, next sound** (bundled stories). In the third sentence, look at the rows of the second song. A *next sound*
-#   head in a later layer has a bright square one word further than the earlier copy of the row's word. It can only find that
-#   place because a *previous sound* head in an earlier layer has told every sound what stood before it.
+# - **Same name.** Dark squares in the columns of names, in rows where a name may come next: after a full stop, after *and*,
+#   after *asked*. Several heads do it; where a name comes next, the strongest does hardly anything else. Such a head can bring
+#   a name back, and names do come back in the samples; to show that it is *the* cause, one would have to switch it off.
+# - **Previous sound, next sound** (bundled stories). In the third picture, look at the rows of the second song. A *next sound* head
+#   has a dark square one word further than the earlier copy of the row's word: *tala* reads the first *pom*, *pom* the first
+#   *vero*. To find it by its content, the key there must say what stood before it, and a *previous sound* head in an earlier
+#   layer can tell it. The pictures fit that account; they do not prove it.
 # - **A previous-word head for all words**, like the one made by hand, is what the bundled stories do not teach: its score
 #   over all words stays low. The same model, trained on TinyStories, comes closer to one (its score is below).
-# - **Heads without a name.** In layer 1 most look back ten words or less and gather the phrase that is being written. Those that
-#   look further are mixed: no pattern of ours fits them, and the pictures alone cannot say what they carry.
+# - **Heads without a name.** Some, most of them in layer 1, look back a few words and gather the phrase that is being written.
+#   Those that look further are mixed: no pattern of ours fits them, and the pictures alone cannot say what they carry.
 #
 # %%
 if CORPUS == "bundled":
@@ -656,11 +698,72 @@ show_arrows(1)
 show_arrows(2)
 
 # %% [markdown]
+# ## Switch a head off
+#
+# A score says where a head looks, not whether that matters. So take its part away: set its columns of the output matrix to zero,
+# and measure how much worse the model does, on the words that the head seems to be for.
+#
+# **Predict.** The best same-name head hardly does anything else where a name comes next. How much will the loss on names
+# that return rise without it?
+
+# %%
+FEW = 80
+returning = torch.tensor(
+    [[w in names and w in row[: t + 1] for t, w in enumerate(row[1:])] for row in validation_ids[:FEW].tolist()]
+)
+places = {"returning names": returning} | ({"the song sung again": again[:FEW]} if sounds else {})  # (FEW, T-1) each
+
+
+def cost_of_silence(layer, head):
+    """By how many nats the loss rises, in each of the places, when one head's part is set to zero."""
+    weight = model.blocks[layer].attention.output.weight  # (D, H·K)
+    width = weight.shape[1] // model.config.num_heads
+    columns = slice(head * width, (head + 1) * width)
+    kept = weight[:, columns].clone()  # (D, K)
+    with torch.no_grad():
+        weight[:, columns] = 0
+        losses = losses_of_words(FEW)  # (FEW, T-1)
+        weight[:, columns] = kept
+    return {name: (losses - whole)[where].mean().item() for name, where in places.items()}
+
+
+whole = losses_of_words(FEW)  # (FEW, T-1)
+silence = {place: cost_of_silence(*place) for place in heads}
+
+# %% tags=["nbval-ignore-output"]
+table(
+    [
+        [name, f"{layer + 1}.{head + 1}", ", ".join(jobs[layer, head]) or "–", f"+{silence[layer, head][name]:.2f}"]
+        for name in places
+        for layer, head in sorted(heads, key=lambda place: -silence[place][name])[:4]
+    ],
+    ["loss on", "without head", "its patterns", "rises by, nats"],
+)
+
+# %%
+if sounds:
+    i, h, _ = best(scores, "next sound")
+    dearest = sorted(heads, key=lambda place: -silence[place]["the song sung again"])[:4]
+    assert (i, h) in dearest, "the best next-sound head is not needed for the song"
+    print("the best next-sound head is among the four that the song needs most: True")
+
+# %% [markdown]
+# The song does need its heads: without the best *next sound* head it is half forgotten. Heads of the first layer matter as much,
+# among them one whose score for *previous word* looked poor: it leans on the words before, and that was enough.
+#
+# With names it is otherwise. The head with the highest score is not the one that is missed most: other heads bring the same
+# name, and step in. And a head without any pattern of ours can be among the dearest. So a pattern is a good question, and no
+# answer: what a head is *for* shows when it is gone. Even then the table tells of one head at a time; two that stand in for
+# each other both look superfluous.
+
+# %% [markdown]
 # An arrow goes from the word that reads to the word that is read; its width is the weight, and weights below 0.1 are
 # hidden. None of these pictures shows *what* is carried along an arrow: that is in the values and the output matrix, and a
 # wide arrow can carry nothing of use.
 #
-# All of them, with sliders (live in Jupyter and Colab):
+# ## All heads, with sliders
+#
+# Live in Jupyter and Colab; elsewhere a picture.
 
 # %%
 AttentionExplorer(attention)
@@ -669,7 +772,7 @@ AttentionExplorer(attention)
 # ## TinyStories, beside the assignment's recipe
 #
 # The assignment's recipe and ours on real stories, under one protocol: words without punctuation, and the last token of a cut
-# story overwritten by `<eos>`. That flatters the perplexity, and is used for this comparison only. It takes two full runs, so
+# story overwritten by `<eos>`. That flatters the perplexity, and is used for this comparison only. It takes five runs, so
 # with the bundled stories this section shows what was recorded on TinyStories.
 
 
@@ -725,14 +828,15 @@ figures.save_figure(
         log_y=True,
     ),
     "04_protocol",
-    alt="Validation perplexity of two runs on TinyStories on a logarithmic axis: ours is below the assignment's recipe throughout.",
+    alt="Validation perplexity of three runs on TinyStories on a logarithmic axis: ours is below the assignment's recipe throughout.",
 )
 
 # %% [markdown]
-# All runs see the same stories, with the same number of parameters. Three seeds of our recipe differ in the order of the
+# All runs train on the same stories, cut to 64 tokens, with the same number of parameters; the word vectors of ours have seen
+# the rest of those stories too. Three seeds of our recipe differ in the order of the
 # stories and in the random weights: the spread in the table is what chance alone does. With the schedule fitted to 300 steps,
 # less than one epoch, our recipe ends below the assignment's three. The curve does not say which part of the recipe did it;
-# the trials above do.
+# the trials above change one at a time.
 #
 # What our model writes after three epochs of TinyStories, with punctuation, from nothing:
 
@@ -741,8 +845,7 @@ if CORPUS == "bundled":
     display(table([[text] for text in recorded["samples"]["trained"][:3]], ["the first three samples"]))
 
 # %% [markdown]
-# Most phrases are English, openings are perfect, quotes open and close. Whole sentences often break in the middle, and no plot
-# lasts for two of them. That is what a perplexity of about ten, with punctuation, reads like.
+# Most phrases are English. Whole sentences often break in the middle, and no plot lasts for two of them.
 
 # %%
 figures.save_numbers(
@@ -761,6 +864,7 @@ figures.save_numbers(
         "head_scores": {"before": scores_before, "after": scores},
         "sentences": SENTENCES,
         "song": song,
+        "silenced": {f"{layer + 1}.{head + 1}": costs for (layer, head), costs in silence.items()},
         "protocol": protocol,
     },
 )
@@ -772,8 +876,9 @@ figures.save_numbers(
 # - Landmarks turn a loss into a statement: uniform, unigram, bigram, and, where it is known, the floor.
 # - fastText vectors, a higher learning rate with warm-up and cosine, and no dropout get far below the assignment's recipe
 #   in the same number of steps.
-# - What is new in a story, as a song is, can only be read from the context. Two heads in a row do that.
-# - After training some heads have a job that one number shows; before training none has.
+# - What is new in a story, as a song is, can only be read from the context, and is.
+# - After training some heads have a job that one number shows; before training none has. Whether the job matters shows when the
+#   head is switched off.
 #
 # The next notebook will turn the model's probabilities into text, in more ways than one.
 #
