@@ -16,8 +16,8 @@
 #
 # **Prerequisites.** [03 · The decoder block](03_decoder_block.ipynb).
 #
-# **Running time.** About five minutes on two cores: two for the full run, two for short comparisons, one for word vectors
-# if they are not cached yet.
+# **Running time.** About six minutes on two cores: half for the full run, half for short comparisons, and one more for word
+# vectors if they are not cached yet.
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
@@ -623,8 +623,10 @@ if sounds:
 # %%
 heads = [(layer, head) for layer in range(len(model.blocks)) for head in range(model.config.num_heads)]
 own = {place: max(scores, key=lambda pattern: scores[pattern][place]) for place in heads}
-jobs = {place: [pattern for pattern in scores if scores[pattern][place] > 0.3] for place in heads}
-notes = {(layer + 1, head + 1): ", ".join(jobs[layer, head]) for layer, head in heads if jobs[layer, head]}
+jobs = {
+    place: [p for p in sorted(scores, key=lambda p: -scores[p][place]) if scores[p][place] > 0.3] for place in heads
+}
+notes = {(layer + 1, head + 1): ", ".join(jobs[layer, head][:2]) for layer, head in heads if jobs[layer, head]}
 
 with torch.no_grad():
     _, weights = model(validation_ids[:64].long().to(model.output.weight.device), return_attention=True)
@@ -656,8 +658,8 @@ show_heads(1)
 show_heads(2)
 
 # %% [markdown]
-# Each row is a word that reads, each column a word that is read. Under a title stand the head's patterns, those with a
-# score above 0.3.
+# Each row is a word that reads, each column a word that is read. Under a title stand the head's best patterns, at
+# most two, with a score above 0.3.
 #
 # - **Same name.** Dark squares in the columns of names, in rows where a name may come next: after a full stop, after *and*,
 #   after *asked*. Several heads do it; where a name comes next, the strongest does hardly anything else. Such a head can bring
