@@ -197,9 +197,9 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Beside the rate and its schedule, the assignment's recipe differs in four things: random vectors, Adam's second beta 0.999 (ours 0.95), dropout
-# 0.1 (ours none), no clipping. Our peak is several times its rate. It is safe only because the start is gentle and the end is slow; the
-# curve says nothing about which peak is best.
+# Beside the rate and its schedule, the assignment's recipe differs in four things: random vectors, Adam's second beta 0.999 (ours
+# 0.95), dropout 0.1 (ours none), no clipping. Our peak is several times its rate. The gentle start and the slow end are meant
+# to make that safe; the curve does not say whether they are needed, and the short runs below do not show it either.
 #
 # **Precision.** Where the processor multiplies 16-bit *bfloat16* numbers faster than 32-bit ones, the matrix products use
 # them (mixed precision, Micikevicius et al. 2018 [@micikevicius2018mixed]). bfloat16 keeps the range of float32 but only
@@ -750,7 +750,7 @@ if sounds:
     print("the best next-sound head is among the four that the song needs most: True")
 
 # %% [markdown]
-# The song does need its heads: without the best *next sound* head it is half forgotten. Heads of the first layer matter as much,
+# The song does need its heads: without the best *next sound* head it is half forgotten. Heads of the first layer matter too,
 # among them one whose score for *previous word* looked poor: it leans on the words before, and that was enough.
 #
 # With names it is otherwise. The head with the highest score is not the one that is missed most: other heads bring the same
