@@ -744,14 +744,14 @@ table(
 
 # %%
 if sounds:
-    i, h, _ = best(scores, "next sound")
-    dearest = sorted(heads, key=lambda place: -silence[place]["the song sung again"])[:4]
-    assert (i, h) in dearest, "the best next-sound head is not needed for the song"
-    print("the best next-sound head is among the four that the song needs most: True")
+    costs = sorted(silence[place]["the song sung again"] for place in heads)
+    assert costs[-1] > 0.05 > costs[len(costs) // 2], "no head is needed for the song, or half of them are"
+    print("some head costs the song more than 0.05 nats, half of the heads less: True")
 
 # %% [markdown]
-# The song does need its heads: without the best *next sound* head it is half forgotten. Heads of the first layer matter too,
-# among them one whose score for *previous word* looked poor: it leans on the words before, and that was enough.
+# In the run shown here the song does need its heads: without the best *next sound* head it is half forgotten. Heads of the first
+# layer matter too, among them one whose score for *previous word* looked poor: it leans on the words before, and that was
+# enough. Train again on another machine, and the work may fall to other heads.
 #
 # With names it is otherwise. The head with the highest score is not the one that is missed most: other heads bring the same
 # name, and step in. And a head without any pattern of ours can be among the dearest. So a pattern is a good question, and no
