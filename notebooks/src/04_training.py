@@ -386,9 +386,9 @@ print("pairs rise at every landmark; runs of five and returning names come last:
 # %% [markdown]
 # **Each landmark that the curve crosses changes what the samples get right.** At the unigram there are words, and hardly a
 # pair of them belongs together. Just past the bigram nearly every pair is one that exists and many sentences are whole, but
-# the story forgets whom it is about: no name returns, except by luck. Only well below the bigram, on the bundled stories, do names and things
-# stay the same from sentence to sentence. "Known" is no praise in itself:
-# a model that copied its training stories would score 100 %.
+# the story forgets whom it is about: no name returns, except by luck. Only well below the bigram, on the bundled stories,
+# do names and things stay the same from sentence to sentence. "Known" is no praise in itself: a model that copied its
+# training stories would score 100 %.
 
 # %% [markdown]
 # ## What else was tried
@@ -663,7 +663,7 @@ show_heads(2)
 #
 # - **Same name.** Dark squares in the columns of names, in rows where a name may come next: after a full stop, after *and*,
 #   after *asked*. Several heads do it; where a name comes next, the strongest does hardly anything else. Such a head can bring
-#   a name back, and names do come back in the samples; to show that it is *the* cause, one would have to switch it off.
+#   a name back, and names do come back in the samples; whether it is needed for that shows when it is switched off, below.
 # - **Previous sound, next sound** (bundled stories). In the third picture, look at the rows of the second song. A *next sound* head
 #   has a dark square one word further than the earlier copy of the row's word: *tala* reads the first *pom*, *pom* the first
 #   *vero*. To find it by its content, the key there must say what stood before it, and a *previous sound* head in an earlier
@@ -672,7 +672,7 @@ show_heads(2)
 #   over all words stays low. The same model, trained on TinyStories, comes closer to one (its score is below).
 # - **Heads without a name.** Some, most of them in layer 1, look back a few words and gather the phrase that is being written.
 #   Those that look further are mixed: no pattern of ours fits them, and the pictures alone cannot say what they carry.
-#
+
 # %%
 if CORPUS == "bundled":
     elsewhere = np.max(known["head_scores"]["after"]["previous word"])
@@ -698,6 +698,11 @@ show_arrows(1)
 
 # %%
 show_arrows(2)
+
+# %% [markdown]
+# An arrow goes from the word that reads to the word that is read; its width is the weight, and weights below 0.1 are
+# hidden. None of these pictures shows *what* is carried along an arrow: that is in the values and the output matrix, and a
+# wide arrow can carry nothing of use.
 
 # %% [markdown]
 # ## Switch a head off
@@ -759,10 +764,6 @@ if sounds:
 # each other both look superfluous.
 
 # %% [markdown]
-# An arrow goes from the word that reads to the word that is read; its width is the weight, and weights below 0.1 are
-# hidden. None of these pictures shows *what* is carried along an arrow: that is in the values and the output matrix, and a
-# wide arrow can carry nothing of use.
-#
 # ## All heads, with sliders
 #
 # Live in Jupyter and Colab; elsewhere a picture.
