@@ -1,27 +1,37 @@
-"""Text from a prompt, one token at a time."""
+"""Text from a prompt: greedy, sampled, or by beam search, each with or without a cache of keys and values.
+
+Shape comments name the sizes: B rows, S tokens, V vocabulary, P prompts, W beams.
+"""
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from helpers.model import Decoder
+from helpers.model import Decoder, KVCache
 from helpers.tokenizer import WordTokenizer
+
+ROWS = 256  # read at once; more prompts (times beams) are continued one group after the other
 
 
 @dataclass(frozen=True)
 class Generation:
     """What followed a prompt: its text, its token ids (an `<eos>` included), and their summed log-probability in nats
-    under the model itself, whatever temperature or filter chose them."""
+    under the model itself, whatever temperature or filter chose them.
+
+    score: logprob / length ** length_penalty, the length in tokens. beams: of beam search, all that was found, best first.
+    """
 
     text: str
     ids: list[int]
     logprob: float
+    score: float
+    beams: list["Generation"] = field(default_factory=list, repr=False)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Decoder,
     tokenizer: WordTokenizer,
@@ -32,66 +42,227 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    use_cache: bool = True,
     seed: int | None = None,
 ) -> list[Generation]:
     """Continue each prompt until `<eos>`, max_new_tokens, or the end of the model's context.
 
     strategy "greedy" takes the likeliest token; "sample" draws from softmax(logits / temperature), kept to the top_k
     likeliest tokens and to the smallest set whose probability reaches top_p (Holtzman et al. 2020, "The Curious Case of
-    Neural Text Degeneration", section 3.1). The empty prompt starts a story. `<pad>`, `<sos>` and `<unk>` never come out.
+    Neural Text Degeneration", section 3.1); "beam" keeps the num_beams likeliest beginnings (see `_beam_search`).
+    The empty prompt starts a story; unknown words are read as `<unk>`. `<pad>`, `<sos>` and `<unk>` never come out.
     Each prompt has a random stream of its own, from `seed` and its place in the list; None draws a fresh seed.
 
     Raises ValueError where a setting makes no sense, or a prompt fills the context.
     """
-    if strategy not in ("sample", "greedy"):
-        raise ValueError(f"strategy={strategy!r}: choose 'sample' or 'greedy'")
-    if temperature <= 0:
+    if strategy not in ("sample", "greedy", "beam"):
+        raise ValueError(f"strategy={strategy!r}: choose 'sample', 'greedy' or 'beam'")
+    if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be above 0; for the likeliest token use strategy='greedy'")
     if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(f"top_k={top_k}, top_p={top_p}: top_k must be at least 1, top_p above 0 and at most 1")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
-    base = secrets.randbits(62) if seed is None else seed  # the caller's random stream stays as it is
-    was_training = model.training
-    model.eval()
-    results = []
-    for index, prompt in enumerate(prompts):
-        ids = [tokenizer.sos_id, *tokenizer.encode(prompt)]
-        room = model.config.context_length - len(ids)
-        if room < 1:
+    if num_beams < 1 or (num_beams > 1 and strategy != "beam"):
+        raise ValueError(f"num_beams={num_beams} with strategy={strategy!r}: at least 1, and more for 'beam' only")
+    rows = [[tokenizer.sos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    for index, ids in enumerate(rows):
+        if len(ids) >= model.config.context_length:
             raise ValueError(
                 f"prompt {index} has {len(ids)} tokens with <sos> and leaves no room in a context of "
                 f"{model.config.context_length}: shorten it"
             )
-        generator = torch.Generator().manual_seed((base + 0x9E3779B97F4A7C15 * index) % 2**63)
-        new, logprob = [], 0.0
-        while len(new) < min(max_new_tokens, room) and (not new or new[-1] != tokenizer.eos_id):
-            logits = model(torch.tensor([ids + new], device=model.output.weight.device))[0, -1].float().cpu()  # (V,)
-            log_probabilities = logits.log_softmax(dim=-1)  # (V,)
-            logits[[tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id]] = float("-inf")
-            logits[len(tokenizer) :] = float("-inf")  # rows of the table without a word
-            if strategy == "greedy":
-                token = int(logits.argmax())
-            else:
-                probabilities = filtered_distribution(logits, temperature, top_k, top_p)  # (V,)
-                token = int(torch.multinomial(probabilities, 1, generator=generator))
-            new.append(token)
-            logprob += log_probabilities[token].item()
-        results.append(Generation(tokenizer.decode(new), new, logprob))
+    base = secrets.randbits(62) if seed is None else seed  # the caller's random stream stays as it is
+    was_training = model.training
+    model.eval()
+    found = []
+    for start in range(0, len(rows), max(1, ROWS // num_beams)):
+        group = rows[start : start + max(1, ROWS // num_beams)]
+        limits = [min(max_new_tokens, model.config.context_length - len(ids)) for ids in group]
+        if strategy == "beam":
+            found += _beam_search(model, tokenizer, group, limits, num_beams, length_penalty, use_cache)
+            continue
+        pick = _Greedy() if strategy == "greedy" else _Sampler(base, start, len(group), temperature, top_k, top_p)
+        found += [[one] for one in _continue(model, tokenizer, group, limits, pick, use_cache)]
     model.train(was_training)
+
+    def generation(ids: list[int], logprob: float, beams: Sequence[Generation] = ()) -> Generation:
+        score = logprob / max(1, len(ids)) ** length_penalty
+        return Generation(tokenizer.decode(ids), ids, logprob, score, list(beams))
+
+    results = []
+    for candidates in found:
+        beams = [generation(*candidate) for candidate in candidates]
+        results.append(generation(*candidates[0], beams) if strategy == "beam" else beams[0])
     return results
 
 
 def filtered_distribution(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-):
-    """logits (V,) -> the probabilities (V,) that sampling draws from; what is filtered out has probability 0."""
-    scores, order = (logits / temperature).sort(descending=True)  # (V,), (V,)
-    if top_k is not None:
-        scores[top_k:] = float("-inf")
-    probabilities = scores.softmax(dim=-1)  # (V,)
-    if top_p is not None:
-        before = probabilities.cumsum(dim=-1) - probabilities  # (V,), probability of the likelier tokens
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-        probabilities /= probabilities.sum()
-    return torch.zeros_like(probabilities).scatter(0, order, probabilities)
+) -> Tensor:
+    """logits (…, V) -> the probabilities (…, V) that sampling draws from; what is filtered out has probability 0."""
+    best = logits.max(dim=-1, keepdim=True).values  # (…, 1), taken off first: no temperature is too small
+    scores = (logits - best) / temperature  # (…, V)
+    if top_k is not None and top_k < scores.shape[-1]:
+        kept, places = scores.topk(top_k)  # (…, k) each
+        scores = torch.full_like(scores, float("-inf")).scatter(-1, places, kept)  # (…, V)
+    probabilities = scores.softmax(dim=-1)  # (…, V)
+    if top_p is not None and top_p < 1:
+        ranked, order = probabilities.sort(dim=-1, descending=True)  # (…, V) each
+        before = ranked.cumsum(dim=-1) - ranked  # (…, V), probability of the likelier tokens
+        ranked = ranked.masked_fill(before >= top_p, 0.0)  # (…, V)
+        probabilities = torch.zeros_like(ranked).scatter(-1, order, ranked / ranked.sum(dim=-1, keepdim=True))  # (…, V)
+    return probabilities
+
+
+class _Reader:
+    """Reads rows of ids, then one more token a row and step; scores the token after the last. With a cache it reads each
+    token once, without one everything again at each step: that is the only difference."""
+
+    def __init__(self, model: Decoder, tokenizer: WordTokenizer, rows: list[list[int]], more: int, use_cache: bool):
+        self.model, self.device = model, model.output.weight.device
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)  # (B,)
+        longest = int(lengths.max())
+        # Left-padded, so that all rows end, and grow, at the same place.
+        padded = [[tokenizer.pad_id] * (longest - len(row)) + row for row in rows]
+        self.ids = torch.tensor(padded, device=self.device)  # (B, S): not read yet, or all of them without a cache
+        self.padding = None if bool((lengths == longest).all()) else longest - lengths  # (B,)
+        self.cache = None
+        if use_cache:
+            dtype = model.output.weight.dtype
+            self.cache = KVCache(model.config, len(rows), longest + more, self.device, dtype)
+        self.banned = torch.zeros(model.config.vocab_size, device=self.device)  # (V,)
+        self.banned[[tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id]] = float("-inf")
+        self.banned[len(tokenizer) :] = float("-inf")  # rows of the table without a word
+
+    def scores(self) -> Tensor:
+        """Log-probabilities (B, V) of the next token under the model; -inf for tokens that may not come out."""
+        x, _ = self.model.hidden(self.ids, self.cache, padding=self.padding)  # (B, S, D)
+        logits = self.model.output(x[:, -1]).to(torch.promote_types(x.dtype, torch.float32))  # (B, V)
+        return logits - logits.logsumexp(dim=-1, keepdim=True) + self.banned  # (B, V)
+
+    def read(self, tokens: Tensor, rows: Tensor | None = None) -> None:
+        """Row i goes on as row rows[i] did (None: as itself), with tokens[i] after it."""
+        if rows is not None:
+            self.ids = self.ids[rows]  # (B, S)
+            self.padding = None if self.padding is None else self.padding[rows]
+            if self.cache is not None:
+                self.cache.reorder(rows)
+        tokens = tokens[:, None]  # (B, 1)
+        self.ids = tokens if self.cache is not None else torch.cat([self.ids, tokens], dim=1)  # (B, 1) or (B, S + 1)
+
+
+class _Greedy:
+    def __call__(self, scores: Tensor, rows: list[int]) -> Tensor:  # (B, V) -> (B,)
+        return scores.argmax(dim=-1)
+
+
+class _Sampler:
+    """Draws by the inverse of the cumulative distribution: one uniform number a row, from the row's own stream."""
+
+    def __init__(self, base: int, start: int, count: int, *filters):
+        places = range(start, start + count)
+        self.streams = [torch.Generator().manual_seed((base + 0x9E3779B97F4A7C15 * i) % 2**63) for i in places]
+        self.filters = filters
+
+    def __call__(self, scores: Tensor, rows: list[int]) -> Tensor:  # (B, V) -> (B,)
+        cumulative = filtered_distribution(scores, *self.filters).double().cumsum(dim=-1)  # (B, V)
+        drawn = torch.stack([torch.rand(1, generator=self.streams[row], dtype=torch.float64) for row in rows])  # (B, 1)
+        # The sum is 1 only up to rounding; `right` never lands on a token of probability 0.
+        wanted = drawn.to(scores.device) * cumulative[:, -1:]  # (B, 1)
+        return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=scores.shape[-1] - 1)  # (B,)
+
+
+def _continue(
+    model: Decoder, tokenizer: WordTokenizer, prompts: list[list[int]], limits: list[int], pick, use_cache: bool
+) -> list[tuple[list[int], float]]:
+    """New ids and their log-probability for each prompt, token by token; a row leaves the batch when it ends."""
+    new: list[list[int]] = [[] for _ in prompts]
+    logprobs = [0.0] * len(prompts)
+    active = [row for row, limit in enumerate(limits) if limit > 0]
+    if not active:
+        return list(zip(new, logprobs, strict=True))
+    reader = _Reader(model, tokenizer, [prompts[row] for row in active], max(limits), use_cache)
+    while True:
+        scores = reader.scores()  # (B, V)
+        tokens = pick(scores, active)  # (B,)
+        chosen = scores.gather(-1, tokens[:, None])[:, 0]  # (B,)
+        going = []
+        for place, (row, token, logprob) in enumerate(zip(active, tokens.tolist(), chosen.tolist(), strict=True)):
+            new[row].append(token)
+            logprobs[row] += logprob
+            if token != tokenizer.eos_id and len(new[row]) < limits[row]:
+                going.append(place)
+        if not going:
+            return list(zip(new, logprobs, strict=True))
+        if len(going) == len(active):
+            reader.read(tokens)
+        else:
+            kept = torch.tensor(going, device=tokens.device)  # (B',)
+            reader.read(tokens[kept], kept)
+            active = [active[place] for place in going]
+
+
+def _beam_search(
+    model: Decoder,
+    tokenizer: WordTokenizer,
+    prompts: list[list[int]],
+    limits: list[int],
+    width: int,
+    length_penalty: float,
+    use_cache: bool,
+) -> list[list[tuple[list[int], float]]]:
+    """For each prompt the best `width` continuations, best first, as new ids and log-probability.
+
+    At each step every running beam is extended by every token, and the `width` likeliest extensions run on. One that ends
+    in `<eos>` among the `width` best is set aside with its score, logprob / length ** length_penalty (Wu et al. 2016,
+    "Google's Neural Machine Translation System", section 7, with a plain power). A prompt is done when no running beam
+    can reach the worst of `width` scores set aside any more, or at its limit, where the running beams are scored too.
+    """
+    finished: list[list[tuple[float, list[int], float]]] = [[] for _ in prompts]
+    active = [row for row, limit in enumerate(limits) if limit > 0]
+    if not active:
+        return [[([], 0.0)] for _ in prompts]
+    reader = _Reader(model, tokenizer, [prompts[row] for row in active], max(limits), use_cache)
+    beams = [[([], 0.0)] for _ in active]  # running, best first: new ids, log-probability
+    while True:
+        scores = reader.scores()  # (B, V), B = all running beams
+        so_far = [[logprob] for group in beams for _, logprob in group]
+        totals = scores + torch.tensor(so_far, device=scores.device, dtype=scores.dtype)  # (B, V)
+        tokens, rows, kept, offset = [], [], [], 0
+        for place, row in enumerate(active):
+            group = beams[place]
+            here = totals[offset : offset + len(group)].flatten()  # (W·V,)
+            likeliest = here.topk(min(2 * width, len(here)))  # at most `width` of them end
+            running = []
+            for rank, (total, at) in enumerate(zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)):
+                beam, token = divmod(at, scores.shape[-1])
+                ids = [*group[beam][0], token]
+                if total == float("-inf"):
+                    break  # only tokens that may not come out are left
+                if token == tokenizer.eos_id or len(ids) == limits[row]:
+                    if rank < width:
+                        finished[row].append((total / len(ids) ** length_penalty, ids, total))
+                elif len(running) < width:
+                    running.append((ids, total, offset + beam))
+            finished[row] = sorted(finished[row], key=lambda hypothesis: -hypothesis[0])[:width]
+            offset += len(group)
+            if running and not _is_done(finished[row], running[0], limits[row], width, length_penalty):
+                kept.append((row, [(ids, total) for ids, total, _ in running]))
+                tokens += [ids[-1] for ids, _, _ in running]
+                rows += [origin for _, _, origin in running]
+        if not kept:
+            return [[(ids, logprob) for _, ids, logprob in group] or [([], 0.0)] for group in finished]
+        active, beams = [row for row, _ in kept], [group for _, group in kept]
+        reader.read(torch.tensor(tokens, device=scores.device), torch.tensor(rows, device=scores.device))
+
+
+def _is_done(finished: list, best_running: tuple, limit: int, width: int, length_penalty: float) -> bool:
+    """No running beam can beat what is set aside: its log-probability only falls, and a length helps as much as it can."""
+    if len(finished) < width:
+        return False
+    ids, total, _ = best_running
+    length = limit if length_penalty > 0 else len(ids)
+    return total / length**length_penalty <= finished[-1][0]

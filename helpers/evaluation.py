@@ -1,13 +1,16 @@
-"""Measures: perplexity, the landmarks of a loss curve, and what each attention head looks at."""
+"""Measures: perplexity, the landmarks of a loss curve, what each head looks at, and how good continuations are."""
 
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sacrebleu.metrics import BLEU
 from torch import Tensor
 
+from helpers.decoding import Generation, generate
 from helpers.model import Decoder
 from helpers.stories import Stories
 from helpers.tokenizer import WordTokenizer
@@ -147,3 +150,168 @@ def head_scores(
                 queries[pattern] += asked.sum()
     model.train(was_training)
     return {p: (mass[p] - even[p]) / (queries[p] - even[p]) for p in PATTERNS if queries[p] > even[p]}
+
+
+# --- Continuations ---------------------------------------------------------------------------------------------------
+
+_BLEU = BLEU(tokenize="none", effective_order=True)  # the texts are words already
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU, 0 to 100, of hypotheses against one reference each; texts are words between spaces.
+
+    Papineni et al. 2002; sacrebleu (Post 2018), no tokenizer. Raises ValueError where the two are not of one length.
+    """
+    return _bleu_of([_bleu_counts(h, r) for h, r in zip(hypotheses, references, strict=True)])
+
+
+def _bleu_counts(hypothesis: str, reference: str) -> np.ndarray:  # (10,)
+    """Matching n-grams, n-grams (n = 1 to 4 each), words of the hypothesis and of the reference: BLEU needs their sums."""
+    score = _BLEU.sentence_score(hypothesis, [reference])
+    return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len])
+
+
+def _bleu_of(counts: Sequence[np.ndarray]) -> float:
+    total = [int(value) for value in np.sum(counts, axis=0)]
+    return _BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """Continuations of the beginnings of stories, beside the true ones, and their measures.
+
+    nats, tokens: of each continuation, (N,): -log p under the model and the number of tokens, `<eos>` included.
+    """
+
+    prompts: list[str]
+    references: list[str]
+    hypotheses: list[str]
+    generations: list[Generation]
+    nats: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean nats per token that the model gives these continuations, all tokens counted alike."""
+        return float(np.exp(self.nats.sum() / self.tokens.sum()))
+
+    @property
+    def bleu(self) -> float:
+        return bleu(self.hypotheses, self.references)
+
+    def __add__(self, other: "Continuations") -> "Continuations":
+        """The two together, as of two seeds."""
+        lists = [getattr(self, n) + getattr(other, n) for n in ("prompts", "references", "hypotheses", "generations")]
+        arrays = [np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("nats", "tokens")]
+        return Continuations(*lists, *arrays)
+
+    def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap intervals of perplexity and BLEU: what other draws of as many continuations would give.
+
+        Efron & Tibshirani 1993, chapter 13.
+        """
+        rng = np.random.default_rng(seed)
+        counts = np.array(
+            [_bleu_counts(h, r) for h, r in zip(self.hypotheses, self.references, strict=True)]
+        )  # (N, 10)
+        draws = [rng.integers(len(counts), size=len(counts)) for _ in range(resamples)]
+        found = {
+            "perplexity": [np.exp(self.nats[draw].sum() / self.tokens[draw].sum()) for draw in draws],
+            "bleu": [_bleu_of(counts[draw]) for draw in draws],
+        }
+        return {name: tuple(np.percentile(values, [2.5, 97.5]).tolist()) for name, values in found.items()}
+
+
+def evaluate_continuations(
+    model: Decoder,
+    tokenizer: WordTokenizer,
+    texts: Sequence[str],
+    *,
+    prompt_tokens: int = 5,
+    max_new_tokens: int | None = None,
+    **how,
+) -> Continuations:
+    """Continue the first `prompt_tokens` words of each text by `generate(..., **how)`, and compare with what followed.
+
+    The true continuation is cut to the number of tokens that the model may write (None: to the end of its context). The
+    prompt has no part in any measure. how: strategy="true" takes the true continuation itself, as a reference.
+    Raises ValueError where a text is no longer than its prompt; otherwise as `generate` does.
+    """
+    room = model.config.context_length - 1 - prompt_tokens
+    limit = room if max_new_tokens is None else min(room, max_new_tokens)
+    words = [tokenizer.split(text) for text in texts]
+    for index, story in enumerate(words):
+        if len(story) <= prompt_tokens:
+            raise ValueError(f"text {index} has {len(story)} words: nothing follows a prompt of {prompt_tokens}")
+    prompts = [" ".join(story[:prompt_tokens]) for story in words]
+    references = [" ".join(story[prompt_tokens : prompt_tokens + limit]) for story in words]
+    if how.get("strategy") == "true":
+        generations = [
+            _as_generation(model, tokenizer, [tokenizer.sos_id, *ids[:prompt_tokens]], ids[prompt_tokens:][:limit])
+            for ids in ([*tokenizer.encode(text), tokenizer.eos_id] for text in texts)
+        ]
+        return _continuations(tokenizer, prompts, references, generations, references)
+    generations = generate(model, tokenizer, prompts, max_new_tokens=limit, **how)
+    return _continuations(tokenizer, prompts, references, generations)
+
+
+def _continuations(tokenizer, prompts, references, generations, hypotheses=None) -> Continuations:
+    if hypotheses is None:
+        ids = [[i for i in one.ids if i != tokenizer.eos_id] for one in generations]
+        hypotheses = [" ".join(tokenizer.word(i) for i in row) for row in ids]
+    nats = np.array([-one.logprob for one in generations])  # (N,)
+    return Continuations(
+        prompts, references, hypotheses, generations, nats, np.array([len(g.ids) for g in generations])
+    )
+
+
+@torch.no_grad()
+def _as_generation(model: Decoder, tokenizer: WordTokenizer, prompt: list[int], new: list[int]) -> Generation:
+    """Given ids as if the model had written them: with their log-probability under it."""
+    ids = torch.tensor([prompt + new], device=model.output.weight.device)  # (1, S)
+    logits = model(ids[:, :-1])[0, len(prompt) - 1 :].float()  # (len(new), V)
+    logprob = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).sum().item()
+    return Generation(tokenizer.decode(new), new, logprob, logprob / max(1, len(new)))
+
+
+class Trigram:
+    """A model without a network: the next token by how often it followed the last two in encoded stories (N, T).
+
+    Smoothed towards the bigram, that towards the unigram, each with the weight of `weight` made-up observations.
+    """
+
+    def __init__(self, ids: Tensor, vocab_size: int, pad_id: int = 0, weight: float = 1.0):
+        self.vocab_size, self.weight, self.tables = vocab_size, weight, []
+        for order in (1, 2, 3):
+            rows = ids.unfold(1, order, 1).reshape(-1, order).long().numpy()  # (N·(T-order+1), order)
+            rows = rows[rows[:, -1] != pad_id]
+            table: dict[tuple, dict[int, int]] = {}
+            for *before, after in rows.tolist():
+                counts = table.setdefault(tuple(before), {})
+                counts[after] = counts.get(after, 0) + 1
+            self.tables.append(table)
+
+    def distribution(self, before: Sequence[int]) -> np.ndarray:  # (V,)
+        """Probabilities of the token after `before`, which may be of any length."""
+        probabilities = np.full(self.vocab_size, 1 / self.vocab_size)  # (V,)
+        for order, table in enumerate(self.tables):
+            counts = table.get(tuple(before[len(before) - order :]), {}) if len(before) >= order else {}
+            total = sum(counts.values())
+            probabilities = probabilities * (self.weight / (total + self.weight))  # (V,)
+            probabilities[list(counts)] += np.fromiter(counts.values(), float, len(counts)) / (total + self.weight)
+        return probabilities
+
+    def continuations(
+        self, model: Decoder, tokenizer: WordTokenizer, like: Continuations, limit: int, seed: int = 0
+    ) -> Continuations:
+        """Sampled from the trigram model after the same prompts; their nats are those that `model` gives them."""
+        rng, generations = np.random.default_rng(seed), []
+        for prompt in like.prompts:
+            ids, new = [tokenizer.sos_id, *tokenizer.encode(prompt)], []
+            while len(new) < limit and (not new or new[-1] != tokenizer.eos_id):
+                p = self.distribution(ids + new)  # (V,)
+                p[[tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id]] = 0
+                p[len(tokenizer) :] = 0
+                new.append(int(rng.choice(self.vocab_size, p=p / p.sum())))
+            generations.append(_as_generation(model, tokenizer, ids, new))
+        return _continuations(tokenizer, like.prompts, like.references, generations)

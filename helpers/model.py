@@ -1,11 +1,13 @@
 """The decoder-only transformer, from its basic parts.
 
 Only `nn.Linear`, `nn.Embedding`, `nn.Parameter`, `nn.Dropout` and a non-linearity come from PyTorch. Shape comments name
-the sizes: B stories, T tokens, D model width, E embedding width, H heads, K = D / H head width, F feed-forward width,
-L blocks, V vocabulary.
+the sizes: B stories, T tokens, S keys (T, or more with a cache), D model width, E embedding width, H heads, K = D / H head
+width, F feed-forward width, L blocks, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +74,79 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()  # (T, D)
 
 
+class KVCache:
+    """The keys and values of all tokens read so far, which no later token changes: a new token needs only its own.
+
+    Room for `capacity` tokens (None: the context) of `batch_size` rows is set aside at once: keys and values are
+    (L, B, H, capacity, K) each. Pass it to `Decoder.forward`, which reads what is new and appends to it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        capacity = config.context_length if capacity is None else capacity
+        shape = (config.num_layers, batch_size, config.num_heads, capacity, config.d_model // config.num_heads)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (L, B, H, capacity, K)
+        self.values = torch.empty_like(self.keys)  # (L, B, H, capacity, K)
+        self._lengths = [0] * config.num_layers  # within a pass, the layers before the present one are ahead
+
+    @property
+    def length(self) -> int:
+        """How many tokens every layer holds. Raises RuntimeError where the layers disagree: a pass was broken off."""
+        if len(set(self._lengths)) > 1:
+            raise RuntimeError(
+                f"the layers hold {self._lengths} tokens, not the same number: a pass through the model was broken off; "
+                "call cache.crop(length) with the length before it"
+            )
+        return self._lengths[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes set aside: 2 · L · B · H · capacity · K · bytes per number."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add T new keys and values (B, H, T, K) of one layer, counted from 0; returns all of that layer, (B, H, S, K).
+
+        Raises ValueError where they do not fit the cache, or where it is full.
+        """
+        _, B, H, capacity, K = self.keys.shape
+        start, T = self._lengths[layer], keys.shape[-2]
+        if keys.shape != (B, H, T, K) or values.shape != keys.shape:
+            raise ValueError(
+                f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit a cache of {B} rows, {H} heads of "
+                f"width {K}: build it with KVCache(model.config, batch_size)"
+            )
+        if start + T > capacity:
+            raise ValueError(
+                f"{start} tokens and {T} more exceed the cache's room for {capacity}: ask for more capacity"
+            )
+        self.keys[layer, :, :, start : start + T] = keys
+        self.values[layer, :, :, start : start + T] = values
+        self._lengths[layer] = start + T
+        return self.keys[layer, :, :, : start + T], self.values[layer, :, :, : start + T]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was; rows may repeat, or be fewer or more than before. For beams and ended rows."""
+        used = self.length
+        if len(rows) == self.keys.shape[1]:
+            for held in (self.keys, self.values):
+                held[:, :, :, :used] = held[:, rows, :, :used]
+        else:
+            self.keys, self.values = self.keys[:, rows], self.values[:, rows]  # (L, len(rows), H, capacity, K) each
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError where there are fewer."""
+        if not 0 <= length <= min(self._lengths):
+            raise ValueError(f"cannot crop to {length} tokens: the cache holds {min(self._lengths)}")
+        self._lengths = [length] * len(self._lengths)
+
+
 class MultiHeadAttention(nn.Module):
     """Causal self-attention: every token takes a weighted mean of the tokens before it and itself, once per head.
 
@@ -85,14 +160,20 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(config.d_model, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D); mask (T, T), 0 where a query may look and -inf where it may not. Returns mixed x and weights."""
+    def forward(self, x: Tensor, mask: Tensor, remember: Callable | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) -> mixed x (B, T, D) and the weights (B, H, T, S).
+
+        mask: (T, S) or (B, 1, T, S), 0 where a query may look and -inf where it may not. remember: takes the new keys and
+        values and returns all of them, those of earlier calls first (`KVCache.append`); None: there are none.
+        """
         B, T, D = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)  # (B, H, T, K)
-        scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5 + mask  # (B, H, T, T)
-        weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
+        if remember is not None:
+            k, v = remember(k, v)  # (B, H, S, K) each
+        scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5 + mask  # (B, H, T, S)
+        weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         mixed = self.dropout(weights) @ v  # (B, H, T, K)
-        return self.output(mixed.transpose(1, 2).reshape(B, T, D)), weights  # (B, T, D), (B, H, T, T)
+        return self.output(mixed.transpose(1, 2).reshape(B, T, D)), weights  # (B, T, D), (B, H, T, S)
 
 
 class FeedForward(nn.Module):
@@ -122,9 +203,9 @@ class DecoderBlock(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D), mask (T, T) -> x (B, T, D), attention weights (B, H, T, T)."""
-        mixed, weights = self.attention(self.attention_norm(x), mask)  # (B, T, D), (B, H, T, T)
+    def forward(self, x: Tensor, mask: Tensor, remember: Callable | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) -> x (B, T, D), attention weights (B, H, T, S). mask and remember: as in the attention."""
+        mixed, weights = self.attention(self.attention_norm(x), mask, remember)  # (B, T, D), (B, H, T, S)
         x = x + self.dropout(mixed)  # (B, T, D)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights  # (B, T, D)
 
@@ -194,34 +275,65 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = probability
 
-    def hidden(self, ids: Tensor, return_attention: bool = False) -> tuple[Tensor, list[Tensor]]:
+    def hidden(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        return_attention: bool = False,
+        padding: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
         """ids (B, T) -> the normed residual stream (B, T, D) that the output layer reads, and the attention weights
-        of each block, (B, H, T, T), where asked for.
+        of each block, (B, H, T, S), where asked for.
 
-        Raises ValueError where T is 0 or exceeds the context, IndexError where an id is outside the vocabulary.
+        cache: ids follow the tokens that it holds, and are added to it. padding: (B,), how many `<pad>` each row began
+        with, the tokens in the cache counted; they are not looked at, and positions count from after them.
+
+        Raises ValueError where there are no tokens or more than the context holds, IndexError where an id is outside the
+        vocabulary.
         """
-        T = ids.shape[-1]
-        if not 0 < T <= self.config.context_length:
+        T, before = ids.shape[-1], 0 if cache is None else cache.length
+        tokens = before + T - (0 if padding is None else int(padding.min()))
+        if T < 1 or tokens > self.config.context_length:
             raise ValueError(
-                f"{T} tokens do not fit a context of 1 to {self.config.context_length}: shorten the text, or build the "
+                f"{tokens} tokens do not fit a context of 1 to {self.config.context_length}: shorten the text, or build the "
                 "model with a longer context_length"
             )
+        mask, positions = self._mask_and_positions(T, before, padding)
         # Vaswani et al. 2017, section 3.4: scaled by √D, or the positions would drown the words.
-        x = self.projection(self.embedding(ids)) * self.config.d_model**0.5 + self.positions[:T]  # (B, T, D)
+        x = self.projection(self.embedding(ids)) * self.config.d_model**0.5 + positions  # (B, T, D)
         x = self.dropout(x)
         attention = []
-        for block in self.blocks:
-            x, weights = block(x, self.mask[:T, :T])  # (B, T, D), (B, H, T, T)
+        for layer, block in enumerate(self.blocks):
+            x, weights = block(
+                x, mask, None if cache is None else partial(cache.append, layer)
+            )  # (B, T, D), (B, H, T, S)
             if return_attention:
                 attention.append(weights)
         return self.norm(x), attention
 
-    def forward(self, ids: Tensor, return_attention: bool = False):
-        """ids (B, T) -> logits (B, T, V); with return_attention also the weights (L, B, H, T, T).
+    def _mask_and_positions(self, T: int, before: int, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of T tokens after `before` others: the mask (T, S) or (B, 1, T, S), the positions (T, D) or (B, T, D)."""
+        if padding is None:
+            return self.mask[before : before + T, : before + T], self.positions[before : before + T]
+        keys = torch.arange(before + T, device=padding.device)  # (S,)
+        queries = keys[before:]  # (T,)
+        # A `<pad>` looks at itself: a row of -inf alone would make the softmax NaN.
+        seen = (keys <= queries[:, None]) & (keys >= padding[:, None, None]) | (keys == queries[:, None])  # (B, T, S)
+        mask = torch.zeros_like(seen, dtype=self.positions.dtype).masked_fill(~seen, float("-inf"))  # (B, T, S)
+        return mask[:, None], self.positions[(queries - padding[:, None]).clamp(min=0)]  # (B, 1, T, S), (B, T, D)
 
-        Row t of the logits scores the token that follows token t. Raises as `hidden` does.
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        return_attention: bool = False,
+        padding: Tensor | None = None,
+    ):
+        """ids (B, T) -> logits (B, T, V); with return_attention also the weights (L, B, H, T, S).
+
+        Row t of the logits scores the token that follows token t. cache, padding and errors: as in `hidden`.
         """
-        x, attention = self.hidden(ids, return_attention)  # (B, T, D)
+        x, attention = self.hidden(ids, cache, return_attention, padding)  # (B, T, D)
         logits = self.output(x)  # (B, T, V)
         return (logits, torch.stack(attention)) if return_attention else logits
 

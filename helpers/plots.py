@@ -22,6 +22,7 @@ import matplotlib
 import numpy as np
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from PIL import Image
@@ -135,10 +136,10 @@ def _render(figure: Figure, file, **options) -> None:
 
 
 def _png(figure: Figure) -> bytes:
-    """256 colours are enough for a chart, and a third of the size."""
+    """64 colours are enough for a chart, and a quarter of the size."""
     drawn, file = io.BytesIO(), io.BytesIO()
     _render(figure, drawn, format="png", dpi=DPI)
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, format="png", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, format="png", optimize=True)
     return file.getvalue()
 
 
@@ -233,7 +234,7 @@ def heatmap(matrix, tokens: Sequence[str], keys: Sequence[str] | None = None, *,
 
 
 def arrows(weights, tokens: Sequence[str], *, threshold: float = 0.1, title: str = "") -> Figure:
-    """One head as arrows from the word that reads (left) to what it reads (right). Width and opacity are the weight.
+    """One head as arrows from the word that reads (left) to what it reads (right). Width and shade are the weight.
 
     weights: [T, T]; those below `threshold` are hidden. Raises ValueError where the words do not fit.
     """
@@ -302,11 +303,13 @@ def _draw_heatmap(axes, matrix, rows, columns, limits=(0.0, 1.0)):
 
 
 def _draw_arrows(axes, weights, tokens, threshold):
-    for query, key in zip(*np.nonzero(weights >= threshold), strict=True):
-        weight = weights[query, key]
-        style = {"arrowstyle": "-|>", "lw": 0.4 + 3 * weight, "alpha": min(1.0, 0.15 + weight), "color": COLORS[0]}
-        style |= {"mutation_scale": 5 + 5 * weight, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", xy=(1, key), xytext=(0, query), arrowprops=style)
+    found = sorted((weights[query, key], query, key) for query, key in zip(*np.nonzero(weights >= threshold), strict=True))
+    shade = sns.light_palette(COLORS[0], as_cmap=True)  # opaque: blended lines have no clear order
+    colors = [shade(min(1.0, 0.15 + weight)) for weight, _, _ in found]
+    lines = [((0, query), (0.985, key)) for _, query, key in found]
+    axes.add_collection(LineCollection(lines, linewidths=[0.4 + 3 * weight for weight, _, _ in found], colors=colors))
+    sizes = [(2 + 4 * weight) ** 2 for weight, _, _ in found]
+    axes.scatter([0.985] * len(found), [key for *_, key in found], s=sizes, c=colors, marker=">", linewidths=0, zorder=3)
     for side, align, header in ((-0.06, "right", "reads"), (1.06, "left", "is read")):
         axes.text(side, -1, header, ha=align, va="center", fontsize=7.5, color=GREY)
         for row, word in enumerate(_words(tokens)):
@@ -314,36 +317,24 @@ def _draw_arrows(axes, weights, tokens, threshold):
     axes.set(xlim=(-0.05, 1.05), ylim=(len(tokens) - 0.5, -1.5))
 
 
-class AttentionExplorer:
-    """Choose a sentence, a layer and a head, and see its heat-map: live in Jupyter and Colab, a picture elsewhere.
+class Explorer:
+    """Controls above the picture that `draw` makes of their values: live in Jupyter and Colab, a picture elsewhere.
 
-    sentences: {title: (tokens, attention[L, H, T, T])}, with the same L and H for each.
-    Raises ValueError where the shapes do not fit.
+    draw(**values) -> (Figure, text for those who cannot see it); the values of the controls, by the names given here. The
+    controls are attributes of those names.
     """
 
-    def __init__(self, sentences: Mapping[str, tuple[Sequence[str], np.ndarray]]):
-        self.sentences = {title: (tokens, np.asarray(weights)) for title, (tokens, weights) in sentences.items()}
-        for title, (tokens, weights) in self.sentences.items():
-            if weights.ndim != 4 or weights.shape[2:] != (len(tokens), len(tokens)):
-                raise ValueError(f"{title!r}: attention of shape {weights.shape} for {len(tokens)} words")
-        sizes = {weights.shape[:2] for _, weights in self.sentences.values()}
-        if len(sizes) != 1:
-            raise ValueError(f"the sentences need the same number of layers and heads, not {sorted(sizes)}")
-        layers, heads = sizes.pop()
-        self.sentence = widgets.Dropdown(options=list(self.sentences), description="sentence")
-        self.layer = widgets.IntSlider(value=1, min=1, max=layers, description="layer", continuous_update=False)
-        self.head = widgets.IntSlider(value=1, min=1, max=heads, description="head", continuous_update=False)
+    def __init__(self, draw, **controls: widgets.Widget):
+        self.draw, self.controls = draw, controls
+        vars(self).update(controls)
         self.picture = self._draw()
         self.image = widgets.Image(format="png", value=self.picture.png, layout={"max_width": "560px"})
-        for control in (self.sentence, self.layer, self.head):
+        for control in controls.values():
             control.observe(self._update, "value")
-        self.box = widgets.VBox([self.sentence, self.layer, self.head, self.image])
+        self.box = widgets.VBox([*controls.values(), self.image])
 
     def _draw(self) -> Picture:
-        tokens, weights = self.sentences[self.sentence.value]
-        title = f"layer {self.layer.value}, head {self.head.value}"
-        figure = heatmap(weights[self.layer.value - 1, self.head.value - 1], tokens, title=title)
-        return Picture(figure, f"{title} of {self.layer.max} × {self.head.max}: attention of “{self.sentence.value}”")
+        return Picture(*self.draw(**{name: control.value for name, control in self.controls.items()}))
 
     def _update(self, change) -> None:
         self.picture = self._draw()
@@ -356,6 +347,106 @@ class AttentionExplorer:
         data, metadata = self.picture._repr_mimebundle_()
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         return data | {"application/vnd.jupyter.widget-view+json": view}, metadata
+
+
+class AttentionExplorer(Explorer):
+    """Choose a sentence, a layer and a head, and see its heat-map.
+
+    sentences: {title: (tokens, attention[L, H, T, T])}, with the same L and H for each.
+    Raises ValueError where the shapes do not fit.
+    """
+
+    def __init__(self, sentences: Mapping[str, tuple[Sequence[str], np.ndarray]]):
+        sentences = {title: (tokens, np.asarray(weights)) for title, (tokens, weights) in sentences.items()}
+        for title, (tokens, weights) in sentences.items():
+            if weights.ndim != 4 or weights.shape[2:] != (len(tokens), len(tokens)):
+                raise ValueError(f"{title!r}: attention of shape {weights.shape} for {len(tokens)} words")
+        sizes = {weights.shape[:2] for _, weights in sentences.values()}
+        if len(sizes) != 1:
+            raise ValueError(f"the sentences need the same number of layers and heads, not {sorted(sizes)}")
+        layers, heads = sizes.pop()
+
+        def draw(sentence, layer, head):
+            tokens, weights = sentences[sentence]
+            title = f"layer {layer}, head {head}"
+            figure = heatmap(weights[layer - 1, head - 1], tokens, title=title)
+            return figure, f"{title} of {layers} × {heads}: attention of “{sentence}”"
+
+        super().__init__(
+            draw,
+            sentence=widgets.Dropdown(options=list(sentences), description="sentence"),
+            layer=widgets.IntSlider(value=1, min=1, max=layers, description="layer", continuous_update=False),
+            head=widgets.IntSlider(value=1, min=1, max=heads, description="head", continuous_update=False),
+        )
+
+
+# Decoding ------------------------------------------------------------------------------------------------------------
+
+
+def distributions(words: Sequence[str], rules: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
+    """Probabilities of the same few words under several rules, as bars side by side. A word that is out has no bar."""
+    figure, axes = subplots(1, len(rules), size=(max(4.0, 2.1 * len(rules)), 0.24 * len(words) + 1.1))
+    for panel, (name, values), color in zip(np.atleast_1d(axes), rules.items(), cycle(COLORS), strict=False):
+        panel.barh(range(len(words)), values, color=color)
+        panel.set(
+            title=name, xlabel="probability", xlim=(0, 1), ylim=(len(words) - 0.5, -0.5), yticks=range(len(words))
+        )
+        panel.set_yticklabels(_words(words) if panel is np.atleast_1d(axes)[0] else [])
+        panel.grid(axis="y", visible=False)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure
+
+
+class SamplingExplorer(Explorer):
+    """Choose temperature, top-k and top-p, and see what becomes of one distribution over the next word.
+
+    filtered(temperature, top_k, top_p) -> probabilities (V,); words: the words to show, {word: its place in them}.
+    """
+
+    def __init__(self, filtered, words: Mapping[str, int]):
+        def draw(temperature, top_k, top_p):
+            probabilities = np.asarray(filtered(temperature, top_k, top_p), dtype=float)  # (V,)
+            left = int((probabilities > 0).sum())
+            name = f"temperature {temperature:g}, top-k {top_k}, top-p {top_p:g}"
+            figure = distributions(
+                list(words), {name: probabilities[list(words.values())]}, title=f"{left:,} words left"
+            )
+            return figure, f"Probabilities of the next word at {name}: {left:,} words can still come out"
+
+        super().__init__(
+            draw,
+            temperature=widgets.FloatSlider(value=1.0, min=0.1, max=2.0, step=0.1, description="temperature"),
+            top_k=widgets.IntSlider(value=1000, min=1, max=1000, description="top-k", continuous_update=False),
+            top_p=widgets.FloatSlider(value=1.0, min=0.05, max=1.0, step=0.05, description="top-p"),
+        )
+
+
+def beam_tree(steps: Sequence[Sequence[tuple[int, str, float, bool]]], *, title: str = "") -> Figure:
+    """What a beam search kept, from left to right.
+
+    steps: for each step its candidates, best first: (the candidate of the step before that it extends, word, its
+    log-probability in all, whether it was kept). The first step extends candidate 0, the prompt.
+    """
+    rows = max(len(step) for step in steps)
+    figure, axes = subplots(size=(1.35 * (len(steps) + 1), 0.34 * rows + 0.9))
+    places = [(0.0, 0.0)]
+    axes.text(0, 0, "prompt", ha="center", va="center", fontsize=8, bbox={"facecolor": "white", "edgecolor": GREY})
+    for column, step in enumerate(steps, start=1):
+        here = [(float(column), -(rank - (len(step) - 1) / 2)) for rank in range(len(step))]
+        for (parent, word, total, kept), (x, y) in zip(step, here, strict=True):
+            start = places[parent]
+            color = COLORS[0] if kept else GREY
+            axes.plot(
+                [start[0], x], [start[1], y], color=color, lw=1.4 if kept else 0.6, ls="-" if kept else ":", zorder=1
+            )
+            box = {"facecolor": "white", "edgecolor": color, "boxstyle": "round,pad=0.2", "lw": 1.2 if kept else 0.5}
+            label = f"{_words([word])[0]}  {total:.1f}"
+            axes.text(x, y, label, ha="center", va="center", fontsize=7.5, color="black" if kept else GREY, bbox=box)
+        places = here
+    axes.set(xlim=(-0.5, len(steps) + 0.6), title=title)
+    axes.margins(y=0.12)
+    axes.axis("off")
+    return figure
 
 
 # Curves and words ----------------------------------------------------------------------------------------------------

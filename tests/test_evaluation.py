@@ -1,13 +1,27 @@
 """Perplexity, landmarks, the floor and head scores against cases counted by hand."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import sacrebleu
 import torch
 import torch.nn.functional as F
 
-from helpers.evaluation import PATTERNS, entropy_floor, head_scores, landmarks, pattern_targets, perplexity, words_after
+from helpers.decoding import generate
+from helpers.evaluation import (
+    PATTERNS,
+    Trigram,
+    bleu,
+    entropy_floor,
+    evaluate_continuations,
+    head_scores,
+    landmarks,
+    pattern_targets,
+    perplexity,
+    words_after,
+)
 from helpers.model import Decoder, ModelConfig
 from helpers.stories import Stories
 from helpers.tokenizer import WordTokenizer
@@ -101,3 +115,95 @@ def test_scores_are_one_for_the_pattern_and_zero_for_an_even_spread():
 def _even():
     """Queries with an earlier copy: three in the first story (1 of 6, 7, 8 words), one in the second (1 of 3)."""
     return (1 / 6 + 1 / 7 + 1 / 8 + 1 / 3) / 4
+
+
+# --- Continuations ---------------------------------------------------------------------------------------------------
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    sizes = {"embedding_dim": 12, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32, "context_length": 12}
+    return Decoder(ModelConfig(vocab_size=20, **sizes)).eval()
+
+
+TEXTS = [" ".join(f"w{(i * k) % 16}" for k in range(1, 9 + i)) for i in range(1, 7)]
+
+
+def test_bleu_by_hand():
+    """Of 6 words 5 match, of 5 pairs 3, of 4 triples 2, of 3 fours 1; as many words as the reference has."""
+    assert bleu(["a b c d x f"], ["a b c d e f"]) == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+    assert bleu(["a b c d"], ["a b c d e f"]) == pytest.approx(100 * math.exp(1 - 6 / 4))  # the brevity penalty
+    assert bleu(["w1 , w2 w3 .", "w3"], ["w1 , w2 w3 .", "w3"]) == pytest.approx(100)
+    with pytest.raises(ValueError, match="argument"):
+        bleu(["a"], ["a", "b"])
+
+
+def test_bleu_is_sacrebleus():
+    generator = np.random.default_rng(0)
+    pairs = [[" ".join(generator.choice(list("abcde"), size=12)) for _ in range(2)] for _ in range(30)]
+    hypotheses, references = zip(*pairs, strict=True)
+    expected = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none").score
+    assert bleu(hypotheses, references) == pytest.approx(expected, abs=1e-9)
+
+
+def test_continuations_leave_the_prompt_out():
+    model = tiny_model()
+    found = evaluate_continuations(model, TOKENIZER, TEXTS, prompt_tokens=3, max_new_tokens=4, strategy="greedy")
+    assert found.prompts[0] == " ".join(TEXTS[0].split()[:3])
+    assert found.references[0] == " ".join(TEXTS[0].split()[3:7])
+    alone = generate(model, TOKENIZER, found.prompts, max_new_tokens=4, strategy="greedy")
+    assert [one.ids for one in found.generations] == [one.ids for one in alone]
+    nats, tokens = -sum(one.logprob for one in alone), sum(len(one.ids) for one in alone)
+    assert found.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    assert found.bleu == bleu([one.text.lower() for one in alone], found.references)
+    assert len((found + found).hypotheses) == 2 * len(TEXTS)
+    assert (found + found).perplexity == pytest.approx(found.perplexity)
+
+
+def test_the_true_continuation_is_its_own_reference():
+    model = tiny_model()
+    true = evaluate_continuations(model, TOKENIZER, TEXTS, prompt_tokens=3, strategy="true")
+    assert true.bleu == pytest.approx(100)
+    total = count = 0
+    for text in TEXTS:
+        ids = torch.tensor([[1, *TOKENIZER.encode(text), 2][:12]])
+        total += F.cross_entropy(model(ids[:, :-1])[0, 3:], ids[0, 4:], reduction="sum").item()
+        count += ids.shape[1] - 4
+    assert true.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def test_intervals_hold_the_value_and_shrink_with_more_texts():
+    true = evaluate_continuations(tiny_model(), TOKENIZER, TEXTS, prompt_tokens=3, strategy="greedy")
+    low, high = true.intervals(resamples=200)["perplexity"]
+    assert low < true.perplexity < high
+    many = sum([true] * 15, true)
+    narrow = many.intervals(resamples=200)["perplexity"]
+    assert 3 < (high - low) / (narrow[1] - narrow[0]) < 5.5  # about the square root of 16
+
+
+def test_a_text_without_a_continuation_is_refused():
+    with pytest.raises(ValueError, match="text 1 has 3 words: nothing follows a prompt of 3"):
+        evaluate_continuations(tiny_model(), TOKENIZER, [TEXTS[0], "w1 w2 w3"], prompt_tokens=3)
+
+
+def test_trigram_probabilities_by_hand():
+    """After (5, 6): 7 twice, 8 once. Each order gives way to the one below with the weight of one observation."""
+    model = Trigram(torch.tensor([[1, 5, 6, 7, 2], [1, 5, 6, 7, 2], [1, 5, 6, 8, 2]]), vocab_size=10)
+    unigram = (3 + 1 / 10) / (15 + 1), (2 + 1 / 10) / (15 + 1)  # of 6 and 7, of 15 tokens
+    bigram = (2 + unigram[1]) / (3 + 1)  # 7 after 6
+    assert model.distribution([1, 5, 6])[7] == pytest.approx((2 + bigram) / (3 + 1))
+    assert model.distribution([9, 6])[7] == pytest.approx(bigram)  # an unknown pair: the bigram is left
+    assert model.distribution([])[6] == pytest.approx(unigram[0])
+    for before in ([], [6], [5, 6], [1, 5, 6], [4, 4]):
+        assert model.distribution(before).sum() == pytest.approx(1)
+
+
+def test_trigram_continuations_are_drawn_from_it():
+    like = evaluate_continuations(tiny_model(), TOKENIZER, TEXTS, prompt_tokens=3, strategy="greedy")
+    ids = torch.tensor([[1, *TOKENIZER.encode(text), 2][:10] for text in TEXTS])
+    drawn = Trigram(ids, vocab_size=20, weight=1e-9).continuations(tiny_model(), TOKENIZER, like, limit=4)
+    pairs = {pair for row in ids.tolist() for pair in pairwise(row)}
+    for prompt, one in zip(drawn.prompts, drawn.generations, strict=True):
+        row = [*TOKENIZER.encode(prompt), *one.ids]
+        assert set(pairwise(row[2:])) <= pairs
+    assert drawn.references == like.references

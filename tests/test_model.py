@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.model import Decoder, DecoderBlock, LayerNorm, ModelConfig, MultiHeadAttention, sinusoidal_positions
+from helpers.model import (
+    Decoder,
+    DecoderBlock,
+    KVCache,
+    LayerNorm,
+    ModelConfig,
+    MultiHeadAttention,
+    sinusoidal_positions,
+)
 
 SMALL = ModelConfig(vocab_size=50, embedding_dim=20, d_model=24, num_layers=2, num_heads=4, d_ff=48, context_length=16)
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -286,3 +294,89 @@ def test_loss_of_an_untrained_model_is_that_of_a_guess():
     ids = torch.randint(4, 1000, (8, 64))
     loss = F.cross_entropy(model(ids).flatten(0, 1), torch.randint(4, 1000, (8, 64)).flatten())
     assert loss.item() == pytest.approx(torch.log(torch.tensor(1000.0)).item(), rel=0.1)
+
+
+# --- The cache -------------------------------------------------------------------------------------------------------
+
+
+def float64_decoder():
+    torch.manual_seed(0)
+    return Decoder(SMALL).double().eval()
+
+
+def random_ids(rows, length, seed=0):
+    return torch.randint(4, 50, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 1, 1, 3], [8, 1]], ids=str)
+@torch.no_grad()
+def test_read_in_pieces_with_a_cache_as_read_at_once(pieces):
+    model, ids = float64_decoder(), random_ids(3, 9)
+    cache = KVCache(SMALL, 3, dtype=torch.float64)
+    logits, attention = model(ids, return_attention=True)
+    found = [model(piece, cache, return_attention=True) for piece in ids.split(pieces, dim=1)]
+    assert cache.length == 9
+    assert relative_error(torch.cat([piece for piece, _ in found], dim=1), logits) <= 1e-12
+    last = found[-1][1]  # (L, B, H, T, S)
+    assert relative_error(last, attention[..., -pieces[-1] :, :]) <= 1e-12
+
+
+@torch.no_grad()
+def test_padding_on_the_left_changes_nothing():
+    model, ids = float64_decoder(), random_ids(3, 9)
+    padding = torch.tensor([0, 2, 5])
+    padded = torch.stack([torch.cat([ids.new_zeros(n), row[: 9 - n]]) for n, row in zip(padding, ids, strict=True)])
+    cache = KVCache(SMALL, 3, capacity=30, dtype=torch.float64)
+    at_once = model(padded, padding=padding)
+    pieces = torch.cat([model(piece, cache, padding=padding) for piece in padded.split([6, 1, 2], dim=1)], dim=1)
+    for row, n in enumerate(padding.tolist()):
+        alone = model(ids[row : row + 1, : 9 - n])[0]
+        assert relative_error(at_once[row, n:], alone) <= 1e-12
+        assert relative_error(pieces[row, n:], alone) <= 1e-12
+
+
+@torch.no_grad()
+def test_a_cache_is_reordered_and_cropped():
+    model, ids = float64_decoder(), random_ids(3, 9)
+    for rows in ([2, 0, 1], [1, 1, 1], [2], [0, 0, 1, 2, 2]):
+        rows = torch.tensor(rows)
+        cache = KVCache(SMALL, 3, dtype=torch.float64)
+        model(ids, cache)
+        cache.reorder(rows)
+        cache.crop(5)
+        assert relative_error(model(ids[rows, 5:], cache), model(ids[rows])[:, 5:]) <= 1e-12
+
+
+def test_a_cache_takes_the_bytes_of_the_formula():
+    cache = KVCache(SMALL, 3, capacity=10)
+    assert cache.nbytes == 2 * SMALL.num_layers * 3 * SMALL.d_model * 10 * 4
+    assert KVCache(SMALL, 3, dtype=torch.bfloat16).nbytes == 2 * 2 * 3 * 24 * 16 * 2
+
+
+@torch.no_grad()
+def test_a_cache_refuses_what_it_cannot_hold():
+    model, ids = float64_decoder(), random_ids(3, 9)
+    cache = KVCache(SMALL, 3, capacity=10, dtype=torch.float64)
+    model(ids, cache)
+    with pytest.raises(ValueError, match="9 tokens and 2 more exceed the cache's room for 10"):
+        model(ids[:, :2], cache)
+    with pytest.raises(ValueError, match="do not fit a cache of 3 rows"):
+        model(ids[:2, :1], cache)
+    with pytest.raises(ValueError, match="cannot crop to 10 tokens: the cache holds 9"):
+        cache.crop(10)
+    with pytest.raises(ValueError, match="17 tokens do not fit a context of 1 to 16"):
+        model(random_ids(3, 8), cache)
+
+
+@torch.no_grad()
+def test_a_pass_that_was_broken_off_is_noticed():
+    model, ids = float64_decoder(), random_ids(3, 4)
+    cache = KVCache(SMALL, 3, dtype=torch.float64)
+    model(ids, cache)
+    model.blocks[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(ids, cache)
+    with pytest.raises(RuntimeError, match=r"the layers hold \[8, 4\] tokens.*call cache.crop"):
+        model(ids, cache)
+    cache.crop(4)
+    assert cache.length == 4
