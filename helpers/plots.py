@@ -303,13 +303,15 @@ def _draw_heatmap(axes, matrix, rows, columns, limits=(0.0, 1.0)):
 
 
 def _draw_arrows(axes, weights, tokens, threshold):
-    found = sorted((weights[query, key], query, key) for query, key in zip(*np.nonzero(weights >= threshold), strict=True))
+    pairs = zip(*np.nonzero(weights >= threshold), strict=True)
+    found = sorted((weights[query, key], query, key) for query, key in pairs)
+    width, rows, columns = zip(*found, strict=True) if found else ((), (), ())
     shade = sns.light_palette(COLORS[0], as_cmap=True)  # opaque: blended lines have no clear order
-    colors = [shade(min(1.0, 0.15 + weight)) for weight, _, _ in found]
-    lines = [((0, query), (0.985, key)) for _, query, key in found]
-    axes.add_collection(LineCollection(lines, linewidths=[0.4 + 3 * weight for weight, _, _ in found], colors=colors))
-    sizes = [(2 + 4 * weight) ** 2 for weight, _, _ in found]
-    axes.scatter([0.985] * len(found), [key for *_, key in found], s=sizes, c=colors, marker=">", linewidths=0, zorder=3)
+    colors = [shade(min(1.0, 0.15 + weight)) for weight in width]
+    lines = [((0, row), (0.985, column)) for row, column in zip(rows, columns, strict=True)]
+    axes.add_collection(LineCollection(lines, linewidths=[0.4 + 3 * weight for weight in width], colors=colors))
+    heads = [(2 + 4 * weight) ** 2 for weight in width]
+    axes.scatter([0.985] * len(found), columns, s=heads, c=colors, marker=">", linewidths=0, zorder=3)
     for side, align, header in ((-0.06, "right", "reads"), (1.06, "left", "is read")):
         axes.text(side, -1, header, ha=align, va="center", fontsize=7.5, color=GREY)
         for row, word in enumerate(_words(tokens)):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
 
 from helpers import plots
 from helpers.plots import AttentionExplorer, FigureFolder, load_numbers, show_source, table
