@@ -5,7 +5,7 @@ Shape comments name the sizes: B rows, S tokens, V vocabulary, P prompts, W beam
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ class Generation:
     """What followed a prompt: its text, its token ids (an `<eos>` included), and their summed log-probability in nats
     under the model itself, whatever temperature or filter chose them.
 
-    score: logprob / length ** length_penalty, the length in tokens. beams: of beam search, all that was found, best first.
+    text: as it goes on from the prompt, so in mid-sentence it starts with a small letter. score: logprob / length **
+    length_penalty, the length in tokens. beams: of beam search, all that was found, best first.
     """
 
     text: str
@@ -88,14 +89,13 @@ def generate(
         found += [[one] for one in _continue(model, tokenizer, group, limits, pick, use_cache)]
     model.train(was_training)
 
-    def generation(ids: list[int], logprob: float, beams: Sequence[Generation] = ()) -> Generation:
-        score = logprob / max(1, len(ids)) ** length_penalty
-        return Generation(tokenizer.decode(ids), ids, logprob, score, list(beams))
-
     results = []
-    for candidates in found:
-        beams = [generation(*candidate) for candidate in candidates]
-        results.append(generation(*candidates[0], beams) if strategy == "beam" else beams[0])
+    for prompt, candidates in zip(rows, found, strict=True):
+        beams = []
+        for ids, logprob in candidates:
+            score = logprob / max(1, len(ids)) ** length_penalty
+            beams.append(Generation(tokenizer.decode(ids, after=prompt), ids, logprob, score))
+        results.append(replace(beams[0], beams=beams) if strategy == "beam" else beams[0])
     return results
 
 

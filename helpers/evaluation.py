@@ -154,7 +154,14 @@ def head_scores(
 
 # --- Continuations ---------------------------------------------------------------------------------------------------
 
-_BLEU = BLEU(tokenize="none", effective_order=True)  # the texts are words already
+_BLEU = BLEU(tokenize="none")  # the texts are words already
+_SENTENCE_BLEU = BLEU(tokenize="none", effective_order=True)  # for its counts: without the order it warns
+
+
+def bleu_signature() -> str:
+    """sacrebleu's own line on how `bleu` counts: what another program needs to compare its figure (Post 2018)."""
+    _BLEU.corpus_score(["a"], [["a"]])  # before a first score it does not know the number of references
+    return str(_BLEU.get_signature())
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
@@ -167,7 +174,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
 def _bleu_counts(hypothesis: str, reference: str) -> np.ndarray:  # (10,)
     """Matching n-grams, n-grams (n = 1 to 4 each), words of the hypothesis and of the reference: BLEU needs their sums."""
-    score = _BLEU.sentence_score(hypothesis, [reference])
+    score = _SENTENCE_BLEU.sentence_score(hypothesis, [reference])
     return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len])
 
 
@@ -206,19 +213,25 @@ class Continuations:
         return Continuations(*lists, *arrays)
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """95 % bootstrap intervals of perplexity and BLEU: what other draws of as many continuations would give.
+        """95 % bootstrap intervals of perplexity and BLEU: what as many other stories and seeds would give.
 
-        Efron & Tibshirani 1993, chapter 13.
+        The continuations of one prompt are alike, so prompts are drawn first, with replacement, and for each as many of
+        its continuations as it has (Davison & Hinkley 1997, section 3.8).
         """
         rng = np.random.default_rng(seed)
         counts = np.array(
             [_bleu_counts(h, r) for h, r in zip(self.hypotheses, self.references, strict=True)]
         )  # (N, 10)
-        draws = [rng.integers(len(counts), size=len(counts)) for _ in range(resamples)]
-        found = {
-            "perplexity": [np.exp(self.nats[draw].sum() / self.tokens[draw].sum()) for draw in draws],
-            "bleu": [_bleu_of(counts[draw]) for draw in draws],
-        }
+        of_prompt: dict[tuple[str, str], list[int]] = {}
+        for index, key in enumerate(zip(self.prompts, self.references, strict=True)):
+            of_prompt.setdefault(key, []).append(index)
+        groups = [np.array(indices) for indices in of_prompt.values()]
+        found: dict[str, list[float]] = {"perplexity": [], "bleu": []}
+        for _ in range(resamples):
+            chosen = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
+            draw = np.concatenate([group[rng.integers(len(group), size=len(group))] for group in chosen])  # (N,)
+            found["perplexity"].append(np.exp(self.nats[draw].sum() / self.tokens[draw].sum()))
+            found["bleu"].append(_bleu_of(counts[draw]))
         return {name: tuple(np.percentile(values, [2.5, 97.5]).tolist()) for name, values in found.items()}
 
 
@@ -271,7 +284,7 @@ def _as_generation(model: Decoder, tokenizer: WordTokenizer, prompt: list[int], 
     ids = torch.tensor([prompt + new], device=model.output.weight.device)  # (1, S)
     logits = model(ids[:, :-1])[0, len(prompt) - 1 :].float()  # (len(new), V)
     logprob = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).sum().item()
-    return Generation(tokenizer.decode(new), new, logprob, logprob / max(1, len(new)))
+    return Generation(tokenizer.decode(new, after=prompt), new, logprob, logprob / max(1, len(new)))
 
 
 class Trigram:

@@ -387,11 +387,16 @@ class AttentionExplorer(Explorer):
 
 def distributions(words: Sequence[str], rules: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
     """Probabilities of the same few words under several rules, as bars side by side. A word that is out has no bar."""
+    longest = max(float(np.max(values)) for values in rules.values())
     figure, axes = subplots(1, len(rules), size=(max(4.0, 2.1 * len(rules)), 0.24 * len(words) + 1.1))
     for panel, (name, values), color in zip(np.atleast_1d(axes), rules.items(), cycle(COLORS), strict=False):
         panel.barh(range(len(words)), values, color=color)
         panel.set(
-            title=name, xlabel="probability", xlim=(0, 1), ylim=(len(words) - 0.5, -0.5), yticks=range(len(words))
+            title=name,
+            xlabel="probability",
+            xlim=(0, min(1, 1.1 * longest)),
+            ylim=(len(words) - 0.5, -0.5),
+            yticks=range(len(words)),
         )
         panel.set_yticklabels(_words(words) if panel is np.atleast_1d(axes)[0] else [])
         panel.grid(axis="y", visible=False)

@@ -91,8 +91,13 @@ class WordTokenizer:
             raise ValueError(f"token id {token_id} is outside the vocabulary of {len(self)}")
         return SPECIALS[token_id] if token_id < len(SPECIALS) else self.words[token_id - len(SPECIALS)]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Readable text: spaces, quotes and capitals are put back; special tokens give nothing, except `<unk>`."""
+    def decode(self, ids: Iterable[int], after: Iterable[int] = ()) -> str:
+        """Readable text: spaces, quotes and capitals are put back; special tokens give nothing, except `<unk>`.
+
+        after: ids that stand before these. The text goes on from them, so in mid-sentence it starts with a small letter.
+        """
+        if before := list(after):
+            return self.decode([*before, *ids])[len(self.decode(before)) :].lstrip()
         words = [self.word(int(i)) for i in ids if int(i) not in (self.pad_id, self.sos_id, self.eos_id)]
         return self._join(words) if self.keep_punctuation else " ".join(word for word in words if word)
 

@@ -1,15 +1,19 @@
 """Generation: rules that hold for any model, and beam search against exhaustive search and Hugging Face's."""
 
+import random
 from functools import cache
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from helpers.decoding import filtered_distribution, generate
-from helpers.model import Decoder, ModelConfig
+from helpers.model import Decoder, KVCache, ModelConfig
 from helpers.tokenizer import WordTokenizer
+from helpers.training import CHECKPOINTS, load_checkpoint
 
 TOKENIZER = WordTokenizer([f"w{i}" for i in range(16)])
 SIZES = ModelConfig(vocab_size=24, embedding_dim=12, d_model=16, num_layers=2, num_heads=2, d_ff=32, context_length=12)
@@ -35,7 +39,7 @@ def test_greedy_takes_the_likeliest_word_each_time():
         ids.append(token)
     assert len(result.ids) == 6
     assert result.logprob == pytest.approx(logprob, abs=1e-5)
-    assert result.text == TOKENIZER.decode(result.ids)
+    assert result.text == TOKENIZER.decode(result.ids, after=[1, 5, 6])
 
 
 def test_control_tokens_and_rows_without_a_word_never_come_out():
@@ -66,13 +70,25 @@ def test_the_same_seed_gives_the_same_text_whoever_the_neighbours_are():
     assert generate(model, TOKENIZER, ["w1"], max_new_tokens=8, seed=4) != alone
 
 
-def test_sampling_follows_the_distribution():
-    """χ² against the model's own probabilities: 15 degrees of freedom, 4,000 draws, p = 0.001 at 37.7."""
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 10}, {"top_p": 0.8}, {"top_k": 9, "top_p": 0.9}],
+    ids=str,
+)
+def test_sampling_follows_the_filtered_distribution(how):
+    """χ² of 4,000 draws; what the filters left out never comes."""
     model = made_model(bias={2: -50})
-    draws = generate(model, TOKENIZER, ["w1"] * 4000, max_new_tokens=1, seed=0)
-    counts = torch.bincount(torch.tensor([draw.ids[0] for draw in draws]), minlength=24)[4:20].double()
-    expected = 4000 * model(torch.tensor([[1, 5]]))[0, -1, 4:20].double().softmax(-1)
-    assert ((counts - expected).square() / expected).sum() < 37.7
+    draws = generate(model, TOKENIZER, ["w1"] * 4000, max_new_tokens=1, seed=0, **how)
+    counts = torch.bincount(torch.tensor([draw.ids[0] for draw in draws]), minlength=24).double()
+    logits = model(torch.tensor([[1, 5]]))[0, -1].double()
+    logits[[0, 1, 3, 20, 21, 22, 23]] = float("-inf")
+    expected = 4000 * filtered_distribution(logits, **how)
+    common = expected >= 5
+    assert counts[expected == 0].sum() == 0
+    statistic = ((counts - expected).square() / expected)[common].sum().item()
+    degrees = int(common.sum()) - 1
+    assert degrees >= 5
+    assert statistic < degrees + 3.09 * (2 * degrees) ** 0.5 + 6  # above the 99.9 % point of χ² for 5 to 20 degrees
 
 
 def test_filters_by_hand():
@@ -131,14 +147,16 @@ def test_the_cache_changes_nothing_but_the_time(how):
     assert len({len(one.ids) for one in with_cache}) > 1  # rows end at different steps
 
 
-@pytest.mark.parametrize("how", [STRATEGIES[0], STRATEGIES[3]], ids=str)
-def test_unequal_prompts_in_one_batch_go_on_as_they_do_alone(how):
+@pytest.mark.parametrize("how", STRATEGIES, ids=str)
+def test_unequal_prompts_in_one_batch_go_on_as_they_do_with_others(how):
+    """Each prompt at its place in the list, which is all that its random stream depends on, after equal short ones."""
     model = made_model(seed=1).double()
     together = generate(model, TOKENIZER, UNEQUAL, max_new_tokens=9, **how)
-    alone = [generate(model, TOKENIZER, [prompt], max_new_tokens=9, **how)[0] for prompt in UNEQUAL]
-    assert [[beam.ids for beam in one.beams] for one in together] == [[beam.ids for beam in one.beams] for one in alone]
-    assert [one.ids for one in together] == [one.ids for one in alone]
-    assert [one.logprob for one in together] == pytest.approx([one.logprob for one in alone], abs=1e-12)
+    for place, prompt in enumerate(UNEQUAL):
+        alone = generate(model, TOKENIZER, ["w5"] * place + [prompt], max_new_tokens=9, **how)[-1]
+        assert alone.ids == together[place].ids
+        assert [beam.ids for beam in alone.beams] == [beam.ids for beam in together[place].beams]
+        assert alone.logprob == pytest.approx(together[place].logprob, abs=1e-12)
 
 
 def test_more_prompts_than_are_read_at_once(monkeypatch):
@@ -158,6 +176,33 @@ def test_nothing_to_do():
         assert (nothing.text, nothing.ids, nothing.logprob) == ("", [], 0.0)
 
 
+@pytest.mark.parametrize("weights", ["random", "trained"])
+def test_greedy_with_the_cache_is_greedy_without_it_for_200_prompts(weights):
+    """Same tokens in fp32; and the logits of one pass and of token by token agree within 1e-5 of the largest."""
+    model, tokenizer, _ = load_checkpoint(CHECKPOINTS / "bundled")
+    if weights == "random":
+        torch.manual_seed(0)
+        model = Decoder(model.config).eval()
+    chance = random.Random(0)
+    prompts = [" ".join(chance.choices(tokenizer.words, k=chance.randint(0, 20))) for _ in range(200)]
+    found = [
+        [
+            one.ids
+            for one in generate(model, tokenizer, prompts, max_new_tokens=16, strategy="greedy", use_cache=use_cache)
+        ]
+        for use_cache in (True, False)
+    ]
+    assert found[0] == found[1]
+    ids = torch.tensor(
+        [[tokenizer.sos_id, *chance.choices(range(4, len(tokenizer)), k=40)] for _ in range(8)]
+    )  # (B, T)
+    cache = KVCache(model.config, len(ids))
+    with torch.inference_mode():
+        whole = model(ids)  # (B, T, V)
+        steps = torch.cat([model(ids[:, :10], cache), *(model(ids[:, t : t + 1], cache) for t in range(10, 41))], dim=1)
+    assert (steps - whole).abs().max() < 1e-5 * whole.abs().max()
+
+
 # --- Beam search -----------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +211,7 @@ def sharp_model(words, seed):
     """A small float64 model of a few words whose distributions are far from even, and its tokenizer."""
     torch.manual_seed(seed)
     tokenizer = WordTokenizer([f"w{i}" for i in range(words)])
-    sizes = {"embedding_dim": 12, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "context_length": 12}
+    sizes = {"embedding_dim": 12, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "context_length": 16}
     model = Decoder(ModelConfig(vocab_size=len(tokenizer), **sizes)).eval().double()
     with torch.no_grad():
         model.output.weight *= 4
@@ -215,3 +260,47 @@ def test_one_beam_is_greedy():
     one = generate(model, TOKENIZER, UNEQUAL, max_new_tokens=9, strategy="beam", num_beams=1)
     assert [a.ids for a in one] == [a.ids for a in greedy]
     assert [len(a.beams) for a in one] == [1] * len(UNEQUAL)
+
+
+class _Ours(PreTrainedModel, GenerationMixin):
+    """Our model as Hugging Face's `generate` wants it: the same logits, their search."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self, model):
+        c = model.config
+        sizes = {"num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads, "hidden_size": c.d_model}
+        super().__init__(PretrainedConfig(vocab_size=c.vocab_size, **sizes))
+        self.model = model
+
+    def forward(self, input_ids, **_):
+        return CausalLMOutput(logits=self.model(input_ids))
+
+    def prepare_inputs_for_generation(self, input_ids, **_):
+        return {"input_ids": input_ids}
+
+
+@pytest.mark.parametrize("hundred", range(5))
+def test_beam_search_finds_what_hugging_face_finds(hundred):
+    """500 cases: 2 to 10 beams, up to 10 tokens, five length penalties; all beams, in order, with their scores."""
+    for case in range(100 * hundred, 100 * hundred + 100):
+        chance = random.Random(case)
+        model, tokenizer = sharp_model(chance.choice([6, 12, 30]), case % 20)
+        width, length = chance.randint(2, 10), chance.randint(1, 10)
+        penalty = chance.choice([-1.0, 0.0, 0.5, 1.0, 2.0])
+        prompt = " ".join(chance.choices(tokenizer.words, k=chance.randint(0, 4)))
+        start = [tokenizer.sos_id, *tokenizer.encode(prompt)]
+        theirs = _Ours(model).generate(
+            torch.tensor([start]), max_new_tokens=length, num_beams=width, num_return_sequences=width, do_sample=False,
+            early_stopping="never", length_penalty=penalty, eos_token_id=2, pad_token_id=0, use_cache=False,
+            bad_words_ids=[[0], [1], [3]], output_scores=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        how = {"num_beams": width, "length_penalty": penalty, "max_new_tokens": length}
+        (ours,) = generate(model, tokenizer, [prompt], strategy="beam", **how)
+        expected = []
+        new, scores = theirs.sequences[:, len(start) :].tolist(), theirs.sequences_scores.tolist()
+        for row, score in zip(new, scores, strict=True):
+            if score > -1e8:  # below: no such continuation, fewer exist than beams
+                expected.append((row[: row.index(2) + 1] if 2 in row else row, score))
+        assert [beam.ids for beam in ours.beams] == [ids for ids, _ in expected], case
+        assert [beam.score for beam in ours.beams] == pytest.approx([score for _, score in expected], rel=1e-5), case

@@ -14,6 +14,7 @@ from helpers.evaluation import (
     PATTERNS,
     Trigram,
     bleu,
+    bleu_signature,
     entropy_floor,
     evaluate_continuations,
     head_scores,
@@ -146,6 +147,10 @@ def test_bleu_is_sacrebleus():
     assert bleu(hypotheses, references) == pytest.approx(expected, abs=1e-9)
 
 
+def test_the_signature_names_what_bleu_depends_on():
+    assert bleu_signature().startswith("nrefs:1|case:mixed|eff:no|tok:none|smooth:exp|version:")
+
+
 def test_continuations_leave_the_prompt_out():
     model = tiny_model()
     found = evaluate_continuations(model, TOKENIZER, TEXTS, prompt_tokens=3, max_new_tokens=4, strategy="greedy")
@@ -172,13 +177,19 @@ def test_the_true_continuation_is_its_own_reference():
     assert true.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
-def test_intervals_hold_the_value_and_shrink_with_more_texts():
-    true = evaluate_continuations(tiny_model(), TOKENIZER, TEXTS, prompt_tokens=3, strategy="greedy")
-    low, high = true.intervals(resamples=200)["perplexity"]
-    assert low < true.perplexity < high
-    many = sum([true] * 15, true)
-    narrow = many.intervals(resamples=200)["perplexity"]
-    assert 3 < (high - low) / (narrow[1] - narrow[0]) < 5.5  # about the square root of 16
+def test_intervals_hold_the_value_and_shrink_with_more_prompts_only():
+    words = np.random.default_rng(0).integers(16, size=(160, 9))
+    texts = [" ".join(f"w{i}" for i in row) for row in words]
+    model, how = tiny_model(), {"prompt_tokens": 3, "strategy": "greedy"}
+
+    def width(found):
+        low, high = found.intervals(resamples=300)["perplexity"]
+        assert low < found.perplexity < high
+        return high - low
+
+    few, many = (evaluate_continuations(model, TOKENIZER, some, **how) for some in (texts[:10], texts))
+    assert 2.5 < width(few) / width(many) < 6  # the square root of 16, as far as two samples can tell
+    assert width(few + few + few) == pytest.approx(width(few), rel=0.2)  # the same again is no news
 
 
 def test_a_text_without_a_continuation_is_refused():

@@ -92,6 +92,14 @@ def test_special_tokens_decode_to_nothing_except_unknown():
         tokenizer.decode([5])
 
 
+def test_a_text_that_goes_on_has_the_capitals_and_spaces_of_its_place():
+    tokenizer = WordTokenizer.train([STORY])
+    ids = tokenizer.encode(STORY)
+    for cut in range(1, len(ids)):
+        before, after = tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut:], after=ids[:cut])
+        assert STORY in (before + after, f"{before} {after}")
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path):
     tokenizer = WordTokenizer.train([STORY, "naïve 東京 <eos>"], keep_punctuation=True)
     tokenizer.save(tmp_path / "tokenizer.json")

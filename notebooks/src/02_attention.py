@@ -352,7 +352,7 @@ print("head 1, wrongly:", wrong[0, 0].tolist())
 #
 # All parts are there. This is the layer that every later notebook uses. One matrix makes queries, keys and values of
 # all heads in a single product; the reshape; scores, mask, softmax, mean; then the heads are put side by side again,
-# and a last matrix mixes them.
+# and a last matrix mixes them. (`remember` is for the cache of notebook 05. Until then it is None, and $S = T$.)
 
 # %%
 show_source(MultiHeadAttention)

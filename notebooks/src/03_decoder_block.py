@@ -433,8 +433,8 @@ print(f"√(sum of squared lengths) / length of the sum: {pythagoras.mean():.1f}
 class PostNormBlock(DecoderBlock):
     """norm(x + f(x)), from the same parts."""
 
-    def forward(self, x, mask):
-        mixed, weights = self.attention(x, mask)  # (B, T, D), (B, H, T, T)
+    def forward(self, x, mask, remember=None):
+        mixed, weights = self.attention(x, mask, remember)  # (B, T, D), (B, H, T, T)
         x = self.attention_norm(x + mixed)  # (B, T, D)
         return self.feed_forward_norm(x + self.feed_forward(x)), weights  # (B, T, D)
 
