@@ -4,11 +4,11 @@
     tokenizer   words to ids and back
     vectors     fastText word vectors: train, read, stream; the embedding matrix
     memory      the output layer and its loss, a few rows at a time
-    model       the decoder-only transformer, from its basic parts
+    model       the decoder-only transformer and its KV cache, from their basic parts
     training    batches, the loss, the loop, checkpoints
-    decoding    generate(): text from a prompt
-    evaluation  perplexity, the landmarks of a loss curve, what each head attends to
-    plots       one style; heat-maps, arrows, curves, the attention explorer
+    decoding    generate(): greedy, sampling, beam search, each with or without a cache of keys and values
+    evaluation  perplexity, the landmarks of a loss curve, what each head attends to, BLEU and the 50-prompt protocol
+    plots       one style; heat-maps, arrows, curves, the beam tree, the explorers with sliders
 
 Importing the package loads none of them.
 """

@@ -52,7 +52,7 @@ def generate(
 
     strategy "greedy" takes the likeliest token; "sample" draws from softmax(logits / temperature), kept to the top_k
     likeliest tokens and to the smallest set whose probability reaches top_p (Holtzman et al. 2020, "The Curious Case of
-    Neural Text Degeneration", section 3.1); "beam" keeps the num_beams likeliest beginnings (see `_beam_search`).
+    Neural Text Degeneration", section 3.1); "beam" keeps the num_beams likeliest beginnings (see `beam_search`).
     The empty prompt starts a story; unknown words are read as `<unk>`. `<pad>`, `<sos>` and `<unk>` never come out.
     Each prompt has a random stream of its own, from `seed` and its place in the list; None draws a fresh seed.
 
@@ -83,10 +83,10 @@ def generate(
         group = rows[start : start + max(1, ROWS // num_beams)]
         limits = [min(max_new_tokens, model.config.context_length - len(ids)) for ids in group]
         if strategy == "beam":
-            found += _beam_search(model, tokenizer, group, limits, num_beams, length_penalty, use_cache)
+            found += beam_search(model, tokenizer, group, limits, num_beams, length_penalty, use_cache)
             continue
         pick = _Greedy() if strategy == "greedy" else _Sampler(base, start, len(group), temperature, top_k, top_p)
-        found += [[one] for one in _continue(model, tokenizer, group, limits, pick, use_cache)]
+        found += [[one] for one in token_by_token(model, tokenizer, group, limits, pick, use_cache)]
     model.train(was_training)
 
     results = []
@@ -175,7 +175,7 @@ class _Sampler:
         return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=scores.shape[-1] - 1)  # (B,)
 
 
-def _continue(
+def token_by_token(
     model: Decoder, tokenizer: WordTokenizer, prompts: list[list[int]], limits: list[int], pick, use_cache: bool
 ) -> list[tuple[list[int], float]]:
     """New ids and their log-probability for each prompt, token by token; a row leaves the batch when it ends."""
@@ -205,7 +205,7 @@ def _continue(
             active = [active[place] for place in going]
 
 
-def _beam_search(
+def beam_search(
     model: Decoder,
     tokenizer: WordTokenizer,
     prompts: list[list[int]],

@@ -385,16 +385,20 @@ class AttentionExplorer(Explorer):
 # Decoding ------------------------------------------------------------------------------------------------------------
 
 
-def distributions(words: Sequence[str], rules: Mapping[str, Sequence[float]], *, title: str = "") -> Figure:
-    """Probabilities of the same few words under several rules, as bars side by side. A word that is out has no bar."""
-    longest = max(float(np.max(values)) for values in rules.values())
+def distributions(words: Sequence[str], rules: Mapping[str, Sequence[float]], *, title: str = "",
+                  limit: float | None = None) -> Figure:  # fmt: skip
+    """Probabilities of the same few words under several rules, as bars side by side. A word that is out has no bar.
+
+    limit: where the axis ends; None: at the longest bar.
+    """
+    limit = limit or min(1.0, 1.1 * max(float(np.max(values)) for values in rules.values()))
     figure, axes = subplots(1, len(rules), size=(max(4.0, 2.1 * len(rules)), 0.24 * len(words) + 1.1))
     for panel, (name, values), color in zip(np.atleast_1d(axes), rules.items(), cycle(COLORS), strict=False):
         panel.barh(range(len(words)), values, color=color)
         panel.set(
             title=name,
             xlabel="probability",
-            xlim=(0, min(1, 1.1 * longest)),
+            xlim=(0, limit),
             ylim=(len(words) - 0.5, -0.5),
             yticks=range(len(words)),
         )
@@ -415,9 +419,8 @@ class SamplingExplorer(Explorer):
             probabilities = np.asarray(filtered(temperature, top_k, top_p), dtype=float)  # (V,)
             left = int((probabilities > 0).sum())
             name = f"temperature {temperature:g}, top-k {top_k}, top-p {top_p:g}"
-            figure = distributions(
-                list(words), {name: probabilities[list(words.values())]}, title=f"{left:,} words left"
-            )
+            shown = {name: probabilities[list(words.values())]}
+            figure = distributions(list(words), shown, title=f"{left:,} words left", limit=1.0)
             return figure, f"Probabilities of the next word at {name}: {left:,} words can still come out"
 
         super().__init__(
