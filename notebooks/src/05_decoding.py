@@ -171,11 +171,12 @@ table(
 
 # %% [markdown]
 # Read them for their meaning: who does what, and does the next sentence know it? **Greedy** sentences are right, names return
-# where they should, and one text is nearly the other: the commonest friend, the commonest song. At **temperature 0.7 and 1**
-# the same stories differ in every detail and still hold together. At **1.3** a word comes up every few lines that has no
-# business there, and the model must go on from a place where it has never been: a friend changes name, a gift is an
-# afternoon. After **the last prompt** all rules do badly. No story goes on from *because*, so the model falls back on what
-# follows a short beginning: *who lived …*. It has learnt the stories, not English.
+# where they should, and the texts resemble each other: the commonest friend, the commonest song. At **temperature 0.7** every
+# detail differs, and most of it still fits. Not all: look for a song that is sung by an animal nobody has met. At
+# **temperature 1** one text has a sentence that lost its way in the middle, and at **1.3** most texts have one: after a word
+# that has no business there, the model must go on from a place where it has never been. After **the last prompt** all rules
+# do badly. No story goes on from *because*, so the model falls back on what it knows of beginnings: *who lived …*. It has
+# learnt these stories, not English.
 #
 # Are the draws fair? Draw the next word of one prompt two thousand times, and compare with the probabilities.
 
@@ -268,7 +269,7 @@ assert perplexities["greedy"] < perplexities["the true continuation"] < perplexi
 print("greedy text is less surprising than the truth, trigram text far more: True")
 
 # %% [markdown]
-# The same on TinyStories, recorded. An earlier solution of this assignment reported 691 and 0.0 there: its `generate` wrote
+# The same on TinyStories, recorded. An earlier deliverable of the same assignment reported 691 and 0.0 there: its `generate` wrote
 # nothing, and what it scored was padding.
 
 # %%
