@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def recorded(corpus):
-    return json.loads((ROOT / "figures" / corpus / "04.json").read_text(encoding="utf-8"))
+def recorded(corpus, notebook="04"):
+    return json.loads((ROOT / "figures" / corpus / f"{notebook}.json").read_text(encoding="utf-8"))
 
 
 def row(label):
@@ -44,6 +44,13 @@ def test_the_fitted_schedule_is_the_recorded_one():
     last = recorded("tinystories")["protocol"]["ours in 300 steps"][-1]
     assert last["step"] == 300
     assert f"schedule fitted to 300 steps reaches {math.exp(last['validation_loss']):.2f}" in " ".join(README.split())
+
+
+@pytest.mark.parametrize("label", ["greedy", "beam search, 5", "temperature 0.7", "temperature 1", "trigram model"])
+def test_continuations_are_the_recorded_ones(label):
+    found = recorded("tinystories", "05")["continuations"]
+    assert row(label) == [f"{found[label]['perplexity']:.2f}", f"{found[label]['bleu']:.1f}"]
+    assert row("the true continuation") == [f"{found['the true continuation']['perplexity']:.2f}", ""]
 
 
 def test_the_distance_from_the_floor_is_the_recorded_one():

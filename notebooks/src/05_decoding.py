@@ -277,9 +277,9 @@ score_table(known["continuations"] if known else scores)
 
 # %% [markdown]
 # Low perplexity is not good writing. Greedy text and beams lie *below* the true continuation: they are less surprising than
-# real stories are. At temperature 1 the text is about as surprising as the truth; a little more, because now and then a word is
-# drawn that no story has there, and the next ones must follow from it. The trigram text is right from word to word, and the
-# model sees at once that it goes nowhere.
+# real stories are. At temperature 1, on both corpora, the text is about as surprising as the truth. That is how it should be:
+# text drawn from a model's own probabilities surprises it as much as real text does, if those probabilities are right. The
+# trigram text is right from word to word, and the model sees at once that it goes nowhere.
 #
 # BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. Where two
 # intervals overlap, a difference means little. And neither number shows whether a story makes sense: the trigram model, which
