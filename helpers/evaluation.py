@@ -155,7 +155,7 @@ def head_scores(
 # --- Continuations ---------------------------------------------------------------------------------------------------
 
 _BLEU = BLEU(tokenize="none")  # the texts are words already
-_SENTENCE_BLEU = BLEU(tokenize="none", effective_order=True)  # for its counts: without the order it warns
+_SENTENCE_BLEU = BLEU(tokenize="none", effective_order=True)  # of one text, which may have no four words in a row
 
 
 def bleu_signature() -> str:
@@ -205,6 +205,12 @@ class Continuations:
     @property
     def bleu(self) -> float:
         return bleu(self.hypotheses, self.references)
+
+    @property
+    def mean_story_bleu(self) -> float:
+        """The mean of each continuation's own BLEU, 0 to 100; where a text is too short for fours, of the shorter groups."""
+        pairs = zip(self.hypotheses, self.references, strict=True)
+        return float(np.mean([_SENTENCE_BLEU.sentence_score(h, [r]).score for h, r in pairs]))
 
     def __add__(self, other: "Continuations") -> "Continuations":
         """The two together, as of two seeds."""

@@ -411,22 +411,24 @@ def distributions(words: Sequence[str], rules: Mapping[str, Sequence[float]], *,
 class SamplingExplorer(Explorer):
     """Choose temperature, top-k and top-p, and see what becomes of one distribution over the next word.
 
-    filtered(temperature, top_k, top_p) -> probabilities (V,); words: the words to show, {word: its place in them}.
+    filtered(temperature, top_k, top_p) -> probabilities (V,), an array; top_k is None where its slider is off. words: the
+    words to show, {word: its place in them}.
     """
 
     def __init__(self, filtered, words: Mapping[str, int]):
         def draw(temperature, top_k, top_p):
-            probabilities = np.asarray(filtered(temperature, top_k, top_p), dtype=float)  # (V,)
+            probabilities = filtered(temperature, top_k or None, top_p)  # (V,)
             left = int((probabilities > 0).sum())
-            name = f"temperature {temperature:g}, top-k {top_k}, top-p {top_p:g}"
+            name = f"temperature {temperature:g}, top-k {top_k or 'off'}, top-p {top_p:g}"
             shown = {name: probabilities[list(words.values())]}
             figure = distributions(list(words), shown, title=f"{left:,} words left", limit=1.0)
             return figure, f"Probabilities of the next word at {name}: {left:,} words can still come out"
 
+        sizes = [*((str(k), k) for k in (1, 2, 3, 4, 5, 10, 20, 50, 100, 500)), ("off", 0)]
         super().__init__(
             draw,
             temperature=widgets.FloatSlider(value=1.0, min=0.1, max=2.0, step=0.1, description="temperature"),
-            top_k=widgets.IntSlider(value=1000, min=1, max=1000, description="top-k", continuous_update=False),
+            top_k=widgets.SelectionSlider(value=0, options=sizes, description="top-k"),
             top_p=widgets.FloatSlider(value=1.0, min=0.05, max=1.0, step=0.05, description="top-p"),
         )
 

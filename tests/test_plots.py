@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 
 from helpers import plots
-from helpers.plots import AttentionExplorer, FigureFolder, load_numbers, show_source, table
+from helpers.plots import AttentionExplorer, FigureFolder, SamplingExplorer, load_numbers, show_source, table
 
 WORDS = ["<sos>", "one", "$", "day", "$", "lily"]
 
@@ -256,3 +256,32 @@ def test_a_table_is_markdown_with_text_beside_it():
     assert repr(shown).splitlines() == lines
     with pytest.raises(ValueError, match="2 columns, but a row of 1"):
         table([["a"]], ["x", "y"])
+
+
+def test_the_sampling_explorer_redraws_what_its_sliders_say():
+    asked = []
+
+    def filtered(temperature, top_k, top_p):
+        asked.append((temperature, top_k, top_p))
+        return np.array([0.5, 0.3, 0.2, 0.0])
+
+    explorer = SamplingExplorer(filtered, {"lost": 1, "kept": 3})
+    assert asked == [(1.0, None, 1.0)]
+    before = explorer.image.value
+    explorer.top_k.value, explorer.temperature.value, explorer.top_p.value = 5, 0.5, 0.8
+    assert asked[1:] == [(1.0, 5, 1.0), (0.5, 5, 1.0), (0.5, 5, 0.8)]
+    assert explorer.image.value != before
+    assert repr(explorer).endswith("at temperature 0.5, top-k 5, top-p 0.8: 3 words can still come out")
+
+
+def test_a_beam_tree_has_a_box_for_every_candidate():
+    tree = [[(0, "lost", -1.0, True), (0, "kept", -2.0, False)], [(0, "his", -1.5, True), (0, "her", -3.0, False)]]
+    labels = [text.get_text() for text in plots.beam_tree(tree).axes[0].texts]
+    assert labels == ["prompt", "lost  -1.0", "kept  -2.0", "his  -1.5", "her  -3.0"]
+
+
+def test_distributions_share_one_axis():
+    figure = plots.distributions(["a", "b"], {"as it is": [0.3, 0.2], "greedy": [0.5, 0.0]})
+    assert {axes.get_xlim() for axes in figure.axes} == {(0.0, 0.55)}
+    widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
+    assert widths == [[0.3, 0.2], [0.5, 0.0]]

@@ -12,8 +12,8 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/05_decoding.ipynb)
 #
 # **Promise.** The model gives a probability to every next word. You will turn that into text in four ways, build beam search
-# and watch its tree grow, and make all of them several times faster with a cache that changes not one word. Then you will
-# break the cache in three ways, and see that the text does not show it.
+# and watch its tree grow, and write the same text several times faster with a cache. Then you will break the cache in three
+# ways. No error tells you, and a careless reader may miss two of them.
 #
 # **Prerequisites.** [04 · Training](04_training.ipynb). The trained model is read from `checkpoints/`; where there is none, it
 # is trained first.
@@ -74,17 +74,18 @@ print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} words, trained
 PROMPT = "Tom was a small boy who lived near the sea. Tom had a wise dog named Max who told jokes. One day, Tom"
 
 
-def next_distribution(prompt):
-    ids = torch.tensor([[tokenizer.sos_id, *tokenizer.encode(prompt)]], device=device)  # (1, T)
+def log_probabilities(ids):
+    """Of each word to come after these ids, (V,): -inf for what never comes out."""
     with torch.no_grad():
-        logits = model(ids)[0, -1].float().cpu()  # (V,)
-    logits[[tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id]] = -torch.inf  # these never come out
-    logits[len(tokenizer) :] = -torch.inf
-    return logits
+        scores = model(torch.tensor([ids], device=device))[0, -1].float().log_softmax(-1).cpu()  # (V,)
+    scores[[tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id]] = -torch.inf
+    scores[len(tokenizer) :] = -torch.inf  # the table may have more rows than there are words
+    return scores
 
 
-logits = next_distribution(PROMPT)
-order = logits.argsort(descending=True)[:12].tolist()
+START = [tokenizer.sos_id, *tokenizer.encode(PROMPT)]
+scores = log_probabilities(START)
+order = scores.argsort(descending=True)[:9].tolist()
 likeliest = {tokenizer.word(i): i for i in order}
 
 # %% [markdown]
@@ -94,17 +95,18 @@ likeliest = {tokenizer.word(i): i for i in order}
 # - **temperature** $\tau$: draw from $\mathrm{softmax}(z / \tau)$. Below 1 the likely words gain, above 1 the unlikely ones;
 # - **top-k**: only the $k$ likeliest words stay;
 # - **top-p**, the nucleus (Holtzman et al. 2020 [@holtzman2020curious]): the fewest words whose probabilities sum to $p$ stay.
-#   In a clear case that is one word, in an open one hundreds.
+#   In a clear case that is one word, in an open one many.
 #
 # **Predict.** Which of the four keeps the *shape* of what it lets through, and which bends it?
 
 # %%
 rules = {
-    "as it is": filtered_distribution(logits),
-    "temperature 0.5": filtered_distribution(logits, temperature=0.5),
-    "temperature 1.5": filtered_distribution(logits, temperature=1.5),
-    "top-k 3": filtered_distribution(logits, top_k=3),
-    "top-p 0.8": filtered_distribution(logits, top_p=0.8),
+    "as it is": filtered_distribution(scores),
+    "greedy": filtered_distribution(scores, top_k=1),
+    "temperature 0.5": filtered_distribution(scores, temperature=0.5),
+    "temperature 1.5": filtered_distribution(scores, temperature=1.5),
+    "top-k 3": filtered_distribution(scores, top_k=3),
+    "top-p 0.8": filtered_distribution(scores, top_p=0.8),
 }
 figures.save_figure(
     plots.distributions(
@@ -113,13 +115,13 @@ figures.save_figure(
         title=f"The next word after “… {PROMPT[-12:]}”",
     ),
     "05_distribution",
-    alt="Probabilities of the twelve likeliest next words under five rules, as bars: low temperature and filters move them up.",
+    alt="Bars: the probabilities of the nine likeliest next words under six rules. Low temperature and filters raise the likeliest.",
 )
 
 # %% [markdown]
 # Temperature bends the distribution: ratios between words change, and no word is ever out. The two filters cut it off and
-# scale up what is left, so ratios stay. The figure shows one place in one story; elsewhere nearly all of the probability is
-# on one word, and all rules agree.
+# scale up what is left, so ratios stay. The figure shows one place in one story, and an open one. How often is there nothing
+# to choose?
 
 # %%
 for name, probabilities in rules.items():
@@ -129,79 +131,94 @@ ratio = {name: (probabilities[a] / probabilities[b]).item() for name, probabilit
 assert math.isclose(ratio["as it is"], ratio["top-k 3"], rel_tol=1e-4), "a filter keeps the ratios"
 assert math.isclose(ratio["as it is"] ** 2, ratio["temperature 0.5"], rel_tol=1e-4), "temperature 0.5 squares them"
 
+held_out_ids = encode_stories(tokenizer, stories.validation[:100], model.config.context_length)  # (N, T)
+with torch.no_grad():
+    top = model(held_out_ids[:, :-1].long().to(device)).softmax(-1).amax(-1).cpu()  # (N, T-1)
+share = (top[held_out_ids[:, 1:] != tokenizer.pad_id] > 0.9).float().mean().item()
+print(f"in 100 validation stories, the likeliest word has more than 0.9 at {share:.0%} of the places")
+
 # %% [markdown]
 # Try them together (live in Jupyter and Colab):
 
 # %%
-SamplingExplorer(lambda temperature, top_k, top_p: filtered_distribution(logits, temperature, top_k, top_p), likeliest)
+SamplingExplorer(
+    lambda temperature, top_k, top_p: filtered_distribution(scores, temperature, top_k, top_p).numpy(), likeliest
+)
 
 # %% [markdown]
 # ## Word by word
 #
-# `generate` repeats one step: read, choose, append, until `<eos>` or the end of the context. Prompts of unequal length stand
-# in one batch with `<pad>` on their left, which no token looks at. A text that has ended leaves the batch.
+# `generate` repeats one step: read, choose, append, until `<eos>` or the end of the context. In the listing, `reader.scores()`
+# gives the log-probabilities of the next word for each running row, `pick` is the rule, and `reader.read` appends the word
+# and drops the rows that have ended. Shorter prompts are filled up with `<pad>` on the left, and the mask hides it.
 
 # %%
 show_source(token_by_token)
 
 # %% [markdown]
-# `pick` is the rule: the likeliest token, or a draw. Each prompt draws from a random stream of its own, so its text does not
-# depend on what else is in the batch. Here are four prompts. No story of the bundled corpus begins like the last one.
+# Each prompt draws from a random stream of its own, made from the seed and its place in the list. Who its neighbours are does
+# not matter. The same seed at two temperatures draws the same random numbers, so such texts resemble each other.
 
 # %%
-PROMPTS = [
-    "Once upon a time, there was a",
-    "Mia was a little girl who",
-    "Long ago, a princess named",
-    "Tom was sad because",
-]
+PROMPTS = ["Once upon a time, there was a", "Mia was a little girl who", "Tom was sad because"]
 how = {
     "greedy": {"strategy": "greedy"},
     "temperature 0.7": {"temperature": 0.7, "seed": 0},
     "temperature 1": {"seed": 0},
     "temperature 1.3": {"temperature": 1.3, "seed": 0},
+    "top-k 8": {"top_k": 8, "seed": 0},
+    "top-p 0.9": {"top_p": 0.9, "seed": 0},
 }
+texts = {name: generate(model, tokenizer, PROMPTS, max_new_tokens=40, **options) for name, options in how.items()}
+for name, options in how.items():
+    alone = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=40, **options)
+    assert alone[0].ids == texts[name][0].ids, f"{name}: the neighbours change the text"
+print("the first text is the same alone and beside the others: True")
+unknown = [
+    word for prompt in PROMPTS for word in tokenizer.split(prompt) if tokenizer.encode(word) == [tokenizer.unk_id]
+]
+print("words of the prompts that the model does not know:", ", ".join(unknown) or "none")
 
 # %% tags=["nbval-ignore-output"]
-texts = {name: generate(model, tokenizer, PROMPTS, max_new_tokens=40, **options) for name, options in how.items()}
 table(
     [[name, prompt, found.text] for name in texts for prompt, found in zip(PROMPTS, texts[name], strict=True)],
     ["rule", "prompt", "continuation"],
 )
 
 # %% [markdown]
-# Read them for their meaning: who does what, and does the next sentence know it? **Greedy** sentences are right, names return
-# where they should, and the texts resemble each other: the commonest friend, the commonest song. At **temperature 0.7** every
-# detail differs, and most of it still fits. Not all: look for a song that is sung by an animal nobody has met. At
-# **temperature 1** one text has a sentence that lost its way in the middle, and at **1.3** most texts have one: after a word
-# that has no business there, the model must go on from a place where it has never been. After **the last prompt** all rules
-# do badly. No story goes on from *because*, so the model falls back on what it knows of beginnings: *who lived …*. It has
-# learnt these stories, not English.
+# Read them for their meaning: who does what, and does the next sentence know it? **Greedy** texts are near copies of each
+# other: the likeliest friend, the likeliest house, songs of the likeliest sounds. Even so a pony appears from nowhere. With
+# chance every detail differs. At **0.7**, at **1** and with either filter the sentences know of each other: pronouns fit, and
+# friends and songs come back under their own names. At **1.3** grammar breaks: *a lamb named who hid things*. The **last
+# prompt** shows what the model is. Its vocabulary lacks *because*, so it reads `<unk>`, and nearly always goes on as after a name:
+# *who lived …*. It has learnt these stories, not English.
 #
-# Are the draws fair? Draw the next word of one prompt two thousand times, and compare with the probabilities.
+# Are the draws fair? Draw the next word of one prompt two thousand times, and compare with the probabilities. χ² adds up the
+# squared gaps between counts and expectations, each divided by the expectation. With eight words to draw from, fair draws
+# exceed 24.3 once in a thousand times.
 
 # %%
 draws = generate(model, tokenizer, [PROMPT] * 2000, max_new_tokens=1, seed=0, top_k=8)
 counts = Counter(one.ids[0] for one in draws)
-expected = filtered_distribution(logits, top_k=8)  # (V,)
+expected = filtered_distribution(scores, top_k=8)  # (V,)
 common = [i for i in expected.nonzero()[:, 0].tolist() if expected[i] * 2000 >= 5]
 chi_squared = sum((counts[i] - 2000 * expected[i].item()) ** 2 / (2000 * expected[i].item()) for i in common)
 assert set(counts) <= set(expected.nonzero()[:, 0].tolist()), "a word came out that the filter had removed"
 assert chi_squared < 24.3, "the draws do not follow the distribution"  # 7 degrees of freedom, p = 0.001
 again = generate(model, tokenizer, [PROMPT] * 20, max_new_tokens=1, seed=0, top_k=8)
 assert [one.ids for one in again] == [one.ids for one in draws[:20]]
-print(
-    "draws follow the filtered distribution (χ² below its 99.9 % point), and the same seed draws the same words: True"
-)
+print(f"χ² = {chi_squared:.0f}: the draws follow the filtered distribution; and the same seed draws the same words")
 
 # %% [markdown]
 # ## Fifty stories
 #
 # The assignment's test: the first 5 words of 50 validation stories as prompts. Two numbers for each rule:
 #
-# - **perplexity** per token of what was written, under the model itself: how sure it was of its own words;
-# - **BLEU** (Papineni et al. 2002 [@papineni2002bleu]): how many of its word groups, up to four words long, stand in the true
-#   continuation too, from 0 to 100. The prompt has no part in it.
+# - **perplexity**: exp of the mean negative log-probability of what was written, all tokens of all stories together, under the
+#   model itself and always at temperature 1. It says how sure the model was of its own words;
+# - **BLEU** (Papineni et al. 2002 [@papineni2002bleu]), 0 to 100: the geometric mean of four shares, of how many of its words,
+#   pairs, triples and fours stand in the true continuation too, lowered where the text is too short. The words of all stories
+#   are counted together; the mean of the stories' own BLEUs stands beside it. The prompt does not count.
 #
 # Beside them two references: the true continuation, and text of a *trigram* model, which has no network.
 #
@@ -209,7 +226,8 @@ print(
 # best?
 #
 # A sampled text is one draw of many, so each sampling rule writes ten, with ten seeds. The intervals say what fifty other
-# stories and ten other seeds might have given (a bootstrap over both).
+# stories and ten other seeds might have given (a bootstrap over both). Rules without chance have one text per story, so
+# there only the stories vary.
 
 # %%
 COUNT, SEEDS = 50, 10
@@ -221,6 +239,8 @@ protocol = {
     "temperature 0.7": [{"temperature": 0.7, "seed": seed} for seed in range(SEEDS)],
     "temperature 1": [{"seed": seed} for seed in range(SEEDS)],
     "temperature 1.3": [{"temperature": 1.3, "seed": seed} for seed in range(SEEDS)],
+    "top-k 8": [{"top_k": 8, "seed": seed} for seed in range(SEEDS)],
+    "top-p 0.9": [{"top_p": 0.9, "seed": seed} for seed in range(SEEDS)],
 }
 
 
@@ -240,27 +260,33 @@ limit = model.config.context_length - 6
 judged["trigram model"] = together(
     [trigram.continuations(model, tokenizer, judged["greedy"], limit, seed) for seed in range(SEEDS)]
 )
-scores = {
-    name: {"perplexity": found.perplexity, "bleu": found.bleu, "intervals": found.intervals()}
+measured = {
+    name: {
+        "perplexity": found.perplexity,
+        "bleu": found.bleu,
+        "mean_story_bleu": found.mean_story_bleu,
+        "intervals": found.intervals(),
+    }
     for name, found in judged.items()
 }
 
 
-def score_table(scores):
+def score_table(measured):
     rows = []
-    for name, found in scores.items():
+    for name, found in measured.items():
         row = [name]
         for measure, digits in (("perplexity", 2), ("bleu", 1)):
             low, high = found["intervals"][measure]
             row += [f"{found[measure]:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"]
-        rows.append(row)
-    return table(rows, ["continuation", "perplexity", "95 % interval", "BLEU", "95 % interval of BLEU"])
+        rows.append([*row, f"{found['mean_story_bleu']:.1f}"])
+    return table(rows, ["continuation", "perplexity", "95 % interval", "BLEU", "95 % of BLEU", "mean of stories"])
 
 
 print(bleu_signature())
+print("trigram model:", judged["trigram model"].generations[0].text)
 
 # %% tags=["nbval-ignore-output"]
-score_table(scores)
+score_table(measured)
 
 # %%
 perplexities = {name: found.perplexity for name, found in judged.items()}
@@ -273,131 +299,171 @@ print("greedy text is less surprising than the truth, trigram text far more: Tru
 # nothing, and what it scored was padding.
 
 # %%
-score_table(known["continuations"] if known else scores)
+score_table(known["continuations"] if known else measured)
 
 # %% [markdown]
-# Low perplexity is not good writing. Greedy text and beams lie *below* the true continuation: they are less surprising than
-# real stories are. At temperature 1, on both corpora, the text is about as surprising as the truth. That is how it should be:
-# text drawn from a model's own probabilities surprises it as much as real text does, if those probabilities are right. The
-# trigram text is right from word to word, and the model sees at once that it goes nowhere.
+# Low perplexity is not good writing. Greedy text and beams lie *below* the true continuation, on both corpora: they are less
+# surprising than real stories are. Text drawn at temperature 1 should surprise the model about as much as real text does, if
+# its probabilities are right. It nearly does: a little more than the truth on the bundled stories, a little less on
+# TinyStories. The trigram model knows three words at a time, and the model sees at once that such text goes nowhere.
 #
-# BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. Where two
-# intervals overlap, a difference means little. And neither number shows whether a story makes sense: the trigram model, which
-# makes none, still gets a part of the BLEU. (BLEU is sacrebleu's [@post2018call], words as tokens; the signature above says how.)
+# BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. It rewards what
+# is common: the less chance in a rule, the higher. Where two intervals overlap, a difference means little. And neither
+# number shows whether a story makes sense: the trigram model, which makes none, gets its part of the BLEU too. (The signature is
+# sacrebleu's [@post2018call]: one reference, capitals kept, words already split, missing groups smoothed.)
 
 # %% [markdown]
 # ## Beam search
 #
 # Greedy takes the best *next* word. The best *sentence* may begin with a second-best word. Beam search keeps the $k$ likeliest
-# beginnings, extends each by every word, and keeps the $k$ likeliest again. Written out slowly:
+# beginnings, extends each by every word, and keeps the $k$ likeliest again. Here it is without a batch or a cache:
 
 
 # %%
-def slow_beams(prompt, width, steps):
-    """The running beams after each step, as (parent, word, log-probability, kept), the 2 · width best candidates each."""
-    start = [tokenizer.sos_id, *tokenizer.encode(prompt)]
-    beams, tree = [([], 0.0, 0)], []
+def slow_beams(start, width, steps):
+    """The running beams (ids, log-probability) after `steps`; and of each step the 2 · width best candidates, as (the beam
+    that it extends, word, log-probability, kept)."""
+    beams, tree = [([], 0.0)], []
     for _ in range(steps):
         candidates = []
-        for ids, total, place in beams:
-            with torch.no_grad():
-                scores = model(torch.tensor([start + ids], device=device))[0, -1].log_softmax(-1)  # (V,)
-            scores[[tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id]] = -torch.inf
-            best = scores[: len(tokenizer)].topk(2 * width)
+        for place, (ids, total) in enumerate(beams):
+            best = log_probabilities([*start, *ids]).topk(2 * width)
             for score, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 candidates.append((total + score, [*ids, token], place))
         candidates = sorted(candidates, key=lambda candidate: -candidate[0])[: 2 * width]
         tree.append(
-            [
-                (place, tokenizer.word(ids[-1]), total, rank < width)
-                for rank, (total, ids, place) in enumerate(candidates)
-            ]
+            [(place, tokenizer.word(ids[-1]), total, i < width) for i, (total, ids, place) in enumerate(candidates)]
         )
-        beams = [(ids, total, rank) for rank, (total, ids, _) in enumerate(candidates[:width])]
+        beams = [(ids, total) for total, ids, _ in candidates[:width]]
     return beams, tree
 
 
-WIDTH, STEPS = 4, 6
-beams, tree = slow_beams(PROMPT, WIDTH, STEPS)
+WIDTH, STEPS = 3, 5
+beams, tree = slow_beams(START, WIDTH, STEPS)
 fast = generate(model, tokenizer, [PROMPT], max_new_tokens=STEPS, strategy="beam", num_beams=WIDTH)[0].beams
-assert [one.ids for one in fast] == [ids for ids, _, _ in beams], "the slow and the fast beam search differ"
+assert [one.ids for one in fast] == [ids for ids, _ in beams], "the slow and the fast beam search differ"
 print("the beams of `generate` are those of the slow search: True")
 
 # %% [markdown]
-# `generate` does the same for many prompts at once. All beams of all prompts are rows of one batch. When a beam goes on from
-# another one, its rows in the cache (below) are copied along.
+# `generate` does the same for many prompts at once: all beams of all prompts are rows of one batch. When one beam continues
+# another, it takes over that beam's keys and values (see *The cache*). Twice the width is ranked, because up to `width` of the
+# candidates may end in `<eos>`; those are set aside with their score. `_is_done` stops a prompt when no running beam can
+# still win.
 
 # %%
 show_source(beam_search)
 
 # %%
 figures.save_figure(
-    plots.beam_tree(tree, title=f"Four beams after “… {PROMPT[-12:]}”"),
+    plots.beam_tree(tree, title=f"Three beams after “… {PROMPT[-12:]}”"),
     "05_beams",
-    alt="A tree from left to right: at each of six steps eight candidate words with their log-probabilities, four of them kept.",
+    alt="A tree from left to right: at each of five steps six candidate words with their log-probabilities, three of them kept.",
 )
 
 # %% [markdown]
 # Each column is a step, the best candidate on top; the number is the log-probability of the whole beginning, blue boxes are
-# kept. Look for a blue box whose parent was not on top: greedy would never have come there. And look at how soon all blue
-# boxes hang on one early branch: wide as it is, the search soon differs in its last words only.
+# kept. Follow greedy's path, the best word of the best word of the best word: does it stay on top? Where several blue boxes
+# hang on one parent, the others of that column are dead: wide as it is, the search soon goes on from one of its beginnings.
 #
-# Log-probabilities only fall, so long texts lose against short ones. The **length penalty** $\alpha$ compares
-# $\log p \,/\, \text{length}^{\alpha}$ instead. Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts.
+# Is it *right*? With texts of two words we can try all of them. A longer text is never likelier than its beginning, so only
+# first words that are as likely alone as the tenth-best pair need a look.
+
+# %%
+ten = generate(model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=10)[0].beams
+every = []
+for word in (scores >= ten[-1].logprob - 1e-4).nonzero()[:, 0].tolist():
+    after = log_probabilities([*START, word])  # (V,)
+    every += [(scores[word].item() + after[other].item(), [word, other]) for other in range(len(tokenizer))]
+every.sort(key=lambda pair: -pair[0])
+assert [one.ids for one in ten] == [ids for _, ids in every[:10]], "exhaustive search finds other pairs"
+print(f"10 beams find the ten likeliest of all {(len(tokenizer) - 4) ** 2:,} pairs of words: True")
+
+# %% [markdown]
+# **Length.** Log-probabilities only fall, so long texts lose against short ones. The *length penalty* $\alpha$ compares
+# $\log p \,/\, \text{length}^{\alpha}$ instead. Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts. Two
+# texts that have ended, with made-up numbers:
+
+# %%
+ended = {"short": (-6.0, 4), "long": (-9.0, 8)}  # log-probability, tokens
+table(
+    [
+        [
+            f"{alpha:g}",
+            *(f"{total / length**alpha:.2f}" for total, length in ended.values()),
+            max(ended, key=lambda name: ended[name][0] / ended[name][1] ** alpha),
+        ]
+        for alpha in (0.0, 0.5, 1.0)
+    ],
+    ["α", "short: −6 nats, 4 tokens", "long: −9 nats, 8 tokens", "wins"],
+)
+
+# %% [markdown]
+# `generate` uses $\alpha = 1$ unless told otherwise. On the bundled stories it changes nothing: they are longer than the
+# context, so no text reaches its `<eos>` and all are equally long. (Texts that end, at different steps, are tested with small
+# random models in `tests/test_decoding.py`.)
+#
+# **A wider beam is not always better.** It can lose even by its own measure: a beginning that would have led to the best text
+# is pushed out by others that look better for a while. Here are the beginnings of a hundred stories, continued by 30 words.
+#
+# **Predict.** How often will five beams find a likelier text than greedy?
 
 # %%
 hundred = [" ".join(tokenizer.split(text)[:5]) for text in stories.validation[:100]]
-lengths = {}
-for alpha in (0.0, 0.5, 1.0, 2.0):
-    found = generate(
-        model, tokenizer, hundred[:20], max_new_tokens=58, strategy="beam", num_beams=5, length_penalty=alpha
-    )
-    lengths[alpha] = np.mean([len(one.ids) for one in found])
-assert list(lengths.values()) == sorted(lengths.values()), "a larger penalty gives longer texts"
-print("mean length never falls as the penalty grows:", " ≤ ".join(f"α = {alpha:g}" for alpha in lengths))
-
-# %% [markdown]
-# **A wider beam is not always better.** It can lose even by its own measure: a beginning that would have led to the best text
-# is pushed out by others that look better for a while. Let us look for such cases among the beginnings of a hundred stories.
-
-# %%
 found = {
-    width: generate(model, tokenizer, hundred, max_new_tokens=30, strategy="beam", num_beams=width, length_penalty=0.0)
+    width: generate(model, tokenizer, hundred, max_new_tokens=30, strategy="beam", num_beams=width)
     for width in (1, 2, 5, 10)
 }
-pairs_of_widths = ((1, 2), (1, 5), (2, 5), (5, 10))
-losses = {
-    (narrow, wide): [b.logprob - a.logprob for a, b in zip(found[narrow], found[wide], strict=True)]
-    for narrow, wide in pairs_of_widths
+gains = {
+    (narrow, wide): np.array([b.logprob - a.logprob for a, b in zip(found[narrow], found[wide], strict=True)])
+    for narrow, wide in ((1, 2), (1, 5), (2, 5), (5, 10))
 }
-worse = {widths: sum(difference < -1e-3 for difference in differences) for widths, differences in losses.items()}
+widths_compared = {
+    f"{narrow} and {wide}": {
+        "likelier": int((gain > 1e-3).sum()),
+        "same": int((abs(gain) <= 1e-3).sum()),
+        "less likely": int((gain < -1e-3).sum()),
+        "mean gain": float(gain.mean()),
+    }
+    for (narrow, wide), gain in gains.items()
+}
 
 # %% tags=["nbval-ignore-output"]
 table(
-    [[f"{narrow} and {wide}", count] for (narrow, wide), count in worse.items()],
-    ["widths", "of 100 prompts, the wider beam is less likely"],
+    [[name, *list(row.values())[:3], f"{row['mean gain']:+.2f}"] for name, row in widths_compared.items()],
+    ["beams", "the wider is likelier", "the same", "less likely", "mean gain, nats"],
 )
 
 # %% [markdown]
-# The worst of them, 1 beam (greedy) against 2:
+# The worst case for two beams:
 
-# %% tags=["nbval-ignore-output"]
-case = int(np.argmin(losses[1, 2]))
+# %%
+case = int(gains[1, 2].argmin())
 table(
-    [[width, f"{kept[case].logprob:.1f}", kept[case].text] for width, kept in found.items()],
-    ["beams", "log-probability", f"written after “{hundred[case]}”"],
+    [[width, f"{beams[case].logprob:.0f}", beams[case].text] for width, beams in found.items()],
+    ["beams", "log-probability", f"after “{hundred[case]}”"],
 )
 
 # %%
-assert min(losses[1, 2]) < -0.1, "no wider beam lost: the sample is too small to show it"
+assert gains[1, 2][case] < -0.1, "no wider beam lost: the sample is too small to show it"
+assert widths_compared["2 and 5"]["likelier"] > widths_compared["2 and 5"]["less likely"]
 print("there are prompts where greedy finds a likelier text than two beams: True")
+if known:
+    row = known["widths_compared"]["1 and 5"]
+    print(
+        f"on TinyStories, 5 beams against greedy: likelier {row['likelier']} times, less likely {row['less likely']}, "
+        f"mean gain {row['mean gain']:+.1f} nats"
+    )
+
+# %% [markdown]
+# On the bundled stories five beams win twice as often as they lose, and still end below greedy on average: what they lose, they
+# lose by more. On TinyStories they win nearly always. So "beam search finds the likeliest text" is a hope, not a law.
 
 # %% [markdown]
 # ## Beam search against sampling
 #
-# Five validation prompts, beams of 5 and 10 against sampling, as the assignment asks. *Distinct* is the share of different
-# pairs of words among all pairs: repetition lowers it. Speed is a ratio to sampling, measured side by side, the median of
-# several runs.
+# Five validation prompts, beams of 5 and 10 against sampling, as the assignment asks. Speed is the median of five runs in which
+# the rules take turns. *Distinct*: of all pairs of neighbouring words in the five texts together, the share that are
+# different. Texts that resemble each other lower it.
 
 # %%
 five = stories.validation[:5]
@@ -434,25 +500,38 @@ def distinct(found):
     return len(set(pairs)) / len(pairs)
 
 
+five_intervals = {name: found.intervals()["bleu"] for name, found in compared.items()}
+per_token = {name: -found.nats.sum() / found.tokens.sum() for name, found in compared.items()}
+
 # %% tags=["nbval-ignore-output"]
 table(
     [
         [
             name,
             f"{speeds[name]:,.0f}",
+            f"{speeds[name] / speeds['sampling']:.2f}",
             f"{found.bleu:.1f}",
-            f"{-found.nats.sum() / found.tokens.sum():.2f}",
+            "{:.0f} to {:.0f}".format(*five_intervals[name]),
+            f"{per_token[name]:.2f}",
             f"{distinct(found):.2f}",
             found.generations[0].text,
         ]
         for name, found in compared.items()
     ],
-    ["rule", "tokens/s", "BLEU", "log-probability per token", "distinct pairs", "the first of the five"],
+    [
+        "rule",
+        f"tokens/s ({device.type}, {torch.get_num_threads()} threads)",
+        "of sampling",
+        "BLEU",
+        "95 %",
+        "log-probability per token",
+        "distinct",
+        "the first of the five",
+    ],
 )
 
 # %%
 assert speeds["10 beams"] < speeds["5 beams"] < speeds["sampling"], "more beams are slower"
-per_token = {name: -found.nats.sum() / found.tokens.sum() for name, found in compared.items()}
 assert min(per_token["5 beams"], per_token["10 beams"]) > per_token["sampling"]
 print("beams find likelier text than sampling, and take longer for it: True")
 
@@ -464,16 +543,17 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# The trade-off: beam search reads $k$ rows for every row that it returns, and finds text that the model thinks likelier. Likelier
-# is not better: it is the most ordinary story, told again. For translation, where one right answer exists, that is what is
-# wanted; for stories, sampling is. BLEU on five prompts settles nothing: look at how wide the intervals are for fifty. Beside the
-# likelihood, beams buy sameness: read the texts, and see the pairs repeat.
+# **The trade-off.** Beams cost speed, but not five and ten times: all rows are read in one batch. They buy likelihood, which on
+# the bundled stories greedy reaches too, at full speed. They pay with variety: five texts by greedy or by beams share most of
+# their pairs of words, five sampled ones do not. BLEU on five prompts settles nothing: look at its intervals. So for stories,
+# sample. Beams suit tasks with few right answers, such as translation.
 
 # %% [markdown]
 # ## The cache
 #
 # To write token 60, the model reads the 59 before it. To write token 61, it reads the same 59 again. Must it? Thanks to the
-# causal mask nothing that a token computes depends on later tokens. So its keys and values, once computed, never change:
+# causal mask nothing that a token computes depends on later tokens. So its keys and values, once computed, never change (as
+# long as the text fits the context):
 
 # %%
 story = torch.tensor([tokenizer.encode_story(stories.validation[0], 40)], device=device)  # (1, T)
@@ -482,9 +562,9 @@ for length in (20, 40):
     cache = KVCache(model.config, 1, device=device)
     with torch.no_grad():
         model(story[:, :length], cache)
-    kept.append(cache.keys[..., :20, :].clone())  # (L, 1, H, 20, K)
-assert torch.allclose(kept[0], kept[1], atol=1e-5), "keys of old tokens change when new tokens come"
-print("20 more tokens change the keys of the first 20 by less than 0.00001: True")
+    kept.append(torch.stack([cache.keys, cache.values])[..., :20, :])  # (2, L, 1, H, 20, K)
+assert (kept[0] - kept[1]).abs().max() < 1e-5 * kept[0].abs().max(), "old tokens change when new ones come"
+print("20 more tokens leave the keys and values of the first 20 as they were, within 0.001 %: True")
 
 # %% [markdown]
 # **Keep them.** Reading then has two parts. *Prefill*: read the prompt in one pass, and fill the cache. *Decode*: read one new
@@ -512,8 +592,9 @@ c = model.config
 formula = 2 * c.num_layers * 20 * c.context_length * c.d_model * 4
 assert cache.nbytes == formula
 print(
-    f"for 20 stories: {cache.nbytes:,} bytes, as the formula says; the model itself has {4 * model.num_parameters():,}"
+    f"2 · {c.num_layers} layers · 20 texts · {c.context_length} places · width {c.d_model} · 4 bytes = {formula:,} bytes"
 )
+print(f"set aside at once, and measured: {cache.nbytes:,}; the model itself has {4 * model.num_parameters():,}")
 
 # %% [markdown]
 # Twenty prompts, written with and without the cache. Speed is measured side by side, for longer and longer texts.
@@ -531,12 +612,13 @@ for length in LENGTHS:
         return sum(len(one.ids) for one in found)
 
     speed[length] = tokens_per_second({"with cache": lambda: run(True), "without": lambda: run(False)}, repeats=3)
-same = [
-    [one.ids for one in generate(model, tokenizer, TWENTY, max_new_tokens=59, strategy="greedy", use_cache=cached)]
-    for cached in (True, False)
-]
-assert same[0] == same[1], "the cache changes the text"
-print("20 texts of 59 tokens, with and without the cache: the same, word for word")
+for options in ({"strategy": "greedy"}, {"seed": 0}, {"strategy": "beam", "num_beams": 5}):
+    with_cache, without = (
+        [one.ids for one in generate(model, tokenizer, TWENTY, max_new_tokens=59, use_cache=use_cache, **options)]
+        for use_cache in (True, False)
+    )
+    assert with_cache == without, f"{options}: the cache changes the text"
+print("20 texts of 59 tokens, greedy, sampled and with 5 beams, are the same with and without the cache, word for word")
 
 # %% tags=["nbval-ignore-output"]
 table(
@@ -558,26 +640,28 @@ assert ratios[59] > max(2, ratios[7]), "the cache does not pay, or not more for 
 figures.save_figure(
     plots.compare_curves(
         {name: (LENGTHS, [speed[length][name] for length in LENGTHS]) for name in ("with cache", "without")},
-        x_label="new tokens a text",
+        x_label="new tokens per text",
         y_label="tokens per second, 20 texts",
-        title="With a cache, speed hardly depends on length",
+        title="With a cache, speed stays; without, it falls",
     ),
     "05_cache_speed",
     alt="Tokens per second against text length: with the cache nearly flat, without it falling.",
 )
 
 # %% [markdown]
-# Without a cache, a text of $n$ tokens takes $1 + 2 + \dots + n \approx n^2/2$ token reads; with it, $n$. The figure shows
-# speeds, not quality: quality is the same, because the text is the same.
+# One more token costs more and more without a cache, and about the same with one. Counted: after a prompt of $m$ tokens, $n$
+# new ones take about $mn + n^2/2$ token reads without a cache, and $m + n$ with it. The gain is smaller than that ratio, since
+# one long read uses a processor better than many short ones, and a small step has a price of its own.
 
 # %% [markdown]
 # ## Three broken caches
 #
-# A cache that is wrong does not crash. Here are three mistakes that real programs have made:
+# A cache that is wrong does not crash. Here are three mistakes; the second is that of the earlier deliverable.
 #
 # 1. **positions start anew**: each new token is read as if it stood at position 0;
-# 2. **never filled**: the cache stays empty, so a new token sees itself only;
-# 3. **one row for all**: rows get another row's keys, as when beams are reordered and the cache is not.
+# 2. **never filled**: the cache stays empty, so a new token sees only itself, at position 0;
+# 3. **another row's keys**: each row goes on with its neighbour's keys and values, as when beams are reordered and the cache
+#    is not.
 #
 # **Predict.** Which of them will you notice by reading the text?
 
@@ -607,7 +691,7 @@ def right(cache, tokens, number):
 
 
 def positions_anew(cache, tokens, number):
-    positions = model.positions.clone()  # (T, D)
+    positions = model.positions.clone()  # (T, D), the sinusoids: one line of the table is overwritten for this step
     model.positions[cache.length] = positions[0]
     logits = model(tokens, cache)[:, -1]  # (B, V)
     model.positions.copy_(positions)
@@ -625,16 +709,19 @@ def rows_mixed(cache, tokens, number):
 
 
 # %% [markdown]
-# Each writes thirty words after the same twenty prompts. Two things are measured: how many of the pairs of neighbouring words
-# that it writes stand somewhere in the training stories (that is what *fluent* means here), and, on the words that the right
-# cache chose, how far the largest logit difference goes.
+# Each writes thirty words after the same twenty openings. Two things are measured: how many of the pairs of neighbouring words
+# that it writes stand somewhere in the training stories, and, on the words that the right cache chose, how far its logits lie
+# from those of one pass over the whole text.
 
 # %%
 WORDS, NEW = 12, 30
 openings = [tokenizer.split(text)[:WORDS] for text in stories.validation[:20]]
 prompts = [[tokenizer.sos_id, *tokenizer.encode(" ".join(words))] for words in openings]
 training_pairs = {pair for row in train_ids.tolist() for pair in pairwise(row)}
-ids, correct = greedy_with(right, prompts, NEW)
+ids, _ = greedy_with(right, prompts, NEW)  # (B, NEW)
+with torch.no_grad():
+    whole = torch.cat([torch.tensor(prompts, device=device), ids], dim=1)  # (B, T + NEW)
+    correct = model(whole)[:, len(prompts[0]) - 1 : -1]  # (B, NEW, V)
 caches = {
     "right": right,
     "positions start anew": positions_anew,
@@ -650,24 +737,24 @@ for name, step in caches.items():
     drift[name] = (logits_of - correct).abs().amax(-1).mean(0).tolist()  # (NEW,)
     written_by[name] = tokenizer.decode(texts_of[0].tolist(), after=prompts[0])
 
-# %% tags=["nbval-ignore-output"]
 table(
-    [[name, f"{fluent[name]:.0%}", written_by[name]] for name in caches],
-    ["cache", "pairs known", f"written after “{tokenizer.decode(prompts[0])}”"],
+    [[name, text] for name, text in written_by.items()],
+    ["cache", f"written after “{tokenizer.decode(prompts[0])}”"],
 )
 
 # %%
 for name in ("positions start anew", "never filled", "another row's keys"):
-    assert drift[name][0] == 0, f"{name}: prefill is wrong too"
+    assert drift[name][0] < 1e-3, f"{name}: prefill is wrong too"
     assert min(drift[name][1:]) > 0.1, f"{name}: the logits do not show it"
-assert max(drift["right"]) == 0
-assert min(fluent["positions start anew"], fluent["another row's keys"]) > 0.7, "two of them should read well"
-print("the three agree on the prompt, and are off by more than 0.1 at every word after the first: True")
+assert max(drift["right"]) < 1e-3, "the right cache is wrong"
+assert min(fluent["positions start anew"], fluent["another row's keys"]) > 0.7, "two of them should pass at a glance"
+print("right: within 0.001 of one pass at every word")
+print("the three broken ones: right at the first word, off by more than 0.1 at every later one")
 figures.save_figure(
     plots.compare_curves(
-        {name: (range(1, NEW + 1), values) for name, values in drift.items()},
+        {f"{name}: {fluent[name]:.0%} of pairs known": (range(1, NEW + 1), values) for name, values in drift.items()},
         x_label="new word",
-        y_label="largest logit difference, mean of 20 texts",
+        y_label="largest logit difference (mean of 20 texts)",
         title="Three broken caches are wrong from the second word on",
     ),
     "05_broken",
@@ -675,12 +762,12 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# **The text stays fluent while the logits drift.** Prefill is right in all three, so the first new word is right. From the
-# second on every logit is off, yet with wrong positions and with another row's keys nearly all pairs of words are still good
-# ones: the model writes on as if nothing had happened, about somebody else. Only the cache that is never filled gives itself
-# away, since a word that sees nothing but itself soon repeats. So do not judge a cache by its text. Compare its logits with
-# those of one full pass, as we did above: that test fails all three. The figure says nothing of how *bad* a difference is; a
-# text can survive a large one.
+# **No error appears, and neighbouring words still fit, while the logits drift.** Prefill is right in all three, so the first
+# new word is right. From the second on the logits are wrong. With wrong positions, or with another row's keys, nearly all pairs
+# of words are known from training. A careful reader notices all the same: *his best friend was a pretty village*; *his*
+# becomes *her*. With an empty cache the next word depends on the last word alone; as soon as a word comes back, the text runs in
+# a circle. So do not judge a cache by its text. Compare its logits with those of one pass, on a *batch of different texts*: on a
+# single text, mixed rows would not be seen. The figure does not say how bad a difference is; a text can survive a large one.
 
 # %%
 figures.save_numbers(
@@ -688,7 +775,7 @@ figures.save_numbers(
     {
         "distribution": {name: probabilities[order].tolist() for name, probabilities in rules.items()},
         "words": list(likeliest),
-        "continuations": scores,
+        "continuations": measured,
         "samples": {name: [one.text for one in found] for name, found in texts.items()},
         "beams": {
             name: {
@@ -699,7 +786,7 @@ figures.save_numbers(
             }
             for name, found in compared.items()
         },
-        "wider_is_worse": {f"{narrow}, {wide}": count for (narrow, wide), count in worse.items()},
+        "widths_compared": widths_compared,
         "cache_speed": speed,
         "cache_bytes": formula,
         "drift": drift,
@@ -711,10 +798,11 @@ figures.save_numbers(
 # ## Recap
 #
 # - One distribution, four rules: temperature bends it, top-k and top-p cut it, greedy takes its top.
-# - Less surprising than the truth is not better than the truth: sampling at temperature 1 matches it best.
-# - Beam search finds likelier text, for more time; a wider beam can lose; a larger length penalty favours longer text.
+# - Less surprising than the truth is not better than the truth: greedy text and beams lie below it.
+# - Beam search finds likelier text than sampling, for more time. Against greedy it mostly wins, and can lose.
+# - A larger length penalty favours longer texts.
 # - Old keys and values never change, so a cache keeps them: the same text, several times faster.
-# - A broken cache writes fluent text. Only the logits tell.
+# - A broken cache raises no error, and its text may pass at a glance. Logits on a batch tell.
 #
 # ## Try it
 #
