@@ -299,7 +299,7 @@ print("greedy text is less surprising than the truth, trigram text far more: Tru
 # nothing, and what it scored was padding.
 
 # %%
-score_table(known["continuations"] if known else measured)
+score_table({name: known["continuations"][name] for name in measured} if known else measured)
 
 # %% [markdown]
 # Low perplexity is not good writing. Greedy text and beams lie *below* the true continuation, on both corpora: they are less
