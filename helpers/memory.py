@@ -1,8 +1,171 @@
-"""Memory tricks, each with a backward pass written by hand: so far the output layer and its loss, a few rows at a time."""
+"""Memory tricks, written by hand, and the meter that shows what they save.
+
+checkpoint() forgets the inside of a segment and computes it again in the backward pass; output_loss() takes the output layer
+and its loss a few rows at a time; measure_peak_memory() and memory_timeline() count bytes.
+"""
+
+import weakref
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def checkpoint(function: Callable, *args):
+    """function(*args), keeping only `args` for the backward pass, and nothing of what was computed from them.
+
+    The backward pass calls the function again, with the same random state and autocast, and goes on from there: one more
+    forward pass of time, for the inside of one segment in memory instead of that of all. Chen et al. 2016, "Training Deep
+    Nets with Sublinear Memory Cost", section 3. `function` returns a tensor or a tuple of tensors, and must do the same
+    both times. Checkpoints may be nested. Where gradients are off (`torch.no_grad`), this is a plain call.
+
+    Raises TypeError where something else is returned, and RuntimeError where nothing in the segment needs a gradient. The
+    backward pass raises RuntimeError where an argument or a parameter was changed in place meanwhile, where the function
+    did something else the second time, and for second derivatives (create_graph=True).
+    """
+    if not torch.is_grad_enabled():
+        return function(*args)
+    segment = _Segment(function, args)
+    with saved_tensors_hooks(segment.forget, segment.recall):
+        result = function(*args)
+    outputs = result if isinstance(result, tuple) else (result,)
+    if not all(isinstance(output, Tensor) for output in outputs):
+        raise TypeError(
+            f"checkpoint: the function returned {type(result).__name__}, not a tensor or a tuple of tensors"
+        )
+    if not any(output.requires_grad for output in outputs):
+        raise RuntimeError(
+            "checkpoint: no argument and no parameter needs a gradient, so there is nothing to compute again; call the "
+            "function itself, or let one of them require a gradient"
+        )
+    outputs = _Recompute.apply(segment, [arg for arg in args if isinstance(arg, Tensor)], *outputs)
+    return outputs if isinstance(result, tuple) else outputs[0]
+
+
+class _Recompute(torch.autograd.Function):
+    """Stands at the end of a segment: forward it changes nothing, backward it computes the segment again.
+
+    The backward pass meets it before everything inside the segment. What it saves is the segment's input.
+    """
+
+    @staticmethod
+    def forward(ctx, segment, inputs, *outputs):
+        ctx.segment = segment
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(output for output in outputs if not output.requires_grad))
+        return outputs
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise RuntimeError("checkpoint: no second derivatives (create_graph=True); call the function itself")
+        try:
+            inputs = ctx.saved_tensors
+        except RuntimeError as error:
+            if "inplace" not in str(error):
+                raise
+            raise RuntimeError("checkpoint: an argument was changed in place before the backward pass") from error
+        ctx.segment.recompute(inputs)
+        return None, None, *grads
+
+
+class _Segment:
+    """One call of `checkpoint`: how to repeat it, and what its graph will ask for.
+
+    Whatever an operation wants to save for its backward pass goes through `forget`, and comes back through `recall`.
+    """
+
+    def __init__(self, function: Callable, args: tuple):
+        self.function = function
+        # Tensors are left to autograd, which notices changes in place: here only whether each needs a gradient.
+        self.args = [(True, arg.requires_grad) if isinstance(arg, Tensor) else (False, arg) for arg in args]
+        self.device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.device("cpu"))
+        self.random_state = torch.get_rng_state()
+        if self.device.type != "cpu":
+            self.device_random_state = torch.get_device_module(self.device).get_rng_state(self.device)
+        self.autocast = torch.is_autocast_enabled(self.device.type), torch.get_autocast_dtype(self.device.type)
+        self.asked: list[
+            weakref.ref[_Placeholder]
+        ] = []  # weak: a step of the graph that is done lets go of its tensors
+
+    def forget(self, tensor: Tensor) -> "_Placeholder":
+        placeholder = _Placeholder(tensor)
+        self.asked.append(weakref.ref(placeholder))
+        return placeholder
+
+    def recall(self, placeholder: "_Placeholder") -> Tensor:
+        if placeholder.tensor is None:
+            raise RuntimeError("checkpoint: the backward pass entered a segment by a way around its result")
+        return placeholder.tensor
+
+    def recompute(self, inputs: tuple[Tensor, ...]) -> None:
+        """Run the function again, until every placeholder has its tensor."""
+        tensors = iter(inputs)
+        args = [next(tensors).detach().requires_grad_(what) if is_tensor else what for is_tensor, what in self.args]
+        places, left = iter(self.asked), len(self.asked)
+        if left == 0:
+            return
+
+        def fill(tensor: Tensor) -> None:
+            nonlocal left
+            placeholder = next(places)()
+            if placeholder is not None:
+                placeholder.fill(tensor)
+            left -= 1
+            if left == 0:
+                raise _NothingLeft
+
+        enabled, dtype = self.autocast
+        on_device = self.device.type != "cpu"
+        with (
+            torch.random.fork_rng(
+                [self.device] if on_device else [], device_type=self.device.type if on_device else None
+            ),
+            torch.autocast(self.device.type, dtype, enabled),
+            torch.enable_grad(),
+            saved_tensors_hooks(fill, lambda _: None),
+        ):
+            torch.set_rng_state(self.random_state)
+            if on_device:
+                torch.get_device_module(self.device).set_rng_state(self.device_random_state, self.device)
+            try:
+                self.function(*args)
+            except _NothingLeft:
+                return
+        if left:
+            raise RuntimeError(f"checkpoint: the second pass saved {left} tensors fewer than the first; {_SAME}")
+
+
+class _NothingLeft(Exception):
+    """The backward pass has all it needs: the rest of the second forward pass would be for nothing."""
+
+
+class _Placeholder:
+    """What the graph holds in place of a tensor."""
+
+    def __init__(self, tensor: Tensor):
+        self.description = self.describe(tensor)
+        self.tensor: Tensor | None = None
+
+    @staticmethod
+    def describe(tensor: Tensor) -> tuple:
+        return tuple(tensor.shape), tensor.dtype, tensor._version  # the version counts changes in place
+
+    def fill(self, tensor: Tensor) -> None:
+        if self.describe(tensor) != self.description:
+            raise RuntimeError(
+                f"checkpoint: the second pass saved {self.describe(tensor)}, the first {self.description} (shape, type, "
+                f"number of changes in place); {_SAME}"
+            )
+        self.tensor = tensor
+
+
+_SAME = "the function must do the same both times, with parameters that did not change in between"
 
 
 class _OutputLoss(torch.autograd.Function):
@@ -67,3 +230,62 @@ def output_loss(
             f"targets {tuple(targets.shape)}; expected (…, D), (V, D), (V,), (…)"
         )
     return _OutputLoss.apply(hidden.flatten(0, -2), weight, bias, targets.flatten(), ignore_index, rows_per_chunk)
+
+
+def measure_peak_memory(function: Callable[[], object]) -> int:
+    """The most bytes that function() holds at once, beyond those held before; what it makes, it is free to keep.
+
+    On a GPU it is what PyTorch's allocator says (`torch.cuda.max_memory_allocated`), the memory that an operation uses for
+    itself included. On a CPU it is the peak of `memory_timeline`, in which only tensors count.
+    """
+    if not torch.cuda.is_available():
+        return max(memory_timeline(function), default=0)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def memory_timeline(function: Callable[[], object]) -> list[int]:
+    """Bytes of the tensors made by function() that are still referred to, after each operation of PyTorch that it runs."""
+    meter = _LiveBytes()
+    with meter:
+        function()
+    return meter.timeline
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Sees every operation, of backward passes too: counts each new storage, until nothing refers to it any more."""
+
+    def __init__(self):
+        super().__init__()
+        self.timeline: list[int] = []
+        self.live = 0
+        self.storages: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        given = {_storage(t)._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and _storage(tensor)._cdata not in given:  # else a view, or changed in place
+                self.count(_storage(tensor))
+        self.timeline.append(self.live)
+        return result
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.storages:
+            return
+
+        def gone(_):
+            self.live -= size
+            del self.storages[key]
+
+        self.storages[key] = weakref.ref(storage, gone)
+        self.live += size
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()

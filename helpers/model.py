@@ -8,10 +8,13 @@ width, F feed-forward width, L blocks, V vocabulary.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from helpers.memory import checkpoint
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,7 @@ class Decoder(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
         positions = sinusoidal_positions(config.context_length, config.d_model)  # (T, D)
         self.register_buffer("positions", positions, persistent=False)
+        self.segments: tuple[int, ...] = ()
         self.initialize()
 
     def initialize(self) -> None:
@@ -271,6 +275,33 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = probability
 
+    def set_checkpointing(self, *segments: int) -> None:
+        """In training, keep only the input of each segment of blocks, and compute its inside again in the backward pass.
+
+        One number: how many segments the blocks are divided into, num_layers for one each. Two: each of these is divided
+        again, and so on. None: keep everything. Raises ValueError where there are fewer blocks than segments.
+        """
+        blocks = len(self.blocks)
+        for count in segments:
+            if not 1 <= count <= blocks:
+                raise ValueError(
+                    f"checkpoint segments {segments}: {blocks} blocks cannot be divided into {count}; the model has "
+                    f"{len(self.blocks)} blocks"
+                )
+            blocks //= count
+        self.segments = segments
+
+    def _through(self, x: Tensor, mask: Tensor, blocks: list[DecoderBlock], segments: tuple[int, ...]) -> Tensor:
+        """x (B, T, D) after these blocks, in checkpointed segments where there are any."""
+        if not segments:
+            for block in blocks:
+                x, _ = block(x, mask)  # (B, T, D)
+            return x
+        ends = [len(blocks) * i // segments[0] for i in range(segments[0] + 1)]
+        for start, end in pairwise(ends):
+            x = checkpoint(self._through, x, mask, blocks[start:end], segments[1:])  # (B, T, D)
+        return x
+
     def hidden(
         self,
         ids: Tensor,
@@ -298,6 +329,8 @@ class Decoder(nn.Module):
         # Vaswani et al. 2017, section 3.4: scaled by √D, or the positions would drown the words.
         x = self.projection(self.embedding(ids)) * self.config.d_model**0.5 + positions  # (B, T, D)
         x = self.dropout(x)
+        if self.segments and cache is None and not return_attention:
+            return self.norm(self._through(x, mask, list(self.blocks), self.segments)), []
         attention = []
         for layer, block in enumerate(self.blocks):
             x, weights = block(

@@ -1,5 +1,10 @@
-"""Training: batches of stories, the loss over real tokens, the loop, and checkpoints that are exact to resume from."""
+"""Training: batches of stories, the loss over real tokens, the loop, and checkpoints that are exact to resume from.
 
+On several GPUs or machines: `torchrun --nproc-per-node N -m helpers.training --help`.
+"""
+
+import argparse
+import ast
 import copy
 import csv
 import hashlib
@@ -10,14 +15,17 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from helpers.memory import output_loss
@@ -35,7 +43,8 @@ class TrainingConfig:
     """How to train. The defaults are the recipe of notebook 04, which also shows others."""
 
     epochs: int = 3
-    batch_size: int = 32
+    batch_size: int = 32  # stories that one process reads at a time
+    accumulation_steps: int = 1  # such mini-batches in an optimizer step, whose gradients add up
     learning_rate: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0  # on matrices only, decoupled (AdamW)
@@ -51,9 +60,10 @@ class TrainingConfig:
     device: str = "auto"  # "cuda", "mps", "cpu", or the first of these that is there
     folder: str | None = None  # log.csv, timing.csv and the file to resume from are written here
     checkpoint_every: int | None = None  # steps between files to resume from; None: once an epoch
+    checkpoint_segments: tuple[int, ...] = ()  # less memory for more time: see Decoder.set_checkpointing
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "validate_every"):
+        for name in ("epochs", "batch_size", "accumulation_steps", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.schedule not in ("cosine", "constant"):
@@ -126,9 +136,18 @@ def loss_sum(model: Decoder, ids: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
     return total, (targets != pad_id).sum()
 
 
-@torch.no_grad()
 def mean_loss(model: Decoder, ids: Tensor, pad_id: int, precision: str = "auto", batch_size: int = 64) -> float:
     """Mean loss in nats per real token over encoded stories (N, T), dropout off. Leaves the model's mode as it was."""
+    total, count = _loss_and_count(model, ids, pad_id, precision, batch_size)
+    if count == 0:
+        raise ValueError("no tokens to measure the loss on: the texts are empty")
+    return total / count
+
+
+@torch.no_grad()
+def _loss_and_count(
+    model: Decoder, ids: Tensor, pad_id: int, precision: str, batch_size: int = 64
+) -> tuple[float, int]:
     device, was_training = model.output.weight.device, model.training
     model.eval()
     total, count = 0.0, 0
@@ -137,9 +156,7 @@ def mean_loss(model: Decoder, ids: Tensor, pad_id: int, precision: str = "auto",
             loss, tokens = loss_sum(model, rows.long().to(device), pad_id)
             total, count = total + loss.item(), count + tokens.item()
     model.train(was_training)
-    if count == 0:
-        raise ValueError("no tokens to measure the loss on: the texts are empty")
-    return total / count
+    return total, count
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
@@ -167,6 +184,11 @@ def train(
     its own. A run resumed from `resume_from` (the folder of an earlier run of the same config) therefore repeats, to the
     bit on the same machine, what an uninterrupted one does. on_validation(row, model) is called after each validation.
 
+    An optimizer step sees batch_size · accumulation_steps stories in each process of the default process group
+    (`torch.distributed`), where there is one. Its gradient is that of the mean loss over all their tokens, whichever
+    mini-batch or process they are in; the last step of an epoch sees what is left. The first process alone logs, saves and
+    calls on_validation.
+
     Raises ValueError where vocabulary, model, or the file to resume from do not fit, FileNotFoundError where there is none,
     FloatingPointError where the loss is no longer finite; the files written before then stay as they were.
     """
@@ -180,11 +202,14 @@ def train(
     model.to(device).train()
     if config.dropout is not None:
         model.set_dropout(config.dropout)
+    model.set_checkpointing(*config.checkpoint_segments)
     length = model.config.context_length
     train_ids = encode_stories(tokenizer, stories.train, length, config.overwrite_eos)  # (N, T)
     validation_ids = encode_stories(tokenizer, stories.validation, length, config.overwrite_eos)  # (M, T)
 
-    steps_per_epoch = math.ceil(len(train_ids) / config.batch_size)
+    rank, processes = _rank_and_processes()
+    stories_per_step = config.batch_size * config.accumulation_steps * processes
+    steps_per_epoch = math.ceil(len(train_ids) / stories_per_step)
     total_steps = min(config.epochs * steps_per_epoch, config.max_steps or config.epochs * steps_per_epoch)
     optimizer = _optimizer(model, config)
     identity = _identity(model, config, precision, train_ids, validation_ids)
@@ -192,27 +217,34 @@ def train(
     if resume_from is not None:
         state = _load_run(Path(resume_from), model, optimizer, identity)
     history = History(state["rows"])
-    folder = Path(config.folder) if config.folder else None
+    folder = Path(config.folder) if config.folder and rank == 0 else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
+    loss = _LossSum(model, tokenizer.pad_id)
+    if processes > 1:
+        loss = DistributedDataParallel(loss)  # from here on every process has the first one's parameters
 
     started = time.perf_counter() - state["seconds"]
     random_devices = [model.output.weight.device] if device == "cuda" else []
     with (
         torch.random.fork_rng(random_devices),  # the caller's random stream stays as it is
         # Every two seconds: thousands of messages would fill the queue of a front end that is slow to read them.
-        tqdm(total=total_steps, initial=state["step"], desc="training", unit="step", mininterval=2.0) as bar,
+        tqdm(
+            total=total_steps, initial=state["step"], desc="training", unit="step", mininterval=2.0, disable=rank > 0
+        ) as bar,
         ExitStack() as at_the_end,
     ):
         at_the_end.callback(model.eval)  # after an error too
         for step in range(state["step"], total_steps):
-            torch.manual_seed(_seed(config.seed, "dropout", step))
+            torch.manual_seed(_seed(config.seed, f"dropout {rank}" if rank else "dropout", step))
             if step % steps_per_epoch == 0 or step == state["step"]:
                 order = _epoch_order(len(train_ids), step // steps_per_epoch, config)  # (N,)
-            first = step % steps_per_epoch * config.batch_size
-            batch = train_ids[order[first : first + config.batch_size]].long().to(device)  # (B, T)
+            first = step % steps_per_epoch * stories_per_step
+            batch = (
+                train_ids[order[first : first + stories_per_step]].long().to(device)
+            )  # (B, T), that of all processes
             rate = learning_rate_at(step, total_steps, config)
-            total, count = _update(model, optimizer, batch, tokenizer.pad_id, rate, step, config, precision)
+            total, count = _update(loss, optimizer, batch, tokenizer.pad_id, rate, step, config, precision)
 
             done = step + 1
             state["step"], state["tokens"] = done, state["tokens"] + count
@@ -222,12 +254,14 @@ def train(
             epoch_ends = done % steps_per_epoch == 0 or done == total_steps
             early = done & (done - 1) == 0  # 1, 2, 4, 8, …: the loss falls fastest at the start
             if epoch_ends or early or done % config.validate_every == 0:
+                mine = _loss_and_count(model, validation_ids[rank::processes], tokenizer.pad_id, precision)
+                validation_loss, validation_tokens = _sum_over_processes(batch.device, *mine)
                 row = {
                     "step": done,
                     "tokens": state["tokens"],
                     "learning_rate": rate,
                     "train_loss": state["loss_sum"] / state["loss_tokens"],
-                    "validation_loss": mean_loss(model, validation_ids, tokenizer.pad_id, precision),
+                    "validation_loss": validation_loss / validation_tokens,
                     "seconds": time.perf_counter() - started,
                 }
                 state["loss_sum"], state["loss_tokens"] = 0.0, 0
@@ -239,13 +273,24 @@ def train(
             if folder and (epoch_ends or (config.checkpoint_every and done % config.checkpoint_every == 0)):
                 state["seconds"] = time.perf_counter() - started
                 _save_run(folder, model, optimizer, identity, state)
-            if on_validation and history.rows and history.rows[-1]["step"] == done:
+            if on_validation and rank == 0 and history.rows and history.rows[-1]["step"] == done:
                 on_validation(history.rows[-1], model)
     return history
 
 
+class _LossSum(nn.Module):
+    """`loss_sum` as a module, which is what DistributedDataParallel takes."""
+
+    def __init__(self, model: Decoder, pad_id: int):
+        super().__init__()
+        self.model, self.pad_id = model, pad_id
+
+    def forward(self, ids: Tensor) -> Tensor:  # (B, T) -> ()
+        return loss_sum(self.model, ids, self.pad_id)[0]
+
+
 def _update(
-    model: Decoder,
+    loss: _LossSum | DistributedDataParallel,
     optimizer,
     batch: Tensor,
     pad_id: int,
@@ -254,23 +299,49 @@ def _update(
     config: TrainingConfig,
     precision: str,
 ) -> tuple[float, int]:
-    """One optimizer step on a batch (B, T). Returns the sum of its losses in nats and the number of its targets."""
-    with _autocast(batch.device.type, precision):
-        total, count = loss_sum(model, batch, pad_id)
-    loss = total / count
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss.item()} at step {step + 1}: lower learning_rate={config.learning_rate}, lengthen the "
-            "warm-up, or set clip_norm; files written before this step are untouched"
-        )
+    """One optimizer step on the batch (B, T) of all processes. Returns the sum of its losses in nats, and of its targets."""
+    rank, processes = _rank_and_processes()
+    count = (
+        batch[:, 1:] != pad_id
+    ).sum()  # of the whole batch: a mean of the mini-batches' means would be another loss
+    mini_batches = batch[rank::processes].split(config.batch_size)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total = 0.0
+    for number, ids in enumerate(mini_batches, 1):
+        # The processes exchange gradients once, when all of a step have been added up.
+        waits = processes > 1 and number < len(mini_batches)
+        with loss.no_sync() if waits else nullcontext():
+            with _autocast(batch.device.type, precision):
+                part = loss(ids)  # ()
+            (part / count * processes).backward()  # the exchange takes the mean over the processes
+        total += part.item()
+    (total,) = _sum_over_processes(batch.device, total)
+    if not math.isfinite(total):
+        raise FloatingPointError(
+            f"the loss is {total / count.item()} at step {step + 1}: lower learning_rate={config.learning_rate}, lengthen "
+            "the warm-up, or set clip_norm; files written before this step are untouched"
+        )
     if config.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(loss.parameters(), config.clip_norm)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    return total.item(), count.item()
+    return total, count.item()
+
+
+def _rank_and_processes() -> tuple[int, int]:
+    """This process' number among those that train together, and how many they are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _sum_over_processes(device: torch.device, *numbers: float) -> list[float]:
+    if _rank_and_processes()[1] == 1:
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def pick_device(device: str = "auto") -> str:
@@ -453,12 +524,13 @@ def _autocast(device: str, precision: str):
 
 def _identity(model: Decoder, config: TrainingConfig, precision: str, *encoded: Tensor) -> dict:
     """What must agree for a resumed run to be the same run: model, settings, the precision that was chosen, the stories."""
-    elsewhere = {"device", "folder", "checkpoint_every"}
+    elsewhere = {"device", "folder", "checkpoint_every", "checkpoint_segments"}
     settings = {key: value for key, value in asdict(config).items() if key not in elsewhere}
     settings |= {
         "model": asdict(model.config),
         "precision": precision,
         "frozen": not model.embedding.weight.requires_grad,
+        "processes": _rank_and_processes()[1],
     }
     digests = [hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:12] for ids in encoded]
     return json.loads(json.dumps(settings | {"stories": digests}))
@@ -503,3 +575,53 @@ def _load_run(folder: Path, model: Decoder, optimizer, identity: dict) -> dict:
             saved["state"].setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(saved)
     return state
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train a model and write its checkpoint; every setting of TrainingConfig is an option."""
+    parser = argparse.ArgumentParser(prog="helpers.training", description=main.__doc__)
+    parser.add_argument("--corpus", default="bundled", help="bundled, tinystories, or a path")
+    parser.add_argument("--stories", type=int, default=10_000, help="how many to train on")
+    parser.add_argument("--checkpoint", type=Path, help="where the trained model goes (checkpoints/<corpus>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --folder")
+    for setting in fields(TrainingConfig):
+        parser.add_argument(f"--{setting.name.replace('_', '-')}", type=_literal, default=setting.default)
+    options = vars(parser.parse_args(arguments))
+    config = TrainingConfig(**{setting.name: options[setting.name] for setting in fields(TrainingConfig)})
+    target = options["checkpoint"] or CHECKPOINTS / corpus_name(options["corpus"])
+    if target.exists():
+        parser.error(f"{target} is there already: name another place with --checkpoint, or delete it")
+    if options["resume"] and not config.folder:
+        parser.error("--resume needs the --folder of the run to go on with")
+
+    if "WORLD_SIZE" in os.environ:  # set by torchrun
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # The other processes wait while the first one trains the word vectors.
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=6))
+    rank, _ = _rank_and_processes()
+    try:
+        stories = load_stories(options["corpus"], train=options["stories"], validation=500)
+        tokenizer = WordTokenizer.train(stories.train)
+        model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer) if rank == 0 else None)
+        history = train(model, tokenizer, stories, config, resume_from=config.folder if options["resume"] else None)
+        if rank == 0:
+            save_trained(target, model, tokenizer, history, stories.name)
+            last = history.rows[-1]
+            print(
+                f"step {last['step']}: validation loss {last['validation_loss']:.3f} nats per token; model in {target}"
+            )
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+if __name__ == "__main__":
+    main()
