@@ -475,10 +475,11 @@ def save_trained(folder: str | Path, model: Decoder, tokenizer: WordTokenizer, h
 
 def _minutes(model: Decoder, tokenizer: WordTokenizer, stories: Stories, config: TrainingConfig) -> float:
     """How long `train` will take here, from a few steps of a copy."""
-    few = replace(stories, train=stories.train[: 4 * config.batch_size], validation=stories.validation[:1])
+    per_update = config.batch_size * config.accumulation_steps
+    few = replace(stories, train=stories.train[: 4 * per_update], validation=stories.validation[:1])
     rows = train(copy.deepcopy(model), tokenizer, few, replace(config, max_steps=4, folder=None)).rows
     per_step = (rows[-1]["seconds"] - rows[0]["seconds"]) / max(1, rows[-1]["step"] - rows[0]["step"])
-    steps = config.epochs * math.ceil(len(stories.train) / config.batch_size)
+    steps = config.epochs * math.ceil(len(stories.train) / per_update)
     return per_step * min(steps, config.max_steps or steps) / 60
 
 

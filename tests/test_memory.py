@@ -1,12 +1,21 @@
-"""The chunked output layer and loss against PyTorch's cross-entropy."""
+"""The chunked loss, checkpointing and the meter, against ordinary gradients and PyTorch's own checkpointing."""
+
+import statistics
+import time
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from helpers.memory import output_loss
+from helpers.memory import checkpoint, measure_peak_memory, memory_timeline, output_loss
+from helpers.model import Decoder, ModelConfig
+from helpers.training import loss_sum
+
+SMALL = {"vocab_size": 300, "embedding_dim": 40, "d_model": 64, "num_heads": 8, "d_ff": 224}
 
 
 def relative_error(ours, reference):
@@ -57,3 +66,248 @@ def test_frozen_parameters_get_no_gradient():
 def test_shapes_that_disagree_are_refused():
     with pytest.raises(ValueError, match="shapes disagree"):
         output_loss(torch.randn(4, 8), torch.randn(5, 7), torch.zeros(5), torch.ones(4, dtype=torch.long))
+
+
+def test_the_loss_step_takes_a_quarter_of_the_memory():
+    """At the assignment's size: B·T = 2,016 tokens, 10,000 words."""
+    torch.manual_seed(0)
+    leaves = [torch.randn(2016, 296), torch.randn(10_000, 296) / 17, torch.zeros(10_000)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    targets = torch.randint(1, 10_000, (2016,))
+
+    def step(loss):
+        for leaf in leaves:
+            leaf.grad = None
+        return measure_peak_memory(lambda: loss(*leaves, targets).backward())
+
+    plain = step(lambda *args: F.cross_entropy(F.linear(*args[:3]), args[3], ignore_index=0, reduction="sum"))
+    assert plain > 2 * 2016 * 10_000 * 4  # logits and their gradient, at least
+    assert step(output_loss) <= 0.25 * plain
+
+
+def made_model(layers=3, dropout=0.1, **changes):
+    torch.manual_seed(0)
+    return Decoder(ModelConfig(num_layers=layers, dropout=dropout, **(SMALL | changes))).train()
+
+
+def made_ids(model, batch=64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(4, model.config.vocab_size, (batch, model.config.context_length), generator=generator)
+
+
+def backward(model, ids, segments=(), bf16=False):
+    model.set_checkpointing(*segments)
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(2)  # dropout
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        loss, _ = loss_sum(model, ids, 0)
+    loss.backward()
+    return [loss.detach(), torch.rand(1), *(p.grad for p in model.parameters())]  # and where the random stream stands
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("segments", [(6,), (2,), (4,), (2, 3), (2, 2), (1, 2, 3)])
+def test_gradients_are_the_same_bit_for_bit(segments, bf16, device):
+    """With dropout: the second pass draws the same numbers, and leaves the stream where an ordinary pass leaves it."""
+    model = made_model(layers=6).to(device)
+    ids = made_ids(model, batch=4).to(device)
+    for ours, ordinary in zip(backward(model, ids, segments, bf16), backward(model, ids, (), bf16), strict=True):
+        assert torch.equal(ours, ordinary)
+
+
+def test_the_inside_is_computed_twice_and_the_rest_of_it_not_at_all():
+    calls = []
+
+    def segment(x):
+        calls.append("first")
+        x = x.exp()
+        calls.append("last")
+        return x + 1  # saves nothing, so the second pass ends before
+
+    x = torch.randn(3, requires_grad=True)
+    checkpoint(segment, x).sum().backward()
+    assert calls == ["first", "last", "first"]
+    assert torch.allclose(x.grad, x.detach().exp())
+
+
+def test_without_gradients_it_is_a_plain_call():
+    calls = []
+    with torch.no_grad():
+        result = checkpoint(lambda x, *, calls=calls: calls.append(1) or x * 2, torch.ones(2))
+    assert result.tolist() == [2, 2]
+    assert calls == [1]
+    assert not result.requires_grad
+
+
+def test_several_results_other_arguments_and_parameters_alone():
+    layer = torch.nn.Linear(3, 3)
+
+    def segment(x, power, names):
+        y = layer(x)
+        return y**power, y.argmax(-1), y.detach(), len(names) * y
+
+    x = torch.randn(2, 3)  # needs no gradient: the layer's parameters do
+    squares, places, copy, twice = checkpoint(segment, x, 2, ["a", "b"])
+    assert not places.requires_grad
+    assert not copy.requires_grad
+    (squares.sum() + twice.sum()).backward()
+    ours = layer.weight.grad.clone()
+    layer.zero_grad()
+    squares, _, _, twice = segment(x, 2, ["a", "b"])
+    (squares.sum() + twice.sum()).backward()
+    assert torch.equal(ours, layer.weight.grad)
+    (only,) = torch.autograd.grad(
+        checkpoint(segment, x, 2, "ab")[3].sum(), [layer.bias]
+    )  # not everything, not .backward()
+    assert torch.equal(only, torch.full((3,), 4.0))
+
+
+def test_a_graph_that_is_kept_can_be_used_again():
+    x = torch.randn(3, requires_grad=True)
+    y = checkpoint(torch.exp, x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert torch.allclose(x.grad, 2 * x.detach().exp())
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.backward()
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return (x * self.weight).exp()
+
+
+def change_argument(x, module):
+    y = x * 1
+    loss = checkpoint(module, y).sum()
+    y.add_(1)
+    loss.backward()
+
+
+def change_parameter(x, module):
+    loss = checkpoint(module, x).sum()
+    with torch.no_grad():
+        module.weight.add_(1)
+    loss.backward()
+
+
+def do_something_else(x, module):
+    passes = []
+    checkpoint(lambda x: (passes.append(1), x.exp().sin() if len(passes) == 1 else x.exp())[1], x).sum().backward()
+
+
+def other_shape(x, module):
+    passes = []
+    checkpoint(lambda x: (passes.append(1), x[: 4 - len(passes)].exp().sum())[1], x).backward()
+
+
+def twice_derived(x, module):
+    (gradient,) = torch.autograd.grad(checkpoint(module, x).sum(), [x], create_graph=True)
+    gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("misuse", "message"),
+    [
+        (lambda x, module: checkpoint(torch.exp, x.detach()), "no argument and no parameter needs a gradient"),
+        (change_argument, "an argument was changed in place before the backward pass"),
+        (change_parameter, "parameters that did not change in between"),
+        (do_something_else, "saved 1 tensors fewer than the first; the function must do the same both times"),
+        (other_shape, r"saved \(\(2,\), .* the first \(\(3,\)"),
+        (twice_derived, "no second derivatives"),
+    ],
+)
+def test_misuse_is_named(misuse, message):
+    with pytest.raises(RuntimeError, match=message):
+        misuse(torch.randn(3, requires_grad=True), Scaled())
+
+
+def test_a_result_that_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="the function returned dict, not a tensor"):
+        checkpoint(lambda x: {"x": x}, torch.ones(1, requires_grad=True))
+
+
+def by_torch(model, ids):
+    """The same training pass, block by block, checkpointed by PyTorch."""
+    T = ids.shape[1] - 1
+    x = model.projection(model.embedding(ids[:, :-1])) * model.config.d_model**0.5 + model.positions[:T]
+    for block in model.blocks:
+        x, _ = torch_checkpoint(block, x, model.mask[:T, :T], use_reentrant=False)
+    return output_loss(model.norm(x), model.output.weight, model.output.bias, ids[:, 1:])
+
+
+def by_us(model, ids, segments):
+    model.set_checkpointing(*segments)
+    return loss_sum(model, ids, 0)[0]
+
+
+def peak(model, loss):
+    model.zero_grad(set_to_none=True)
+    return measure_peak_memory(lambda: loss().backward())
+
+
+@pytest.mark.parametrize("layers", [3, 12])
+def test_peak_and_time_are_those_of_pytorchs_own_checkpointing(layers):
+    model = made_model(layers, dropout=0.0)
+    ids = made_ids(model)
+    passes = {"ours": partial(by_us, model, ids, (layers,)), "PyTorch's": partial(by_torch, model, ids)}
+    peaks = {name: peak(model, loss) for name, loss in passes.items()}
+    assert peaks["ours"] <= 1.02 * peaks["PyTorch's"]
+    ratios = []
+    for _ in range(7):
+        seconds = {}
+        for name, loss in passes.items():
+            started = time.perf_counter()
+            loss().backward()
+            seconds[name] = time.perf_counter() - started
+        ratios.append(seconds["ours"] / seconds["PyTorch's"])
+    assert statistics.median(ratios) <= 1.15  # 1.05 on a quiet machine
+
+
+def test_twelve_blocks_need_a_third_of_the_memory():
+    model = made_model(12)
+    ids = made_ids(model)
+    assert peak(model, partial(by_us, model, ids, (12,))) <= 0.35 * peak(model, partial(by_us, model, ids, ()))
+
+
+def test_sixty_four_blocks_want_nesting_and_not_the_square_root():
+    """The inside of a block is some forty times as large as its input, so eight segments of eight blocks lose."""
+    model = made_model(64)
+    ids = made_ids(model, batch=32)
+    peaks = {segments: peak(model, partial(by_us, model, ids, segments)) for segments in [(64,), (8,), (8, 8)]}
+    assert peaks[8, 8] < 0.75 * peaks[64,]
+    assert peaks[8,] > 2 * peaks[64,]
+
+
+def test_impossible_segments_are_refused():
+    with pytest.raises(ValueError, match="6 blocks cannot be divided into 7"):
+        made_model(6).set_checkpointing(7)
+    with pytest.raises(ValueError, match="3 blocks cannot be divided into 4"):
+        made_model(6).set_checkpointing(2, 4)
+
+
+def test_the_meter_counts_what_is_held_at_the_same_time():
+    outside = torch.zeros(100_000)
+
+    def work():
+        a = torch.zeros(1000)  # 4,000 bytes
+        b = a + 1  # 8,000
+        del a
+        view = b.view(10, 100)[0]  # nothing new
+        view += 1
+        outside.add_(1)  # was there before
+        del b
+        return view.clone()  # 4,400: the view keeps all of b
+
+    if not torch.cuda.is_available():
+        assert memory_timeline(work)[-1] == 4400
+        assert measure_peak_memory(work) == 8000
+        assert measure_peak_memory(lambda: None) == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from helpers.decoding import generate
@@ -21,6 +24,8 @@ from helpers.tokenizer import WordTokenizer
 from helpers.training import (
     CHECKPOINTS,
     TrainingConfig,
+    _LossSum,
+    _update,
     encode_stories,
     learning_rate_at,
     load_checkpoint,
@@ -153,6 +158,147 @@ def test_frozen_vectors_do_not_move():
     before = model.embedding.weight.clone()
     train(model, TOKENIZER, made_stories(), replace(QUICK, weight_decay=0.1))
     assert torch.equal(model.embedding.weight, before)
+
+
+def accumulated_gradient(model, ids, batch_size):
+    """What one optimizer step of the training loop leaves in .grad, its mini-batches being of batch_size stories."""
+    nothing = torch.optim.SGD(model.parameters(), lr=0.0)
+    steps = math.ceil(len(ids) / batch_size)
+    config = replace(QUICK, batch_size=batch_size, accumulation_steps=steps, clip_norm=None)
+    _update(_LossSum(model, 0), nothing, ids, 0, 0.0, 0, config, "fp32")
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def gradient(model, loss):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+@settings(max_examples=100)
+@given(
+    lengths=st.lists(st.integers(1, 11), min_size=2, max_size=16),
+    batch_size=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+)
+def test_the_accumulated_gradient_is_that_of_one_large_batch(lengths, batch_size, seed):
+    """Stories of unequal lengths, the last mini-batch often smaller: all the same, to float64's last digits."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = [" ".join(f"w{i}" for i in torch.randint(0, 30, (n,), generator=generator).tolist()) for n in lengths]
+    ids = encode_stories(TOKENIZER, texts, 12).long()
+    model = made_model(seed).double()
+    whole = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
+    expected = gradient(model, whole)
+    difference = accumulated_gradient(model, ids, batch_size) - expected
+    assert difference.abs().max() < 1e-12 * expected.abs().max()
+
+
+def test_the_mean_of_the_mini_batches_means_is_another_gradient():
+    ids = encode_stories(TOKENIZER, ["w1 w2", "w3 w4 w5 w6 w7 w8 w9 w10 w11"], 12).long()
+    model = made_model().double()
+    means = [total / count for total, count in (loss_sum(model, row, 0) for row in ids.split(1))]
+    expected = gradient(model, F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0))
+    assert (gradient(model, sum(means) / 2) - expected).abs().max() > 0.1 * expected.abs().max()
+
+
+def test_accumulation_counts_optimizer_steps_and_steps_the_rest_of_an_epoch():
+    """60 stories in mini-batches of 8, three to a step: 24, 24 and 12. The same run with mini-batches of 24 is the same."""
+    stories = made_stories()
+    runs = [
+        train(made_model().double(), TOKENIZER, stories, replace(QUICK, epochs=2, batch_size=b, accumulation_steps=a))
+        for b, a in ((8, 3), (24, 1))
+    ]
+    assert runs[0].column("step") == [1, 2, 3, 4, 5, 6]
+    assert runs[0].column("tokens") == runs[1].column("tokens")
+    assert runs[0].column("learning_rate") == runs[1].column("learning_rate")
+    for name in ("train_loss", "validation_loss"):
+        assert runs[0].column(name) == pytest.approx(runs[1].column(name), rel=1e-12)
+
+
+def test_checkpointed_training_is_the_same_run():
+    config = replace(QUICK, dropout=0.1)
+    runs = [
+        train(made_model(), TOKENIZER, made_stories(), replace(config, checkpoint_segments=segments))
+        for segments in ((), (2,))
+    ]
+    assert runs[0].column("validation_loss") == runs[1].column("validation_loss")
+
+
+IN_PROCESSES = """
+import json, os, sys
+sys.path[:0] = ["tests", "."]
+from dataclasses import replace
+import torch.distributed as dist
+from test_training import QUICK, TOKENIZER, made_model, made_stories
+from helpers.training import train
+if "WORLD_SIZE" in os.environ:
+    dist.init_process_group("gloo")
+rank = int(os.environ.get("RANK", 0))
+config = replace(QUICK, batch_size=4, accumulation_steps=int(sys.argv[1]), epochs=100, max_steps=50, validate_every=1,
+                 weight_decay=0.1, checkpoint_segments=(2,))
+seen = []
+model = made_model(seed=rank).double()  # the others' weights do not matter
+config = replace(config, folder=sys.argv[2])
+history = train(model, TOKENIZER, made_stories(77), config, on_validation=lambda *_: seen.append(1))
+assert len(seen) == (50 if rank == 0 else 0)
+if rank == 0:
+    print(json.dumps([history.column(name) for name in ("step", "tokens", "train_loss", "validation_loss")]))
+if dist.is_initialized():
+    dist.destroy_process_group()
+"""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def test_two_processes_are_one_with_twice_the_accumulation(tmp_path):
+    """Their last step of an epoch is ragged: 67 stories are 4 times 16, and 3 that leave one process a single story."""
+    script = tmp_path / "run.py"
+    script.write_text(IN_PROCESSES)
+    curves = []
+    for command in ([*TORCHRUN, "2", script, "2"], [sys.executable, script, "4"]):
+        folder = str(tmp_path / f"run{len(curves)}")
+        done = subprocess.run([*command, folder], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        curves.append(json.loads(done.stdout))
+    assert len(curves[0][0]) == 50
+    assert curves[0][:2] == curves[1][:2]  # steps and tokens
+    for ours, alone in zip(curves[0][2:], curves[1][2:], strict=True):
+        assert ours == pytest.approx(alone, abs=1e-9)
+    assert sorted(path.name for path in (tmp_path / "run0").iterdir()) == [
+        "log.csv",
+        "resume.safetensors",
+        "timing.csv",
+    ]
+
+
+def test_the_command_trains_resumes_and_refuses(tmp_path, monkeypatch):
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "vectors"))
+    corpus = tmp_path / "counting.txt"
+    corpus.write_text("<|endoftext|>".join(f"w{i % 30} w{i // 30} w{i * 7 % 30}." for i in range(560)))
+    options = [
+        "-m",
+        "helpers.training",
+        "--corpus",
+        corpus,
+        "--folder",
+        tmp_path / "run",
+        "--checkpoint",
+        tmp_path / "model",
+    ]
+    options += ["--batch-size", "8", "--accumulation-steps", "2", "--betas", "(0.9, 0.99)", "--precision", "fp32"]
+
+    def command(start, *more):
+        return subprocess.run([*start, *options, *more], capture_output=True, text=True, check=False)
+
+    done = command([*TORCHRUN, "2"], "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"step 2: validation loss \d\.\d+ nats per token; model in .*model", done.stdout)
+    model, _, metadata = load_checkpoint(tmp_path / "model")
+    assert (metadata["step"], model.num_parameters()) == (2, 8_940_768)
+    refused = command([sys.executable])
+    assert refused.returncode == 2
+    assert "model is there already" in refused.stderr
+    (tmp_path / "model").rename(tmp_path / "old")
+    refused = command([sys.executable], "--epochs", "1", "--resume")
+    assert refused.returncode == 1
+    assert "processes: 2 there, 1 here" in refused.stderr
 
 
 RUN = """
