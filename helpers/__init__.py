@@ -3,7 +3,7 @@
     stories     where stories come from: the bundled grammar, TinyStories, or a local file
     tokenizer   words to ids and back
     vectors     fastText word vectors: train, read, stream; the embedding matrix
-    memory      the output layer and its loss, a few rows at a time
+    memory      checkpointing by hand, the output layer and its loss a few rows at a time, a meter of peak memory
     model       the decoder-only transformer and its KV cache, from their basic parts
     training    batches, the loss, the loop, checkpoints
     decoding    generate(): greedy, sampling, beam search, each with or without a cache of keys and values

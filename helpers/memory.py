@@ -89,9 +89,8 @@ class _Segment:
         if self.device.type != "cpu":
             self.device_random_state = torch.get_device_module(self.device).get_rng_state(self.device)
         self.autocast = torch.is_autocast_enabled(self.device.type), torch.get_autocast_dtype(self.device.type)
-        self.asked: list[
-            weakref.ref[_Placeholder]
-        ] = []  # weak: a step of the graph that is done lets go of its tensors
+        # Weak: a step of the graph that is done lets go of its tensors.
+        self.asked: list[weakref.ref[_Placeholder]] = []
 
     def forget(self, tensor: Tensor) -> "_Placeholder":
         placeholder = _Placeholder(tensor)

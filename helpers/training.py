@@ -301,9 +301,8 @@ def _update(
 ) -> tuple[float, int]:
     """One optimizer step on the batch (B, T) of all processes. Returns the sum of its losses in nats, and of its targets."""
     rank, processes = _rank_and_processes()
-    count = (
-        batch[:, 1:] != pad_id
-    ).sum()  # of the whole batch: a mean of the mini-batches' means would be another loss
+    # Counted over the whole batch: a mean of the mini-batches' means would be another loss.
+    count = (batch[:, 1:] != pad_id).sum()  # ()
     mini_batches = batch[rank::processes].split(config.batch_size)
     optimizer.zero_grad(set_to_none=True)
     total = 0.0

@@ -59,6 +59,12 @@ def test_the_distance_from_the_floor_is_the_recorded_one():
     assert f"ends {gap:.2f} nats per token above it" in " ".join(README.split())
 
 
+def test_the_memory_of_checkpointing_is_the_recorded_one():
+    peaks = recorded("bundled", "06")["twelve_blocks"]
+    assert "one gradient to the last bit, from a quarter of the memory" in README
+    assert 0.2 <= peaks["12 segments"] / peaks["all kept"] <= 0.25
+
+
 def test_the_parameter_table_adds_up():
     table = README.partition("| part | parameters |")[2].partition("| **total** |")[0]
     parts = [int(number.replace(",", "")) for number in re.findall(r"\| ([\d,]+) \|$", table, re.MULTILINE)]

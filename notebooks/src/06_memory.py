@@ -1,0 +1,771 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · Memory
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/06_memory.ipynb)
+#
+# **Promise.** You will train with a batch eight times as large as memory holds. You will throw away most of what the backward
+# pass needs, compute it a second time, and get the same gradient to the last bit. You will see memory as a line that rises and
+# falls, and make that line three times flatter. At the end the same loop runs on many machines.
+#
+# **Prerequisites.** [04 · Training](04_training.ipynb).
+#
+# **Running time.** About two minutes on two cores.
+
+# %% tags=["parameters"]
+CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
+
+# %% tags=["setup"]
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assignment"
+
+if "google.colab" in sys.modules and not Path("/content/course").exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", "/content/course"], check=True)
+here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
+ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
+if ROOT is None:
+    raise RuntimeError("open this notebook inside the repository: no folder `helpers` above the working folder")
+sys.path.insert(0, str(ROOT))
+os.chdir(ROOT / "notebooks")
+
+# %%
+import math
+import statistics
+import time
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint as pytorchs_checkpoint  # as a judge only
+
+from helpers import plots
+from helpers.memory import _OutputLoss, _Segment, checkpoint, measure_peak_memory, memory_timeline, output_loss
+from helpers.model import Decoder, ModelConfig
+from helpers.plots import FigureFolder, load_numbers, show_source, table
+from helpers.stories import load_stories
+from helpers.training import (
+    TrainingConfig,
+    _LossSum,
+    _update,
+    encode_stories,
+    load_or_train,
+    loss_sum,
+    new_model,
+    pick_device,
+    pick_precision,
+    train,
+)
+
+figures = FigureFolder(CORPUS)
+stories = load_stories(CORPUS, validation=500)
+trained, tokenizer, _ = load_or_train(CORPUS)
+device = pick_device()
+ids = encode_stories(tokenizer, stories.train[:512], trained.config.context_length).long()  # (N, T)
+
+# %% [markdown]
+# ## Gradients add
+#
+# A large batch gives a steadier gradient, and needs more memory. But a gradient is a sum over tokens, and a sum can be made in
+# parts. In PyTorch, `backward()` *adds* to `.grad`. So: backward for one small batch after another, then one step. This is
+# **gradient accumulation**.
+#
+# To compare gradients we want exact arithmetic, or nearly so: this part runs in float64. The stories get unequal lengths, as
+# real ones have.
+
+# %%
+exact = Decoder(trained.config).double()
+exact.load_state_dict(trained.state_dict())
+lengths = (9, 61, 30, 45)
+texts = [" ".join(tokenizer.split(text)[:length]) for text, length in zip(stories.train, lengths, strict=False)]
+ragged = encode_stories(tokenizer, texts, exact.config.context_length).long()  # (4, T)
+
+
+def gradient(loss):
+    """Of every parameter, as one long vector."""
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(exact.parameters()))])  # (P,)
+
+
+def difference(ours, reference):
+    """The largest one, as a share of the largest gradient."""
+    return ((ours - reference).abs().max() / reference.abs().max()).item()
+
+
+logits = exact(ragged[:, :-1])  # (4, T-1, V)
+whole = gradient(F.cross_entropy(logits.flatten(0, 1), ragged[:, 1:].flatten(), ignore_index=tokenizer.pad_id))  # (P,)
+print("real tokens of the four stories:", (ragged[:, 1:] != tokenizer.pad_id).sum(dim=1).tolist())
+
+# %% [markdown]
+# **Predict.** Each story is a mini-batch of its own here. Which of these is the gradient of the whole batch: the mean of the
+# four mean losses, or the sum of the four sums over the number of all tokens?
+
+
+# %%
+def parts():
+    """Of each story the sum of its losses, and the number of its tokens."""
+    return [loss_sum(exact, row, tokenizer.pad_id) for row in ragged.split(1)]
+
+
+tokens = sum(count for _, count in parts())
+sum_of_sums = gradient(sum(total / tokens for total, _ in parts()))  # (P,)
+mean_of_means = gradient(sum(total / count for total, count in parts()) / len(ragged))  # (P,)
+assert difference(sum_of_sums, whole) < 1e-12, "gradients add"
+assert difference(mean_of_means, whole) > 0.1, "the mean of means should be another gradient"
+print(f"sum of sums:   off by less than 1e-12: {difference(sum_of_sums, whole) < 1e-12}")
+print(f"mean of means: off by more than 10 %: {difference(mean_of_means, whole) > 0.1}")
+
+# %% [markdown]
+# The mean of means looks harmless, and is wrong. In it each *story* weighs the same, so that a token of a short story weighs
+# more than a token of a long one:
+
+# %%
+counts = [count.item() for _, count in parts()]
+table(
+    [
+        [count, f"1/{tokens}", f"1/{len(counts) * count}", f"{tokens.item() / (len(counts) * count):.1f} ×"]
+        for count in counts
+    ],
+    ["tokens of the story", "weight of each in the batch", "in the mean of means", "ratio"],
+)
+
+# %% [markdown]
+# Well-known libraries had this fault until 2024, since their loss function returned a mean, and dividing by the number of
+# mini-batches seemed right. It shows only where mini-batches differ in their number of tokens. Our loop counts the tokens of
+# the whole step first, and divides every sum by that count:
+
+# %%
+show_source(_update)
+
+# %% [markdown]
+# Clipping and the optimizer wait until all parts are in; schedule and log count optimizer steps. The lines about processes
+# have their turn at the end of this notebook.
+
+# %%
+few = replace(stories, train=stories.train[:96], validation=stories.validation[:50])
+once, in_four = (
+    train(new_model(stories, tokenizer), tokenizer, few,
+          TrainingConfig(epochs=1, batch_size=size, accumulation_steps=steps, precision="fp32", warmup_steps=1))
+    for size, steps in ((32, 1), (8, 4))
+)  # fmt: skip
+assert once.column("step") == in_four.column("step") == [1, 2, 3]
+assert all(
+    math.isclose(a, b, rel_tol=1e-4)
+    for a, b in zip(once.column("validation_loss"), in_four.column("validation_loss"), strict=True)
+)
+print("three steps of 32 stories, and three of 4 × 8: the same losses, within 0.01 %: True")
+
+# %% [markdown]
+# What does it save? The backward pass needs what the forward pass computed (more on that below), and that grows with the
+# mini-batch. `measure_peak_memory` counts the bytes of all tensors that exist at the same time.
+
+# %%
+config = TrainingConfig(batch_size=16, precision="fp32")
+assignments = Decoder(ModelConfig()).to(device).train()  # the assignment's 8,940,768 parameters
+print(f"{assignments.num_parameters():,} parameters")
+
+
+def step_of(model, stories_at_once, accumulation_steps, precision="fp32"):
+    """One optimizer step with a learning rate of 0, as a function to measure."""
+    batch = ids[: stories_at_once * accumulation_steps].to(model.output.weight.device)  # (B, T)
+    settings = replace(config, batch_size=stories_at_once, accumulation_steps=accumulation_steps)
+    nothing = torch.optim.SGD(model.parameters(), lr=0.0)
+    return partial(
+        _update, _LossSum(model, tokenizer.pad_id), nothing, batch, tokenizer.pad_id, 0.0, 0, settings, precision
+    )
+
+
+accumulated = measure_peak_memory(step_of(assignments, 16, 8))
+assignments.zero_grad(set_to_none=True)
+at_once = measure_peak_memory(step_of(assignments, 128, 1))
+assignments.zero_grad(set_to_none=True)
+print(f"128 stories at once: {at_once / 1e6:,.0f} MB; 8 times 16: {accumulated / 1e6:,.0f} MB")
+assert accumulated < 0.3 * at_once
+
+# %% [markdown]
+# ## Sixteen, and one, two, four or eight of them
+#
+# The assignment's experiment: mini-batches of 16, accumulated over 1, 2, 4 and 8, so that a step sees 16 to 128 stories. One
+# epoch each, from the same random start, with our recipe (04) and its warm-up and schedule fitted to the number of steps.
+#
+# **Predict.** All four see the same stories once. Which has learnt most at the end?
+
+# %%
+STORIES = 1_600 if CORPUS == "bundled" else 10_000  # an epoch
+some = replace(stories, train=stories.train[:STORIES], validation=stories.validation[:100])
+ACCUMULATION = (1, 2, 4, 8)
+BASE_RATE = 7e-4  # for 16 stories; small, since the shortest run has few steps to warm up in
+
+
+def run(accumulation_steps, learning_rate):
+    steps = math.ceil(len(some.train) / (16 * accumulation_steps))
+    recipe = TrainingConfig(
+        epochs=1,
+        batch_size=16,
+        accumulation_steps=accumulation_steps,
+        learning_rate=learning_rate,
+        warmup_steps=max(1, steps // 10),
+        validate_every=max(1, steps // 12),
+    )
+    return train(new_model(stories, tokenizer), tokenizer, some, recipe)
+
+
+same = {a: run(a, BASE_RATE) for a in ACCUMULATION}
+scaled = {a: same[a] if a == 1 else run(a, BASE_RATE * math.sqrt(a)) for a in ACCUMULATION}
+final = {name: {a: h.rows[-1]["validation_loss"] for a, h in runs.items()} for name, runs in
+         (("same", same), ("scaled", scaled))}  # fmt: skip
+print(f"{len(some.train):,} stories:", {f"16 × {a}": f"{h.rows[-1]['step']} steps" for a, h in same.items()})
+
+# %%
+figures.save_figure(
+    plots.compare_curves(
+        {f"16 × {a} = {16 * a}": ([n / 1000 for n in h.column("tokens")], h.column("validation_loss"))
+         for a, h in same.items()},
+        x_label="tokens read (thousands)",
+        y_label="validation loss (nats per token)",
+        title="Token for token, more steps learn more",
+    ),
+    "06_accumulation_tokens",
+    alt="Four loss curves against tokens: the more mini-batches are accumulated, the higher the curve lies.",
+)  # fmt: skip
+
+# %%
+figures.save_figure(
+    plots.compare_curves(
+        {f"16 × {a} = {16 * a}": (h.column("step"), h.column("validation_loss")) for a, h in same.items()},
+        x_label="optimizer step",
+        y_label="validation loss (nats per token)",
+        title="Step for step, the larger batch is ahead, until its stories run out",
+    ),
+    "06_accumulation_steps",
+    alt="The same four curves against optimizer steps: the larger the batch, the faster the curve falls, and the sooner it ends.",
+)
+
+# %% [markdown]
+# The same four runs, seen twice. Against tokens, the smallest batch wins: it takes eight times as many steps in the same data.
+# Against steps, the larger batch is ahead at first: its gradient is better, and its warm-up, a tenth of its steps, is shorter. Then
+# its stories run out. The figures do not show what happens after many epochs: near the end of a long training the noise of
+# small batches begins to cost.
+#
+# A larger batch allows a larger learning rate, since its gradient is less noisy. For Adam-like optimizers theory says: grow it
+# with the square root of the batch (Malladi et al. 2022 [@malladi2022sdes]).
+
+# %%
+assert final["same"][1] < final["same"][8], "more steps in the same data learn more"
+assert final["scaled"][8] < final["same"][8], "a larger batch profits from a larger rate"
+print(
+    "eight times the batch at the same rate learns less from the same stories; a larger rate makes up for a part: True"
+)
+figures.save_figure(
+    plots.compare_curves(
+        {f"16 × {a} = {16 * a}": ([n / 1000 for n in h.column("tokens")], h.column("validation_loss"))
+         for a, h in scaled.items()},
+        x_label="tokens read (thousands)",
+        y_label="validation loss (nats per token)",
+        title="With learning rates grown by the square root, the curves move closer",
+    ),
+    "06_accumulation_scaled",
+    alt="Four loss curves against tokens with scaled learning rates: closer together than with one rate for all.",
+)  # fmt: skip
+
+# %% [markdown]
+# And the time? Each way reads 128 stories, in turns; the median of five, scaled up to an epoch of 10,000 stories.
+
+# %%
+EPOCH = 10_000
+runner = new_model(stories, tokenizer).to(device).train()
+precision = pick_precision(device)
+
+
+def seconds(steps, repeats=5):
+    """Median seconds of each function, in turns, after one run to warm up."""
+    taken = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, function in steps.items():
+            started = time.perf_counter()
+            function()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def several(step, times):
+    for _ in range(times):
+        step()
+
+
+per_128 = seconds({a: partial(several, step_of(runner, 16, a, precision), 8 // a) for a in ACCUMULATION})
+per_epoch = {a: value * EPOCH / 128 for a, value in per_128.items()}
+
+# %% tags=["nbval-ignore-output"]
+table(
+    [
+        [
+            16 * a,
+            a,
+            same[a].rows[-1]["step"],
+            f"{final['same'][a]:.2f}",
+            f"{final['scaled'][a]:.2f}",
+            f"{per_epoch[a]:.0f}",
+        ]
+        for a in ACCUMULATION
+    ],
+    [
+        "effective batch",
+        "accumulation",
+        f"steps in {len(some.train):,} stories",
+        f"loss, rate {BASE_RATE}",
+        "loss, rate · √accumulation",
+        f"seconds per epoch of {EPOCH:,} stories ({device}, {precision})",
+    ],
+)
+
+# %% [markdown]
+# Time hardly changes: the same mini-batches are read, and only the optimizer's share is saved. So accumulation is neither slower
+# nor faster; it buys batch size for no memory. Where the batch need not be large, it buys nothing.
+#
+# ## What the backward pass needs
+#
+# Why does training take so much more memory than its parameters? Every operation keeps what its derivative will need: a product
+# keeps its factors, a softmax its result. PyTorch lets us look at everything that is kept. Here is one block, for a batch of 16.
+
+# %%
+block = assignments.blocks[0]
+mask = assignments.mask[:63, :63]
+x = torch.randn(16, 63, 296, device=device, requires_grad=True)  # (B, T, D)
+kept = {}
+
+
+def look(tensor):
+    own = {p.data_ptr() for p in block.parameters()} | {mask.data_ptr()}
+    if tensor.untyped_storage().data_ptr() not in own:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+    return tensor
+
+
+with saved_tensors_hooks(look, lambda tensor: tensor):
+    y, _ = block(x, mask)
+sizes = {tuple(t.shape): 0 for t in kept.values()}
+for t in kept.values():
+    sizes[tuple(t.shape)] += t.untyped_storage().nbytes()
+inside, incoming = sum(sizes.values()), x.nbytes
+kept.clear()
+table(
+    [[str(shape), f"{size / 1e6:.1f}"] for shape, size in sorted(sizes.items(), key=lambda pair: -pair[1])[:5]],
+    ["kept, by shape: the largest five", "MB"],
+)
+
+# %%
+print(
+    f"the block's input has {incoming / 1e6:.1f} MB; the block keeps {inside / 1e6:.1f} MB, {inside / incoming:.0f} times as much"
+)
+assert inside > 10 * incoming
+
+# %% [markdown]
+# So: keep the *input* of each block and forget its inside. When the backward pass comes to the block, run it again from the
+# input, and go on. One more forward pass in time; one inside in memory instead of all. This is **gradient checkpointing**
+# (Chen et al. 2016 [@chen2016training]). By hand, its idea is one function with a backward pass of its own:
+
+
+# %%
+class Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function, x):
+        ctx.function = function
+        ctx.save_for_backward(x)
+        with torch.no_grad():  # nothing inside is kept
+            return function(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():  # the second time with everything kept
+            y = ctx.function(x)
+        y.backward(grad)  # adds to the parameters' .grad on its way to x
+        return None, x.grad
+
+
+def through(model, x, way):
+    """All blocks, then a loss; way(function, x) calls a block."""
+    for block in model.blocks:
+        x = way(lambda x, block=block: block(x, mask)[0], x)  # (B, T, D)
+    return model.norm(x).square().mean()
+
+
+def all_gradients(model, way, seed=0):
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)  # for dropout
+    through(model, x, way).backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def equal(these, those):
+    return all(torch.equal(a, b) for a, b in zip(these, those, strict=True))
+
+
+def plainly(function, x):
+    return function(x)
+
+
+assert equal(all_gradients(assignments, Recompute.apply), all_gradients(assignments, plainly))
+print("the same gradients, bit for bit: True")
+
+# %% [markdown]
+# **Predict.** Now switch dropout on. What goes wrong?
+
+# %%
+assignments.set_dropout(0.1)
+assert not equal(all_gradients(assignments, Recompute.apply), all_gradients(assignments, plainly))
+assert equal(all_gradients(assignments, checkpoint), all_gradients(assignments, plainly))
+print(
+    "with dropout, the sketch's gradients are those of plain training: False; those of helpers.memory.checkpoint: True"
+)
+
+# %% [markdown]
+# The second pass drew other random numbers, so it dropped other units: a gradient of something that never was. No error says
+# so. The helper keeps the random state (a few kilobytes) with the input, and the second pass starts from it. Here it is:
+
+# %%
+show_source(checkpoint)
+
+# %%
+show_source(_Segment)
+
+# %% [markdown]
+# It differs from the sketch in one more way. The sketch throws the graph away and builds a second one; parameters get their
+# gradients in a backward pass within the backward pass, which surprises everything that watches gradients. The helper keeps
+# the first graph with *placeholders* where tensors were. `_Recompute` stands at the end of the segment, so the backward pass
+# comes by there first; the second run fills the placeholders, and stops as soon as the last is filled. In our block that
+# saves the feed-forward's second product: its result is needed by nobody.
+#
+# ## One gradient, three profiles
+#
+# Twelve blocks, a batch of 16. Memory after every operation of a forward and a backward pass: keeping all; in three segments of
+# four blocks; and with a segment for each block.
+#
+# **Predict.** Draw the three lines before you look.
+
+# %%
+deep = Decoder(ModelConfig(num_layers=12, dropout=0.1)).to(device).train()
+batch = ids[:16].to(device)  # (B, T)
+
+
+def training_pass(model, segments, batch=batch):
+    model.set_checkpointing(*segments)
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    loss_sum(model, batch, tokenizer.pad_id)[0].backward()
+
+
+ways = {"all kept": (), "3 segments": (3,), "12 segments": (12,)}
+timelines, gradients = {}, {}
+for name, segments in ways.items():
+    timelines[name] = memory_timeline(partial(training_pass, deep, segments))
+    gradients[name] = [p.grad for p in deep.parameters()]
+peaks = {name: max(line) for name, line in timelines.items()}
+assert equal(gradients["3 segments"], gradients["all kept"])
+assert equal(gradients["12 segments"], gradients["all kept"])
+assert peaks["12 segments"] < peaks["3 segments"] < peaks["all kept"]
+assert peaks["12 segments"] < 0.35 * peaks["all kept"]
+print("one gradient, bit for bit: True")
+for name, value in peaks.items():
+    print(f"{name:18} peak {value / 1e6:4.0f} MB, {value / peaks['all kept']:.0%}")
+
+
+# %%
+gradients.clear()
+deep.zero_grad(set_to_none=True)
+
+
+def outline(line, points=300):
+    """The peak in each of `points` equal parts: (percent of the operations, MB)."""
+    ends = [len(line) * i // points for i in range(points + 1)]
+    return [100 * i / points for i in range(points)], [max(line[a:b]) / 1e6 for a, b in pairwise(ends)]
+
+
+figures.save_figure(
+    plots.compare_curves(
+        {name: outline(line) for name, line in timelines.items()},
+        x_label="operations done (% of the pass)",
+        y_label="memory of the pass (MB)",
+        title="One mountain, three hills, or twelve small teeth",
+    ),
+    "06_profiles",
+    alt="Memory during a training pass of 12 blocks: keeping all climbs to a high peak; checkpointed it stays low, with a tooth for each segment.",
+)
+# %% [markdown]
+# Keeping all climbs through the forward pass and comes down in the backward pass. With segments the forward pass climbs only by
+# their inputs; then each segment is filled and emptied, a tooth for each. What rises towards the right is the gradients of the
+# parameters, which nobody can forget. The axis counts operations, not seconds; and the meter sees tensors only, not what a
+# matrix product uses for itself.
+#
+# ## The assignment's model
+#
+# Part 2.4: three blocks, batch 32, dropout 0.1, with and without. The judge beside them is PyTorch's own checkpointing.
+
+# %%
+judged = Decoder(ModelConfig(dropout=0.1)).to(device).train()
+batch_32 = ids[:32].to(device)  # (B, T)
+
+
+def pytorchs_loss(model, batch):
+    inputs, targets = batch[:, :-1], batch[:, 1:]  # (B, T-1) each
+    T = inputs.shape[1]
+    x = model.projection(model.embedding(inputs)) * model.config.d_model**0.5 + model.positions[:T]  # (B, T, D)
+    x = model.dropout(x)  # (B, T, D)
+    for block in model.blocks:
+        x, _ = pytorchs_checkpoint(block, x, model.mask[:T, :T], use_reentrant=False)  # (B, T, D)
+    return output_loss(model.norm(x), model.output.weight, model.output.bias, targets, tokenizer.pad_id)  # ()
+
+
+def by_pytorch(model, batch):
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    pytorchs_loss(model, batch).backward()
+
+
+contest = {
+    "all kept": partial(training_pass, judged, (), batch_32),
+    "ours, a segment a block": partial(training_pass, judged, (3,), batch_32),
+    "PyTorch's, a segment a block": partial(by_pytorch, judged, batch_32),
+}
+contest_gradients, contest_peaks = {}, {}
+for name, function in contest.items():
+    judged.zero_grad(set_to_none=True)
+    contest_peaks[name] = measure_peak_memory(function)
+    contest_gradients[name] = [p.grad for p in judged.parameters()]
+assert equal(contest_gradients["ours, a segment a block"], contest_gradients["all kept"])
+assert equal(contest_gradients["PyTorch's, a segment a block"], contest_gradients["all kept"])
+assert contest_peaks["ours, a segment a block"] <= 1.02 * contest_peaks["PyTorch's, a segment a block"]
+assert contest_peaks["ours, a segment a block"] < 0.6 * contest_peaks["all kept"]
+contest_gradients.clear()
+contest_seconds = seconds(contest)
+print("one gradient, bit for bit, and no more memory than PyTorch's own: True")
+
+# %% tags=["nbval-ignore-output"]
+gpu = load_numbers("tinystories", "06_gpu") if (ROOT / "figures" / "tinystories" / "06_gpu.json").exists() else {}
+BATCHES = math.ceil(EPOCH / 32)
+contest_table = [
+    {
+        "way": name,
+        "peak, MB": f"{contest_peaks[name] / 1e6:.0f}",
+        "seconds per epoch": f"{contest_seconds[name] * BATCHES:.0f}",
+        "of the time": f"{contest_seconds[name] / contest_seconds['all kept']:.2f}",
+        "device": f"{device}, fp32",
+    }
+    for name in contest
+]
+table(contest_table + gpu.get("checkpointing", []), ["way", "peak, MB", "seconds per epoch", "of the time", "device"])
+
+# %%
+print(
+    f"measured on a GPU: {bool(gpu)}"
+    + ("" if gpu else "; the figure is still owed, and comes with the next run on one")
+)
+
+# %% [markdown]
+# Forward is about one part of the work, backward two. So a second forward pass should cost about a third more; a little less,
+# since the output layer stands outside the segments, and the end of each segment is not computed twice. What the memory buys
+# is a choice: the same model in less of it, or a larger batch or a deeper model in the same.
+#
+# ## How many segments?
+#
+# With $n$ blocks in $s$ segments we keep $s$ inputs, and the inside of one segment, $n/s$ blocks, at a time:
+#
+# $$\text{peak}(s) \approx s \cdot a + \frac{n}{s} \cdot b, \qquad a: \text{one input}, \quad b: \text{the inside of one block.}$$
+#
+# Textbooks take $a = b$, and find $s = \sqrt{n}$. The best is really $s = \sqrt{n \, b / a}$.
+#
+# **Predict.** Our $b$ is many times $a$. Where does the best $s$ of 64 blocks lie?
+
+# %%
+narrow = ModelConfig(vocab_size=len(tokenizer), embedding_dim=16, d_model=32, num_layers=64, num_heads=4, d_ff=112)
+tower = Decoder(narrow).to(device).train()
+tower_peaks = {}
+for segments in [(2,), (4,), (8,), (16,), (32,), (64,), (8, 8)]:
+    tower.set_checkpointing(*segments)
+    tower.zero_grad(set_to_none=True)
+    tower_peaks[segments] = measure_peak_memory(
+        lambda: tower.hidden(batch[:, :-1])[0].square().mean().backward()  # the blocks alone
+    )
+a_bytes = 16 * 63 * 32 * 4  # B · T · D · 4
+b_bytes = (tower_peaks[2,] - tower_peaks[4,] + 2 * a_bytes) / (64 / 2 - 64 / 4)
+print(
+    f"b is {b_bytes / a_bytes:.0f} times a, so the best number of segments is about {math.sqrt(64 * b_bytes / a_bytes):.0f}"
+)
+assert tower_peaks[64,] < 0.5 * tower_peaks[8,], "the square root should lose"
+assert tower_peaks[8, 8] < tower_peaks[64,], "nesting should win"
+
+# %%
+counts = [2, 4, 8, 16, 32, 64]
+figures.save_figure(
+    plots.compare_curves(
+        {
+            "measured": (counts, [tower_peaks[s,] / 1e6 for s in counts]),
+            "s · a + (64/s) · b": (counts, [(s * a_bytes + 64 / s * b_bytes) / 1e6 for s in counts]),
+        },
+        x_label="segments of 64 blocks",
+        y_label="peak memory (MB)",
+        title="√64 = 8 segments are far too few",
+        landmarks={"nested, 8 × 8": tower_peaks[8, 8] / 1e6},
+        log_y=True,
+    ),
+    "06_segments",
+    alt="Peak memory against the number of segments on a logarithmic axis: it falls steeply up to 32 segments, and is nearly flat from there.",
+)
+
+# %% [markdown]
+# The square root loses by far, because it builds eight insides at once where one would do. A segment for each block is nearly
+# the best that one level can do; then the 64 inputs are what is left. Nesting attacks those: keep 8 inputs, and inside a
+# segment that is being computed again, 8 more. It pays with a third forward pass. (The measured line contains the gradients of
+# the parameters too, so it lies above the formula where peaks are low.)
+#
+# ## The logits
+#
+# One more tensor is larger than all the others: the logits, $B \cdot T \times V$, and their softmax, and its gradient. For one
+# batch of 32 × 63 tokens and 10,000 words each of them takes 81 MB. But the loss of a row needs the logits of that row only. So
+# take 256 rows at a time. And since the loss is one number, its gradient is known at once, softmax minus one-hot: the
+# forward pass computes it, and the backward pass has nothing to do but to scale it.
+
+# %%
+show_source(_OutputLoss)
+
+# %%
+torch.manual_seed(0)
+hidden, weight, bias = (
+    t.to(device) for t in (torch.randn(32 * 63, 296), torch.randn(10_000, 296) / 17, torch.zeros(10_000))
+)
+targets = torch.randint(1, 10_000, (32 * 63,)).to(device)  # (N,)
+
+
+def plain_loss(hidden, weight, bias):
+    return F.cross_entropy(F.linear(hidden, weight, bias), targets, ignore_index=0, reduction="sum")  # ()
+
+
+def chunked_loss(hidden, weight, bias):
+    return output_loss(hidden, weight, bias, targets, ignore_index=0)  # ()
+
+
+def loss_gradients(loss, dtype):
+    leaves = [t.to(dtype).clone().requires_grad_() for t in (hidden, weight, bias)]
+    return torch.autograd.grad(loss(*leaves), leaves)
+
+
+exactly = [loss_gradients(loss, torch.float64) for loss in (plain_loss, chunked_loss)]
+assert all(difference(ours, theirs) < 1e-12 for theirs, ours in zip(*exactly, strict=True))
+exactly.clear()
+loss_peaks = {
+    name: measure_peak_memory(partial(loss_gradients, loss, torch.float32))
+    - hidden.nbytes
+    - weight.nbytes
+    - bias.nbytes
+    for name, loss in (("all logits at once", plain_loss), ("256 rows at a time", chunked_loss))
+}
+ratio = loss_peaks["256 rows at a time"] / loss_peaks["all logits at once"]
+assert ratio <= 0.25
+print("the same gradients in float64, within 1e-12: True")
+for name, value in loss_peaks.items():
+    print(f"{name}: {value / 1e6:.0f} MB")
+
+# %% [markdown]
+# ## More than one machine
+#
+# Gradients add, wherever they were computed. So a batch can be shared among processes, each on a GPU or a machine of its own:
+# every process computes the gradient of its shard, all exchange them, and all take the same step. PyTorch's
+# `DistributedDataParallel` does the exchange, and takes the *mean* over the processes. Our loop multiplies by their number
+# first, and divides by the tokens of *all* shards. In miniature, with two "processes":
+
+# %%
+shards = [ragged[0::2], ragged[1::2]]  # (2, T) each, no story in both
+of_shard = [
+    gradient(loss_sum(exact, shard, tokenizer.pad_id)[0] / tokens * len(shards)) for shard in shards
+]  # (P,) each
+assert difference(sum(of_shard) / len(shards), whole) < 1e-12
+print("the mean over two processes is the gradient of the whole batch, within 1e-12: True")
+
+# %% [markdown]
+# With real processes, from the repository's folder:
+#
+# ```bash
+# torchrun --nproc-per-node 2 -m helpers.training --corpus tinystories --batch-size 16 --accumulation-steps 2
+# torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m helpers.training --corpus tinystories
+# ```
+#
+# Every setting of `TrainingConfig` is an option. With accumulation the exchange happens once a step. The first process alone
+# logs and saves. `tests/test_training.py` runs two processes beside one with twice the accumulation, in float64: after 50
+# steps their curves agree within 1e-9.
+#
+# What would all of TinyStories take, 2.1 million stories, one epoch? From the speed measured above, at best as many times
+# faster as there are machines. The price is an assumption: put in yours.
+
+# %% tags=["nbval-ignore-output"]
+ALL_STORIES, PRICE = 2_100_000, 0.10  # dollars per hour of a machine like this one
+hours = contest_seconds["all kept"] / 32 * ALL_STORIES / 3600
+table(
+    [[machines, f"{hours / machines:.1f}", f"{hours * PRICE:.2f}"] for machines in (1, 2, 8)],
+    [f"machines like this one ({device}, fp32)", "hours an epoch, at best", "dollars"],
+)
+
+# %%
+figures.save_numbers(
+    "06",
+    {
+        "accumulation": {
+            str(a): {
+                "same_rate": same[a].rows,
+                "scaled_rate": scaled[a].rows,
+                "seconds_per_epoch": per_epoch[a],
+            }
+            for a in ACCUMULATION
+        },
+        "stories": len(some.train),
+        "base_rate": BASE_RATE,
+        "device": device,
+        "precision": precision,
+        "peak_128_stories": {"at once": at_once, "8 times 16": accumulated},
+        "twelve_blocks": peaks,
+        "checkpointing": contest_table,
+        "segments_of_64": {" x ".join(map(str, segments)): value for segments, value in tower_peaks.items()},
+        "loss_step": loss_peaks,
+        "hours_for_all_stories": hours,
+    },
+)
+if device == "cuda":
+    figures.save_numbers("06_gpu", {"checkpointing": contest_table, "name": torch.cuda.get_device_name()})
+
+# %% [markdown]
+# ## Recap
+#
+# - Gradients add. Divide by the tokens of the whole step, never by the number of mini-batches.
+# - Accumulation buys a large batch for the memory of a small one, at the same time per epoch. Token for token it learns less.
+# - Checkpointing keeps a segment's input and computes its inside twice: same gradient to the bit, if the random state is replayed.
+# - The best number of segments depends on how large a block's inside is; here a segment for each block, or nesting.
+# - The logits need never exist all at once.
+# - A batch can be shared among machines by the same arithmetic.
+#
+# ## Try it
+#
+# 1. Put `set_dropout(0.0)` before the sketch with dropout. Why do its gradients agree again?
+# 2. Nest three levels, `set_checkpointing(4, 4, 4)`, on the tower. What does the third level save, and what does it cost?
+# 3. Set `rows_per_chunk` to 16 and to 2,016. Which is slower, and why?
+#
+# ## References
+#
+# - Chen et al. 2016, *Training Deep Nets with Sublinear Memory Cost* [@chen2016training]
+# - Malladi et al. 2022, *On the SDEs and Scaling Rules for Adaptive Gradient Algorithms* [@malladi2022sdes]
