@@ -29,6 +29,7 @@ def pytest_configure(config):
     config.figures_dir = tempfile.mkdtemp(prefix="figures-")
     os.environ["FIGURES_DIR"] = config.figures_dir
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cores: who waits must not spin
+    os.environ["TQDM_DISABLE"] = "1"  # a progress bar is an output, and the stored notebooks carry none
     config.before = fingerprint()
     config.changed = []
 

@@ -226,11 +226,12 @@ def train(
 
     started = time.perf_counter() - state["seconds"]
     random_devices = [model.output.weight.device] if device == "cuda" else []
+    silent = rank > 0 or os.environ.get("TQDM_DISABLE") == "1"  # the bar of notebooks does not read it by itself
     with (
         torch.random.fork_rng(random_devices),  # the caller's random stream stays as it is
         # Every two seconds: thousands of messages would fill the queue of a front end that is slow to read them.
         tqdm(
-            total=total_steps, initial=state["step"], desc="training", unit="step", mininterval=2.0, disable=rank > 0
+            total=total_steps, initial=state["step"], desc="training", unit="step", mininterval=2.0, disable=silent
         ) as bar,
         ExitStack() as at_the_end,
     ):
