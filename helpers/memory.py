@@ -15,17 +15,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+@torch.compiler.disable  # the two passes must save the same tensors: compiled, they need not
 def checkpoint(function: Callable, *args):
     """function(*args), keeping only `args` for the backward pass, and nothing of what was computed from them.
 
-    The backward pass calls the function again, with the same random state and autocast, and goes on from there: one more
-    forward pass of time, for the inside of one segment in memory instead of that of all. Chen et al. 2016, "Training Deep
-    Nets with Sublinear Memory Cost", section 3. `function` returns a tensor or a tuple of tensors, and must do the same
-    both times. Checkpoints may be nested. Where gradients are off (`torch.no_grad`), this is a plain call.
+    The backward pass calls the function again, with the same autocast and the same random state (the CPU's, and that of the
+    first argument which is elsewhere), and goes on from there: one more forward pass of time, for the inside of one
+    segment in memory instead of that of all. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", section 3.
+    `function` returns a tensor or a tuple of tensors, which go into one backward pass and are not changed in place; it
+    must do the same both times. Checkpoints may be nested. Where gradients are off (`torch.no_grad`), this is a plain call.
 
-    Raises TypeError where something else is returned, and RuntimeError where nothing in the segment needs a gradient. The
-    backward pass raises RuntimeError where an argument or a parameter was changed in place meanwhile, where the function
-    did something else the second time, and for second derivatives (create_graph=True).
+    Raises TypeError where something else is returned, and RuntimeError where nothing in the segment needs a gradient, or
+    where the function changes an argument in place. The backward pass raises RuntimeError where a tensor argument, or a
+    parameter that an operation keeps (a weight, not a bias), was changed in place meanwhile, where the function saved other
+    tensors the second time or changed one in place, and for second derivatives (create_graph=True). Other changes, and
+    those of tensors inside lists, go unnoticed: make none.
     """
     if not torch.is_grad_enabled():
         return function(*args)
@@ -42,7 +46,12 @@ def checkpoint(function: Callable, *args):
             "checkpoint: no argument and no parameter needs a gradient, so there is nothing to compute again; call the "
             "function itself, or let one of them require a gradient"
         )
-    outputs = _Recompute.apply(segment, [arg for arg in args if isinstance(arg, Tensor)], *outputs)
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if [tensor._version for tensor in tensors] != segment.versions:
+        raise RuntimeError(
+            "checkpoint: the function changed an argument in place, so it cannot be called again with it"
+        )
+    outputs = _Recompute.apply(segment, tensors, *outputs)
     return outputs if isinstance(result, tuple) else outputs[0]
 
 
@@ -84,7 +93,9 @@ class _Segment:
         self.function = function
         # Tensors are left to autograd, which notices changes in place: here only whether each needs a gradient.
         self.args = [(True, arg.requires_grad) if isinstance(arg, Tensor) else (False, arg) for arg in args]
-        self.device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.device("cpu"))
+        self.versions = [arg._version for arg in args if isinstance(arg, Tensor)]  # the number of changes in place
+        devices = (arg.device for arg in args if isinstance(arg, Tensor) and arg.device.type not in ("cpu", "meta"))
+        self.device = next(devices, torch.device("cpu"))
         self.random_state = torch.get_rng_state()
         if self.device.type != "cpu":
             self.device_random_state = torch.get_device_module(self.device).get_rng_state(self.device)
@@ -100,6 +111,8 @@ class _Segment:
     def recall(self, placeholder: "_Placeholder") -> Tensor:
         if placeholder.tensor is None:
             raise RuntimeError("checkpoint: the backward pass entered a segment by a way around its result")
+        if placeholder.describe(placeholder.tensor) != placeholder.description:
+            raise RuntimeError("checkpoint: the function changed in place a tensor that its backward pass needs")
         return placeholder.tensor
 
     def recompute(self, inputs: tuple[Tensor, ...]) -> None:
@@ -123,7 +136,7 @@ class _Segment:
         on_device = self.device.type != "cpu"
         with (
             torch.random.fork_rng(
-                [self.device] if on_device else [], device_type=self.device.type if on_device else None
+                [self.device] if on_device else [], device_type=self.device.type if on_device else "cuda"
             ),
             torch.autocast(self.device.type, dtype, enabled),
             torch.enable_grad(),
@@ -175,28 +188,29 @@ class _OutputLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, ignore_index, rows_per_chunk):
+    def forward(ctx, hidden, weight, bias, targets, ignore_index, rows_per_chunk, differentiate):
         device = hidden.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         x, w, b = hidden.to(low), weight.to(low), bias.to(low)  # (N, D), (V, D), (V,)
-        total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)  # ()
-        wants = ctx.needs_input_grad[:3]
+        wide = torch.promote_types(hidden.dtype, torch.float32)  # what is added up, is added in at least float32
+        total = torch.zeros((), dtype=wide, device=hidden.device)  # ()
+        wants = ctx.needs_input_grad[:3] if differentiate else (False, False, False)
         grad_x = torch.empty_like(hidden) if wants[0] else None  # (N, D)
-        grad_w = torch.zeros_like(weight) if wants[1] else None  # (V, D)
-        grad_b = torch.zeros_like(bias) if wants[2] else None  # (V,)
+        grad_w = torch.zeros_like(weight, dtype=wide) if wants[1] else None  # (V, D)
+        grad_b = torch.zeros_like(bias, dtype=wide) if wants[2] else None  # (V,)
         with torch.autocast(device, enabled=False):
             for start in range(0, len(x), rows_per_chunk):
                 rows = slice(start, start + rows_per_chunk)
                 target = targets[rows].unsqueeze(1)  # (n, 1)
                 keep = target != ignore_index  # (n, 1)
                 target = target.masked_fill(~keep, 0)  # (n, 1)
-                logits = F.linear(x[rows], w, b).to(hidden.dtype)  # (n, V)
+                logits = F.linear(x[rows], w, b).to(wide)  # (n, V)
                 log_sum = logits.logsumexp(dim=1, keepdim=True)  # (n, 1)
-                total += ((log_sum - logits.gather(1, target)) * keep).sum()
+                total += (log_sum - logits.gather(1, target)).masked_fill(~keep, 0).sum()
                 if not any(wants):
                     continue
                 grad = logits.sub_(log_sum).exp_()  # (n, V), the softmax
-                grad.scatter_add_(1, target, torch.full_like(log_sum, -1.0)).mul_(keep)
+                grad.scatter_add_(1, target, torch.full_like(log_sum, -1.0)).masked_fill_(~keep, 0)
                 if wants[2]:
                     grad_b += grad.sum(dim=0)
                 grad = grad.to(low)  # (n, V)
@@ -204,14 +218,16 @@ class _OutputLoss(torch.autograd.Function):
                     grad_x[rows] = grad @ w  # (n, D)
                 if wants[1]:
                     grad_w += grad.T @ x[rows]  # (V, D)
+        grad_w = None if grad_w is None else grad_w.to(weight.dtype)  # (V, D)
+        grad_b = None if grad_b is None else grad_b.to(bias.dtype)  # (V,)
         ctx.save_for_backward(grad_x, grad_w, grad_b)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_total):
-        scaled = [None if g is None else g * grad_total for g in ctx.saved_tensors]
-        return *scaled, None, None, None
+        scaled = [None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors]
+        return *scaled, None, None, None, None
 
 
 def output_loss(
@@ -221,23 +237,27 @@ def output_loss(
 
     hidden (…, D), weight (V, D), bias (V,), targets (…) of ids -> a scalar. The same as
     `F.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")`, but only rows_per_chunk × V logits exist at a
-    time, in the forward and in the backward pass. Raises ValueError where the shapes disagree.
+    time, in the forward and in the backward pass. Sums are in float32 at least. Raises ValueError where the shapes disagree.
     """
     if hidden.shape[:-1] != targets.shape or hidden.shape[-1] != weight.shape[1] or len(weight) != len(bias):
         raise ValueError(
             f"shapes disagree: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}, "
             f"targets {tuple(targets.shape)}; expected (…, D), (V, D), (V,), (…)"
         )
-    return _OutputLoss.apply(hidden.flatten(0, -2), weight, bias, targets.flatten(), ignore_index, rows_per_chunk)
+    differentiate = torch.is_grad_enabled()
+    return _OutputLoss.apply(
+        hidden.flatten(0, -2), weight, bias, targets.flatten(), ignore_index, rows_per_chunk, differentiate
+    )
 
 
-def measure_peak_memory(function: Callable[[], object]) -> int:
+def measure_peak_memory(function: Callable[[], object], device: str | torch.device | None = None) -> int:
     """The most bytes that function() holds at once, beyond those held before; what it makes, it is free to keep.
 
-    On a GPU it is what PyTorch's allocator says (`torch.cuda.max_memory_allocated`), the memory that an operation uses for
-    itself included. On a CPU it is the peak of `memory_timeline`, in which only tensors count.
+    device: where the function works; None: on a CUDA GPU where there is one. There it is what PyTorch's allocator says
+    (`torch.cuda.max_memory_allocated`), the memory that an operation uses for itself included. Elsewhere it is the peak of
+    `memory_timeline`, in which only tensors count.
     """
-    if not torch.cuda.is_available():
+    if not (torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"):
         return max(memory_timeline(function), default=0)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -266,6 +286,8 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         given = {_storage(t)._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        if operation is torch.ops.aten.lift_fresh.default:
+            given = set()  # torch.tensor(...): made before the first operation
         result = operation(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and _storage(tensor)._cdata not in given:  # else a view, or changed in place

@@ -279,7 +279,7 @@ class Decoder(nn.Module):
         """In training, keep only the input of each segment of blocks, and compute its inside again in the backward pass.
 
         One number: how many segments the blocks are divided into, num_layers for one each. Two: each of these is divided
-        again, and so on. None: keep everything. Raises ValueError where there are fewer blocks than segments.
+        again, and so on. No number: keep everything. Raises ValueError where there are fewer blocks than segments.
         """
         blocks = len(self.blocks)
         for count in segments:
@@ -299,7 +299,9 @@ class Decoder(nn.Module):
             return x
         ends = [len(blocks) * i // segments[0] for i in range(segments[0] + 1)]
         for start, end in pairwise(ends):
-            x = checkpoint(self._through, x, mask, blocks[start:end], segments[1:])  # (B, T, D)
+            frozen = not any(p.requires_grad for block in blocks[start:end] for p in block.parameters())
+            through = partial(checkpoint, self._through) if x.requires_grad or not frozen else self._through
+            x = through(x, mask, blocks[start:end], segments[1:])  # (B, T, D)
         return x
 
     def hidden(

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -49,7 +50,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0  # on matrices only, decoupled (AdamW)
     warmup_steps: int = 50
-    schedule: str = "cosine"  # to zero at the last step; or "constant"
+    schedule: str = "cosine"  # to zero, which the step after the last would have; or "constant"
     clip_norm: float | None = 1.0  # the gradient's largest allowed length
     dropout: float | None = None  # None: as the model was built
     max_steps: int | None = None  # stop here, the schedule fitted to it
@@ -66,6 +67,10 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "accumulation_steps", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps={self.max_steps}: must be at least 1, or None")
+        if not isinstance(self.checkpoint_segments, tuple | list):
+            raise ValueError(f"checkpoint_segments={self.checkpoint_segments!r}: give a tuple, such as (3,)")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule={self.schedule!r}: choose 'cosine' or 'constant'")
         if self.precision not in ("auto", "bf16", "fp32"):
@@ -198,7 +203,9 @@ def train(
             f"train the tokenizer with vocab_size={model.config.vocab_size}, or build the model with more rows"
         )
     device = pick_device(config.device)
-    precision = pick_precision(device) if config.precision == "auto" else config.precision
+    rank, processes = _rank_and_processes()
+    saved = _read_run(Path(resume_from)) if resume_from is not None else None
+    precision = _pick_precision_once(config, device, saved)
     model.to(device).train()
     if config.dropout is not None:
         model.set_dropout(config.dropout)
@@ -207,15 +214,14 @@ def train(
     train_ids = encode_stories(tokenizer, stories.train, length, config.overwrite_eos)  # (N, T)
     validation_ids = encode_stories(tokenizer, stories.validation, length, config.overwrite_eos)  # (M, T)
 
-    rank, processes = _rank_and_processes()
     stories_per_step = config.batch_size * config.accumulation_steps * processes
     steps_per_epoch = math.ceil(len(train_ids) / stories_per_step)
-    total_steps = min(config.epochs * steps_per_epoch, config.max_steps or config.epochs * steps_per_epoch)
+    total_steps = min(config.epochs * steps_per_epoch, config.max_steps or sys.maxsize)
     optimizer = _optimizer(model, config)
     identity = _identity(model, config, precision, train_ids, validation_ids)
     state = {"step": 0, "tokens": 0, "loss_sum": 0.0, "loss_tokens": 0, "seconds": 0.0, "rows": []}
-    if resume_from is not None:
-        state = _load_run(Path(resume_from), model, optimizer, identity)
+    if saved:
+        state = saved.restore(model, optimizer, identity)
     history = History(state["rows"])
     folder = Path(config.folder) if config.folder and rank == 0 else None
     if folder:
@@ -225,7 +231,7 @@ def train(
         loss = DistributedDataParallel(loss)  # from here on every process has the first one's parameters
 
     started = time.perf_counter() - state["seconds"]
-    random_devices = [model.output.weight.device] if device == "cuda" else []
+    random_devices = [model.output.weight.device] if torch.device(device).type == "cuda" else []
     silent = rank > 0 or os.environ.get("TQDM_DISABLE") == "1"  # the bar of notebooks does not read it by itself
     with (
         torch.random.fork_rng(random_devices),  # the caller's random stream stays as it is
@@ -257,6 +263,11 @@ def train(
             if epoch_ends or early or done % config.validate_every == 0:
                 mine = _loss_and_count(model, validation_ids[rank::processes], tokenizer.pad_id, precision)
                 validation_loss, validation_tokens = _sum_over_processes(batch.device, *mine)
+                if not math.isfinite(validation_loss):
+                    raise FloatingPointError(
+                        f"the validation loss is {validation_loss} after step {done}: lower learning_rate="
+                        f"{config.learning_rate}; files written before this step are untouched"
+                    )
                 row = {
                     "step": done,
                     "tokens": state["tokens"],
@@ -316,13 +327,16 @@ def _update(
             (part / count * processes).backward()  # the exchange takes the mean over the processes
         total += part.item()
     (total,) = _sum_over_processes(batch.device, total)
-    if not math.isfinite(total):
+    gradients = [p.grad for p in loss.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)  # (), the same in every process by now: all go on, or none
+    if not (math.isfinite(total) and norm.isfinite()):
         raise FloatingPointError(
-            f"the loss is {total / count.item()} at step {step + 1}: lower learning_rate={config.learning_rate}, lengthen "
-            "the warm-up, or set clip_norm; files written before this step are untouched"
+            f"the loss is {total / count.item()} and its gradient's length {norm.item()} at step {step + 1}: lower "
+            f"learning_rate={config.learning_rate}, lengthen the warm-up, or set clip_norm; files written before this step "
+            "are untouched"
         )
     if config.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(loss.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grads_with_norm_(loss.parameters(), config.clip_norm, norm)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -339,7 +353,7 @@ def _rank_and_processes() -> tuple[int, int]:
 def _sum_over_processes(device: torch.device, *numbers: float) -> list[float]:
     if _rank_and_processes()[1] == 1:
         return list(numbers)
-    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+    sums = torch.tensor(numbers, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
     dist.all_reduce(sums)
     return sums.tolist()
 
@@ -358,8 +372,9 @@ def pick_precision(device: str) -> str:
 
     The probe is needed on a CPU: bf16 that is emulated can be 50 times slower than fp32, native bf16 3 times faster.
     """
-    if device != "cpu":
-        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    kind = torch.device(device).type
+    if kind != "cpu":
+        return "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(256, 512, dtype=dtype)  # (256, 512)
@@ -370,6 +385,16 @@ def pick_precision(device: str) -> str:
             times.append(time.perf_counter() - start)
         seconds[dtype] = min(times)
     return "bf16" if seconds[torch.float32] > 1.3 * seconds[torch.bfloat16] else "fp32"
+
+
+def _pick_precision_once(config: TrainingConfig, device: str, saved: "_SavedRun | None") -> str:
+    """The same in every process, and in a resumed run: a probe by time may come out differently the next time."""
+    if config.precision != "auto":
+        return config.precision
+    picked = [saved.identity.get("precision") if saved else pick_precision(device)]
+    if _rank_and_processes()[1] > 1:
+        dist.broadcast_object_list(picked)
+    return picked[0]
 
 
 def save_checkpoint(
@@ -395,7 +420,11 @@ def save_checkpoint(
     if folder.exists():
         old = folder.with_name(f"{folder.name}.{os.getpid()}.old")
         folder.rename(old)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
         shutil.rmtree(old)
     else:
         partial.rename(folder)
@@ -548,7 +577,7 @@ def _save_run(folder: Path, model: Decoder, optimizer, identity: dict, state: di
     partial.replace(folder / "resume.safetensors")
 
 
-def _load_run(folder: Path, model: Decoder, optimizer, identity: dict) -> dict:
+def _read_run(folder: Path) -> "_SavedRun":
     path = folder / "resume.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: there is no run to resume in {folder}; start without resume_from")
@@ -556,26 +585,39 @@ def _load_run(folder: Path, model: Decoder, optimizer, identity: dict) -> dict:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state, saved_identity = json.loads(metadata["state"]), json.loads(metadata["identity"])
+        return _SavedRun(path, tensors, json.loads(metadata["state"]), json.loads(metadata["identity"]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it and start the run again") from error
-    changed = [
-        f"{key}: {saved_identity.get(key)} there, {value} here"
-        for key, value in identity.items()
-        if saved_identity.get(key) != value
-    ]
-    if changed:
-        raise ValueError(
-            f"{path} belongs to another run ({'; '.join(changed)}): resume with the config it was started with"
-        )
-    _copy_weights(model, {name[6:]: t for name, t in tensors.items() if name.startswith("model.")}, path)
-    saved = optimizer.state_dict()
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            saved["state"].setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(saved)
-    return state
+
+
+@dataclass(frozen=True)
+class _SavedRun:
+    """A run as `_save_run` wrote it."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    state: dict
+    identity: dict
+
+    def restore(self, model: Decoder, optimizer, identity: dict) -> dict:
+        """Put weights and moments back; returns the rest. Raises ValueError where it is another run's."""
+        changed = [
+            f"{key}: {self.identity.get(key)} there, {value} here"
+            for key, value in identity.items()
+            if self.identity.get(key) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.path} belongs to another run ({'; '.join(changed)}): resume with the config it was started with"
+            )
+        _copy_weights(model, {name[6:]: t for name, t in self.tensors.items() if name.startswith("model.")}, self.path)
+        moments = optimizer.state_dict()
+        for name, tensor in self.tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                moments["state"].setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict(moments)
+        return self.state
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -596,10 +638,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--resume needs the --folder of the run to go on with")
 
     if "WORLD_SIZE" in os.environ:  # set by torchrun
-        if torch.cuda.is_available():
+        if pick_device(config.device).startswith("cuda"):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # The other processes wait while the first one trains the word vectors.
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=6))
+        # The other processes wait while the first one trains the word vectors. NCCL serves GPUs, gloo everything else.
+        dist.init_process_group(timeout=timedelta(hours=6))
     rank, _ = _rank_and_processes()
     try:
         stories = load_stories(options["corpus"], train=options["stories"], validation=500)
@@ -618,6 +660,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _literal(text: str):
+    """An option's value: 3, 1e-3, true, none, "(3,)", or else a word."""
+    text = text.capitalize() if text.lower() in ("true", "false", "none") else text
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

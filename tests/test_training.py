@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from helpers import training
 from helpers.decoding import generate
 from helpers.evaluation import entropy_floor
 from helpers.model import Decoder, ModelConfig
@@ -283,6 +284,7 @@ def test_the_command_trains_resumes_and_refuses(tmp_path, monkeypatch):
         tmp_path / "model",
     ]
     options += ["--batch-size", "8", "--accumulation-steps", "2", "--betas", "(0.9, 0.99)", "--precision", "fp32"]
+    options += ["--device", "cpu", "--overwrite-eos", "false", "--clip-norm", "none"]
 
     def command(start, *more):
         return subprocess.run([*start, *options, *more], capture_output=True, text=True, check=False)
@@ -368,12 +370,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path):
     assert (tmp_path / "resume.safetensors").read_bytes() == kept
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(tmp_path):
+    config, model, steps = replace(QUICK, folder=str(tmp_path), checkpoint_every=1), made_model(), []
+
+    def spoil(gradient):
+        steps.append(1)
+        return gradient * math.inf if len(steps) == 3 else gradient
+
+    model.output.bias.register_hook(spoil)
+    with pytest.raises(FloatingPointError, match=r"gradient's length (nan|inf) at step 3"):
+        train(model, TOKENIZER, made_stories(), config)
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "resume.safetensors").values())
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    again = train(made_model(), TOKENIZER, made_stories(), replace(config, checkpoint_every=None), resume_from=tmp_path)
+    assert again.rows[-1]["step"] == 16
+
+
+def test_weights_that_overflow_are_not_called_trained():
+    config = replace(QUICK, learning_rate=1e30, warmup_steps=0, max_steps=1)
+    with pytest.raises(FloatingPointError, match="the validation loss is nan after step 1"):
+        train(made_model(), TOKENIZER, made_stories(), config)
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_picked(tmp_path, monkeypatch):
+    config = replace(QUICK, precision="auto", folder=str(tmp_path))
+    monkeypatch.setattr(training, "pick_precision", lambda device: "bf16")
+    train(made_model(), TOKENIZER, made_stories(), replace(config, epochs=1))
+    monkeypatch.setattr(training, "pick_precision", lambda device: "fp32")
+    assert train(made_model(), TOKENIZER, made_stories(), replace(config, epochs=1), resume_from=tmp_path).rows
+
+
 def test_a_vocabulary_larger_than_the_table_is_refused():
     with pytest.raises(ValueError, match="vocabulary of 34 is larger than the model's table of 20"):
         train(made_model(vocab_size=20), TOKENIZER, made_stories(), QUICK)
 
 
-@pytest.mark.parametrize("changes", [{"epochs": 0}, {"schedule": "linear"}, {"precision": "fp16"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"epochs": 0}, {"schedule": "linear"}, {"precision": "fp16"}, {"max_steps": 0}, {"checkpoint_segments": 3}],
+)
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         TrainingConfig(**changes)
