@@ -1,10 +1,10 @@
 # Everything in two commands, on a machine with Python 3.11 to 3.13 and make:
 #
-#   make report     install, execute every notebook, build build/report.html
+#   make report     install, execute every notebook, build build/report.html and build/report.pdf
 #   make test       install, lint, run every test, and compare every notebook with a fresh run
 #
 #   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
-#   make render     the page alone, from the notebooks as they are
+#   make render     the report alone, from the notebooks as they are
 #   make sync       notebooks/src/*.py -> notebooks/*.ipynb, executing nothing
 #   make clean      remove what can be made again
 #

@@ -79,7 +79,19 @@ class FigureFolder:
         file = io.BytesIO()
         _render(figure, file, format="svg", metadata={"Date": None, "Creator": None, "Title": alt})
         self._write(f"{name}.svg", file.getvalue())
-        return Picture(figure, alt)
+        return Picture(figure, alt, name)
+
+    def save_explorer(self, explorer: "AttentionExplorer", name: str) -> "AttentionExplorer":
+        """Write the matrices of an explorer to `<name>.json`, from which the report makes its own, and return it."""
+        sentences = [
+            {"title": title, "tokens": list(tokens), "attention": np.round(weights, 3).tolist()}
+            for title, (tokens, weights) in explorer.sentences.items()
+        ]
+        start = {name: explorer.controls[name].value for name in ("layer", "head")}
+        start["sentence"] = list(explorer.sentences).index(explorer.sentence.value)
+        self.save_numbers(name, {"sentences": sentences, "start": start})
+        explorer.labels = {"figure": name, "explorer": f"{self.path.name}/{name}"}
+        return explorer
 
     def save_numbers(self, name: str, numbers: Mapping) -> None:
         """Write `<name>.json`: keys sorted, floats to six digits; NumPy and torch values are welcome.
@@ -109,12 +121,23 @@ def load_numbers(corpus: str, name: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def load_explorer(corpus: str, name: str) -> "AttentionExplorer":
+    """What `save_explorer` wrote for a corpus, to be looked at again. Raises FileNotFoundError as `load_numbers` does."""
+    saved = load_numbers(corpus, name)
+    explorer = AttentionExplorer({s["title"]: (s["tokens"], np.array(s["attention"])) for s in saved["sentences"]})
+    explorer.sentence.index = saved["start"]["sentence"]
+    explorer.layer.value, explorer.head.value = saved["start"]["layer"], saved["start"]["head"]
+    explorer.labels = {"figure": name, "explorer": f"{corpus_name(corpus)}/{name}"}
+    return explorer
+
+
 class Picture:
     """A figure as a notebook stores it: a PNG with its alt text, and the alt text alone where no image shows."""
 
-    def __init__(self, figure: Figure, alt: str):
+    def __init__(self, figure: Figure, alt: str, name: str = ""):
         self.png, self.alt = _png(figure), alt
         self.width = round(figure.get_figwidth() * 96)  # CSS pixels
+        self.labels = {"figure": name} if name else {}  # what the report looks for
         plt.close(figure)  # a pyplot figure would be shown a second time
 
     def __repr__(self) -> str:
@@ -122,7 +145,7 @@ class Picture:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
-        return data, {"image/png": {"alt": self.alt, "width": self.width}}
+        return data, {"image/png": {"alt": self.alt, "width": self.width, **self.labels}}
 
 
 def _render(figure: Figure, file, **options) -> None:
@@ -175,8 +198,9 @@ def show_source(thing) -> Markdown:
     return Markdown(f"```python\n{source}\n```", source)
 
 
-def table(rows: Sequence[Sequence | Mapping], columns: Sequence[str]) -> Markdown:
-    """A table. rows: sequences, or mappings from column to value. Floats show three digits; a string stays as it is.
+def table(rows: Sequence[Sequence | Mapping], columns: Sequence[str], caption: str = "") -> Markdown:
+    """A table, under its caption. rows: sequences, or mappings from column to value. Floats show three digits; a string
+    stays as it is.
 
     Raises ValueError for a row that does not fit the columns.
     """
@@ -186,12 +210,20 @@ def table(rows: Sequence[Sequence | Mapping], columns: Sequence[str]) -> Markdow
     cells = [list(columns)] + [[_cell(value) for value in row] for row in rows]
     numeric = [bool(rows) and all(re.match(r"[-+−]?\d|$", row[i]) for row in cells[1:]) for i in range(len(columns))]
     rule = ["--:" if right else ":--" for right in numeric]
-    escaped = [[re.sub(r"([\\`*_$<>|\[\]])", r"\\\1", cell) for cell in row] for row in cells]
+    escaped = [[_escape(cell) for cell in row] for row in cells]
     markdown = [f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:])]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sides = [">" if right else "<" for right in numeric]
     lines = ["  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip() for row in cells]
+    if caption:
+        markdown = [f"*{_escape(caption)}*", "", *markdown]
+        lines = [caption, *lines]
     return Markdown("\n".join(markdown), "\n".join(lines))
+
+
+def _escape(text: str) -> str:
+    """Text as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_$<>|\[\]])", r"\\\1", text)
 
 
 def _cell(value) -> str:
@@ -328,6 +360,7 @@ class Explorer:
 
     def __init__(self, draw, **controls: widgets.Widget):
         self.draw, self.controls = draw, controls
+        self.labels: dict[str, str] = {}  # what the report looks for
         vars(self).update(controls)
         self.picture = self._draw()
         self.image = widgets.Image(format="png", value=self.picture.png, layout={"max_width": "560px"})
@@ -347,6 +380,7 @@ class Explorer:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data, metadata = self.picture._repr_mimebundle_()
+        metadata["image/png"] |= self.labels
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         return data | {"application/vnd.jupyter.widget-view+json": view}, metadata
 
@@ -363,6 +397,7 @@ class AttentionExplorer(Explorer):
         for title, (tokens, weights) in sentences.items():
             if weights.ndim != 4 or weights.shape[2:] != (len(tokens), len(tokens)):
                 raise ValueError(f"{title!r}: attention of shape {weights.shape} for {len(tokens)} words")
+        self.sentences = sentences
         sizes = {weights.shape[:2] for _, weights in sentences.values()}
         if len(sizes) != 1:
             raise ValueError(f"the sentences need the same number of layers and heads, not {sorted(sizes)}")
@@ -372,7 +407,7 @@ class AttentionExplorer(Explorer):
             tokens, weights = sentences[sentence]
             title = f"layer {layer}, head {head}"
             figure = heatmap(weights[layer - 1, head - 1], tokens, title=title)
-            return figure, f"{title} of {layers} × {heads}: attention of “{sentence}”"
+            return figure, f"{title.capitalize()} of {layers} × {heads}: attention of “{sentence}”"
 
         super().__init__(
             draw,
@@ -466,11 +501,18 @@ def beam_tree(steps: Sequence[Sequence[tuple[int, str, float, bool]]], *, title:
 
 def compare_curves(curves: Mapping[str, tuple[Sequence, Sequence]], *, x_label: str = "step", title: str = "",
                    y_label: str = "loss (nats per token)", landmarks: Mapping[str, float] | None = None,
-                   log_y: bool = False) -> Figure:  # fmt: skip
-    """Several runs on one graph. curves: {label: (x, y)}. landmarks: {label: y}, level lines named at the right."""
+                   log_x: bool = False, log_y: bool = False) -> Figure:  # fmt: skip
+    """Several runs on one graph. curves: {label: (x, y)}. landmarks: {label: y}, level lines named at the right.
+
+    log_x: each step to the right is a doubling, with a tick at every x. log_y: a logarithmic axis.
+    """
     figure, axes = subplots(size=(7.5, 4.2))
     for (label, (x, y)), color, line in zip(curves.items(), cycle(COLORS), cycle(LINES), strict=False):
         axes.plot(x, y, label=label, color=color, linestyle=line, linewidth=1.8, marker="o" if len(x) <= 12 else "")
+    if log_x:
+        axes.set_xscale("log", base=2)
+        ticks = sorted({value for x, _ in curves.values() for value in x})
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     if log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,7 +1,22 @@
 -- From notebook cells to the pages of a report. Runs on what pandoc's ipynb reader gives, with every form of each output.
+-- Metadata read: `figures`, the folder of the figures' data; `repository`, the address that links to files lead to.
+
+local html = FORMAT:match("html") ~= nil
+local chapter, section, subsection = "0", 0, 0 -- a chapter has its notebook's number
+local figures, tables = 0, 0
+local names = {} -- identifier -> "Figure 4.2"
+local identifiers = {} -- every target of a link
+local settings = {}
 
 -- Cells that every notebook repeats: the corpus, and how to find the repository. They are not shown.
 local hidden = { "parameters", "setup", "remove-cell" }
+-- Code that only draws or prints what was computed before: folded on a screen, left out on paper.
+local drawing = { "^figures%.save_", "^table%(", "^display%(", "^plots%.", "^show_" }
+
+local function fail(message)
+  io.stderr:write("report: " .. message .. "\n")
+  os.exit(1)
+end
 
 local function has_tag(cell, tags)
   for _, tag in ipairs(tags) do
@@ -14,74 +29,195 @@ local function is_picture(block)
   return block.t == "Para" and #block.content == 1 and block.content[1].t == "Image"
 end
 
--- The best form of one output: a picture, Markdown (tables and listings), HTML, plain text.
-local function best(blocks)
-  for _, block in ipairs(blocks) do
-    if is_picture(block) then
-      local image = block.content[1]
-      image.caption = pandoc.Inlines(image.attributes.alt or "")
-      image.attributes.alt = nil
-      return { pandoc.Div({ pandoc.Plain { image } }, { class = "picture" }) }
+local function caption(kind, number, inlines)
+  local label = string.format("%s %s.%d", kind, chapter, number)
+  return label, pandoc.Inlines { pandoc.Strong(label .. "."), pandoc.Space() } .. inlines
+end
+
+-- JSON inside a page must not end the element that holds it.
+local function embedded(path)
+  local file = io.open(path, "rb")
+  if not file then fail(path .. " is missing: execute the notebook that writes it") end
+  local text = file:read("a")
+  file:close()
+  return (text:gsub("%s*\n%s*", ""):gsub("<", "\\u003c"):gsub(">", "\\u003e"):gsub("&", "\\u0026"))
+end
+
+local function picture(image, notebook)
+  figures = figures + 1
+  local alt, name, explorer = image.attributes.alt or "", image.attributes.figure, image.attributes.explorer
+  if alt == "" then fail("a picture of " .. notebook .. " has no alt text") end
+  local live = explorer and html
+  local label, long = caption("Figure", figures, pandoc.Inlines(live and "Every head: choose a sentence, a layer and a head." or alt))
+  local id = notebook .. "__" .. (name or "picture-" .. figures)
+  names[id], identifiers[id] = label, true
+  local width = tonumber((image.attributes.width or ""):match("^%d+"))
+  image.attributes = {}
+  if width then image.attributes.width = html and width .. "px" or math.min(100, width // 7.2) .. "%" end
+  image.caption = pandoc.Inlines(alt)
+  local content = pandoc.Blocks { pandoc.Plain { image } }
+  if live then
+    content = pandoc.Blocks {
+      pandoc.Div(content, { class = "still" }),
+      pandoc.RawBlock("html", '<script type="application/json">' .. embedded(settings.figures .. "/" .. explorer .. ".json") .. "</script>"),
+    }
+  end
+  return pandoc.Figure(content, { long = { pandoc.Plain(long) } }, { id = id, class = explorer and "picture explorer" or "picture" })
+end
+
+-- A table of long texts has columns as wide as their longest text asks for, within bounds; in others each column is as wide
+-- as it needs. (Left alone, pandoc would make them as wide as the dashes under the header.)
+local function with_widths(tabular)
+  local longest, rows = {}, pandoc.List(tabular.head.rows)
+  for _, body in ipairs(tabular.bodies) do rows:extend(body.body) end
+  for _, row in ipairs(rows) do
+    for i, cell in ipairs(row.cells) do
+      longest[i] = math.max(longest[i] or 0, utf8.len(pandoc.utils.stringify(cell.contents)))
     end
+  end
+  local needed, shares = 0, 0
+  for _, length in ipairs(longest) do
+    needed, shares = needed + length, shares + math.min(length, 70) + 4
+  end
+  local columns = tabular.colspecs
+  for i, length in ipairs(longest) do
+    columns[i] = { columns[i][1], needed > 110 and (math.min(length, 70) + 4) / shares or nil }
+  end
+  tabular.colspecs = columns
+  return tabular
+end
+
+-- A table's caption is a paragraph of italics before it.
+local function with_caption(blocks)
+  local first, second = blocks[1], blocks[2]
+  if not (first and first.t == "Para" and #first.content == 1 and first.content[1].t == "Emph") then return blocks end
+  if not (second and second.t == "Table") then return blocks end
+  tables = tables + 1
+  local _, long = caption("Table", tables, first.content[1].content)
+  second.caption = { long = { pandoc.Plain(long) } }
+  blocks:remove(1)
+  return blocks
+end
+
+-- The best form of one output: a picture, Markdown (tables and listings), HTML, plain text.
+local function best(blocks, notebook)
+  for _, block in ipairs(blocks) do
+    if is_picture(block) then return { picture(block.content[1], notebook) } end
   end
   for _, format in ipairs { "markdown", "html" } do
     for _, block in ipairs(blocks) do
       if block.t == "RawBlock" and block.format == format then
-        return format == "markdown" and pandoc.read(block.text, "markdown").blocks or { block }
+        return format == "markdown" and with_caption(pandoc.read(block.text, "markdown").blocks) or { block }
       end
     end
   end
   local text = {}
   for _, block in ipairs(blocks) do
-    -- A progress bar is of use only while it moves.
-    if block.t == "CodeBlock" and not block.text:match("%%|.*%d+/%d+ %[") then
-      text[#text + 1] = pandoc.CodeBlock(block.text, { class = "result" })
-    end
+    if block.t == "CodeBlock" then text[#text + 1] = pandoc.CodeBlock(block.text, { class = "result" }) end
   end
   return text
 end
 
-local function cell(div)
-  if not div.classes:includes("cell") then return nil end
-  if has_tag(div, hidden) then return {} end
-  local blocks = pandoc.Blocks {}
-  for _, block in ipairs(div.content) do
-    if block.t == "Div" and block.classes:includes("output") then
-      blocks:insert(pandoc.Div(best(block.content), { class = "output" }))
-    elseif not (block.t == "CodeBlock" and has_tag(div, { "remove-input" })) then
-      blocks:insert(block)
-    end
+local function is_drawing(cell, code)
+  if has_tag(cell, { "hide-input" }) then return true end
+  for _, pattern in ipairs(drawing) do
+    if code:match(pattern) then return true end
   end
-  if not div.classes:includes("code") then return blocks end -- a heading inside a box would start no section
-  return pandoc.Div(blocks, { class = "cell" })
+  return false
 end
 
--- A link whose text is a picture from elsewhere is a badge. Nothing is fetched, and a report has no use for it.
-local function badge(link)
-  if #link.content == 1 and link.content[1].t == "Image" and link.content[1].src:match("^%a+://") then return {} end
-end
-
--- A chapter opens with its notebook's name, so that links between notebooks lead to it; its number is pandoc's.
-local function chapters(document)
-  local named = {}
-  return document:walk {
-    Header = function(header)
-      local name = header.identifier:match("^(.-)__") or ""
-      if header.level == 1 then
-        if header.content[1] and header.content[1].t == "Str" and header.content[1].text:match("^%d+%p*$") then
-          header.content:remove(1)
-          while header.content[1] and (header.content[1].t == "Space" or header.content[1].text:match("^[·—–:.-]+$")) do
-            header.content:remove(1)
-          end
-        end
-        if name ~= "" and not named[name] then
-          named[name] = true
-          header.identifier = name
-        end
-      end
-      return header
-    end,
+local function code_of(cell, block)
+  if not is_drawing(cell, block.text) then return { block } end
+  if not html then return {} end
+  return {
+    pandoc.RawBlock("html", '<details class="code"><summary>Code</summary>'),
+    block,
+    pandoc.RawBlock("html", "</details>"),
   }
 end
 
-return { { Link = badge }, { Pandoc = chapters }, { Div = cell } }
+local function code_cell(div, notebook)
+  local blocks = pandoc.Blocks {}
+  for _, block in ipairs(div.content) do
+    if block.t == "Div" and block.classes:includes("output") then
+      local shown = best(block.content, notebook)
+      if #shown > 0 then blocks:insert(pandoc.Div(shown, { class = "output" })) end
+    else
+      blocks:extend(code_of(div, block))
+    end
+  end
+  return pandoc.Div(blocks, { class = "cell" })
+end
+
+-- The number before a heading is ours: chapters are numbered like their notebooks, whatever their order.
+local function numbered(header, notebook)
+  if header.level == 1 then
+    chapter, section, subsection, figures, tables = tostring(tonumber(notebook:match("^%d+"))), 0, 0, 0, 0
+    while header.content[1] and (header.content[1].t == "Space" or header.content[1].text:match("^[%d·—–:.-]+$")) do
+      header.content:remove(1)
+    end
+    header.identifier = notebook -- where links from one notebook to another lead
+  elseif header.level == 2 then
+    section, subsection = section + 1, 0
+  elseif header.level == 3 then
+    subsection = subsection + 1
+  end
+  identifiers[header.identifier] = true
+  local number = ({ chapter, chapter .. "." .. section, chapter .. "." .. section .. "." .. subsection })[header.level]
+  if number then
+    header.content = pandoc.Inlines { pandoc.Span(number, { class = "header-section-number" }), pandoc.Space() } .. header.content
+  end
+  return header
+end
+
+local function pages(document)
+  for _, key in ipairs { "figures", "repository" } do
+    settings[key] = pandoc.utils.stringify(document.meta[key] or "")
+    document.meta[key] = nil
+  end
+  local blocks = pandoc.Blocks {}
+  local notebook = PANDOC_STATE.input_files[1]:gsub("%.", "") -- as pandoc names it, where there is more than one
+  for _, block in ipairs(document.blocks) do
+    local is_cell = block.t == "Div" and block.classes:includes("cell")
+    if is_cell and block.classes:includes("markdown") then
+      for _, inner in ipairs(block.content) do -- a heading inside a box would start no section
+        if inner.t == "Header" then
+          notebook = inner.identifier:match("^(.-)__") or notebook
+          inner = numbered(inner, notebook)
+        end
+        blocks:insert(inner)
+      end
+    elseif not (is_cell and has_tag(block, hidden)) then
+      blocks:insert(is_cell and code_cell(block, notebook) or block)
+    end
+  end
+  document.blocks = blocks
+  return document
+end
+
+local function link(element)
+  -- A link whose text is a picture from elsewhere is a badge. Nothing is fetched, and a report has no use for it.
+  if #element.content == 1 and element.content[1].t == "Image" and element.content[1].src:match("^%a+://") then return {} end
+  if element.target:match("^%.%./") then -- a file of the repository
+    element.target = settings.repository .. "/blob/main/" .. element.target:sub(4)
+  elseif element.target:match("^#") then
+    local target = element.target:sub(2)
+    -- Jupyter's anchors keep capitals and marks, pandoc's do not.
+    local lower = target:gsub("__(.*)$", function(rest)
+      return "__" .. rest:lower():gsub("[^%w_\128-\255-]", "")
+    end)
+    target = identifiers[target] and target or lower
+    if not identifiers[target] then fail("a link leads nowhere: " .. element.target) end
+    element.target = "#" .. target
+    if names[target] then element.content:extend { pandoc.Space(), pandoc.Str("(" .. names[target] .. ")") } end
+  end
+  return element
+end
+
+-- A table that is wider than the screen scrolls by itself.
+local function fitted(tabular)
+  tabular = with_widths(tabular)
+  return html and pandoc.Div(tabular, { class = "wide" }) or tabular
+end
+
+return { { Pandoc = pages }, { Link = link }, { Table = fitted } }

@@ -213,11 +213,27 @@ def test_the_explorer_redraws_when_a_slider_moves():
         seen.add(pixels(explorer.image.value))
     assert len(seen) == 4
     assert (explorer.layer.min, explorer.layer.max, explorer.head.min, explorer.head.max) == (1, 2, 1, 4)
-    assert repr(explorer) == "Figure: layer 2, head 4 of 2 × 4: attention of “second”"
+    assert repr(explorer) == "Figure: Layer 2, head 4 of 2 × 4: attention of “second”"
     data, metadata = explorer._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.box.model_id
     assert base64.b64decode(data["image/png"]) == explorer.image.value
     assert metadata["image/png"]["alt"]
+
+
+def test_a_saved_explorer_is_the_same_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "ROOT", tmp_path)
+    monkeypatch.delenv("FIGURES_DIR")
+    explorer = AttentionExplorer({"first": (WORDS, attention()), "second": (WORDS[:3], attention(words=3))})
+    explorer.sentence.value, explorer.head.value = "second", 3
+    assert FigureFolder("mine").save_explorer(explorer, "02_heads") is explorer
+    again = plots.load_explorer("mine", "02_heads")
+    assert (again.sentence.value, again.layer.value, again.head.value) == ("second", 1, 3)
+    for title, (tokens, weights) in explorer.sentences.items():
+        assert again.sentences[title][0] == tokens
+        assert np.abs(again.sentences[title][1] - weights).max() <= 0.0005
+    assert again._repr_mimebundle_()[1]["image/png"]["explorer"] == "mine/02_heads"
+    with pytest.raises(FileNotFoundError, match="record it with"):
+        plots.load_explorer("mine", "03_heads")
 
 
 def test_the_explorer_numbers_heads_from_one():

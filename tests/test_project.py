@@ -20,10 +20,16 @@ CODE = [path for folder in ("helpers", "notebooks/src", "report", "tests") for p
 OURS = {"helpers", *(path.stem for path in CODE)}
 
 # Where a package is imported under another name, and where one is used without an import.
-IMPORT_NAME = {"pypandoc-binary": "pypandoc", "ipython": "IPython", "pillow": "PIL"}
+IMPORT_NAME = {
+    "pypandoc-binary": "pypandoc",
+    "ipython": "IPython",
+    "pillow": "PIL",
+    "axe-playwright-python": "axe_playwright_python",
+}
 USED_BY = {
     "fasttext-numpy2": (ROOT / "helpers/vectors.py", "fasttext.train_unsupervised"),  # in a process of its own
     "ipykernel": (ROOT / "report/execute.py", 'kernel_name="python3"'),
+    "voila": (ROOT / "tests/test_browser.py", '"-m", "voila"'),
     "pytest-xdist": (ROOT / "Makefile", "--dist loadfile"),
     "nbval": (ROOT / "Makefile", "--nbval-current-env"),
     "ruff": (ROOT / "Makefile", "ruff check"),
@@ -127,7 +133,8 @@ def test_environment_yml_installs_the_same():
 def test_ci_runs_make_test_and_nothing_else():
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
-    lines = [line for line in script.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    text = re.sub(r"\nif .*?\nfi\n", "\n", script.read_text(encoding="utf-8"), flags=re.DOTALL)  # installs Chromium
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert lines == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', "exec make test"]
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     assert re.findall(r"run: (.*)", workflow) == [".ci/run"]

@@ -19,7 +19,8 @@ FIRST = """# %% [markdown]
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/someone/else/blob/main/notebooks/01_first.ipynb)
 #
-# As in [@vaswani2017attention]: $\\sqrt{d}$. Next: [the second](02_second.ipynb).
+# As in [@vaswani2017attention]: $\\sqrt{d}$. Next: [the second](02_second.ipynb), from [a bar](01_first.ipynb#01_bar) and
+# [a part](02_second.ipynb#A-part) to [the code](../helpers/plots.py).
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # or a path
@@ -37,7 +38,7 @@ figure = plots.bars({"one": 1}, x_label="count")
 plots.FigureFolder("bundled").save_figure(figure, "01_bar", alt="One bar of length one.")
 
 # %%
-plots.table([["<pad>", 1]], ["word", "id"])
+plots.table([["<pad>", 1]], ["word", "id"], caption="One word.")
 
 # %%
 plots.show_source(plots.load_numbers)
@@ -79,19 +80,59 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
     assert execute.WIDGET_VIEW.encode() not in first
     assert command(monkeypatch, "--check") == 0
 
-    build.build(project, project / "page.html")
+    build.build_html(project, project / "page.html")
     page = (project / "page.html").read_text(encoding="utf-8")
     assert not re.search(r'(?:src|href)="(?:https?:)?//[^"]*\.(?:svg|png|js|css)', page)  # nothing to fetch
     assert "colab" not in page
     assert re.search(r'<img[^>]+src="data:image/png[^>]+alt="One bar of length one\."', page)
     assert re.search(r"<td[^>]*>&lt;pad&gt;</td>", page)
     assert "<msqrt>" in page
-    assert "Attention Is All You Need" in page
+    assert re.search(r"Attention is all\s+you need", page)
     assert "REPOSITORY" not in page  # the setup cell is not repeated in each chapter
+    assert re.search(r"<strong>Figure 1\.1\.</strong> One bar of length one\.", " ".join(page.split()))
+    assert re.search(r"<caption><strong>Table 1\.1\.</strong>\s+One word\.", page)
+    folded = re.findall(r'<details class="code"><summary>Code</summary>(.*?)</details>', page, flags=re.DOTALL)
+    assert len(folded) == 3  # the table, the listing and the explorer; the figure is saved in a cell that does more
     assert re.search(r'<h1[^>]*><span class="header-section-number">1</span>\s+First\s+things', page)
     assert re.search(r"Second\s+things</a>\s*<ul>\s*<li>[^\n]*A part", page)  # the contents are nested
-    target = re.search(r'<a href="#([^"]+)">the second</a>', page)[1]
-    assert f'id="{target}"' in page
+    for name in (r"the\s+second", r"a\s+bar\s+\(Figure\s+1\.1\)", r"a\s+part"):
+        target = re.search(rf'<a\s+href="#([^"]+)">{name}</a>', page)[1]
+        assert f'id="{target}"' in page
+    assert re.search(rf'<a\s+href="{execute.repository()}/blob/main/helpers/plots\.py">the\s+code</a>', page)
+
+
+def test_the_results_come_first_and_chapters_keep_their_numbers(project, monkeypatch):
+    for name in ("01_first", "07_results"):
+        write_source(project, name, f"# %% [markdown]\n# # {name[:2]} · {name[3:]}\n\n# %%\n1")
+    assert command(monkeypatch) == 0
+    build.build_html(project, project / "page.html")
+    page = (project / "page.html").read_text(encoding="utf-8")
+    assert re.findall(r'<h1 id="[^"]*"><span class="header-section-number">(\d)</span>', page) == ["7", "1"]
+
+
+def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch, tmp_path):
+    write_source(project, "01_first", FIRST)
+    write_source(project, "02_second", SECOND)
+    assert command(monkeypatch) == 0
+    text = tmp_path / "text.typ"
+    build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
+    typst = text.read_text(encoding="utf-8")
+    assert "plots.table" not in typst
+    assert "CORPUS.split" in typst
+    assert "#table(" in typst
+    assert typst.count("image(") == 2  # the bar, and one head for the explorer
+    build.build_pdf(project, project / "report.pdf")
+    assert (project / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert not list(project.glob("*.partial"))
+
+
+def test_a_link_that_leads_nowhere_ends_the_build(project, monkeypatch):
+    write_source(project, "01_first", FIRST)
+    write_source(project, "02_second", SECOND + "\n# %% [markdown]\n# [nothing](02_second.ipynb#No-such-part)\n")
+    assert command(monkeypatch) == 0
+    with pytest.raises(SystemExit, match="a link leads nowhere: #02_secondipynb__No-such-part"):
+        build.build_html(project, project / "page.html")
+    assert not (project / "page.html").exists()
 
 
 def test_an_edited_cell_loses_its_output_and_the_others_keep_theirs(project, monkeypatch, capsys):

@@ -46,7 +46,6 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import display
 from torch import nn
 
 from helpers import plots
@@ -657,13 +656,13 @@ table(rows, ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth", "
 #
 # Now look around. Layer 1 is sharp; layer 2 has the same eight heads with a tenth of the sharpness. (Both read the same
 # input; nothing is stacked yet.) You know the answer before you move a slider: heads 1 to 8 in the order of the figure
-# above. It opens on the same-word head: each *the* shares its weight among the earlier ones and itself. (Without a
-# running kernel you see this one picture.)
+# above. It opens on the same-word head: each *the* shares its weight among the earlier ones and itself. (On paper and
+# on GitHub you see this one picture.)
 
 # %%
 explorer = plots.AttentionExplorer(read)
 explorer.sentence.value, explorer.head.value = SENTENCES[2], 5  # the first picture; now it is your turn
-display(explorer)
+figures.save_explorer(explorer, "02_attention")
 
 # %% [markdown]
 # ## What attention weights do not show

@@ -769,7 +769,7 @@ if sounds:
 # Live in Jupyter and Colab; elsewhere a picture.
 
 # %%
-AttentionExplorer(attention)
+figures.save_explorer(AttentionExplorer(attention), "04_attention")
 
 # %% [markdown]
 # ## TinyStories, beside the assignment's recipe

@@ -11,9 +11,9 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/06_memory.ipynb)
 #
-# **Promise.** You will train with a batch eight times as large as memory holds. You will throw away most of what the backward
-# pass needs, compute it a second time, and get the same gradient to the last bit. You will see memory as a line that rises and
-# falls, and make that line three times flatter. At the end the same loop runs on many machines.
+# **Promise.** You will train with a batch of 128 in less than a third of the memory that it takes at once. You will throw away
+# most of what the backward pass needs, compute it a second time, and get the same gradient to the last bit. You will see memory
+# as a line that rises and falls, and bring its peak down to about a quarter. At the end the same loop runs on many machines.
 #
 # **Prerequisites.** [04 · Training](04_training.ipynb).
 #
@@ -54,7 +54,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as pytorchs_checkpoint  # as a judge only
 
 from helpers import plots
-from helpers.memory import _OutputLoss, _Segment, checkpoint, measure_peak_memory, memory_timeline, output_loss
+from helpers.memory import (
+    _OutputLoss,
+    _Recompute,
+    _Segment,
+    checkpoint,
+    measure_peak_memory,
+    memory_timeline,
+    output_loss,
+)
 from helpers.model import Decoder, ModelConfig
 from helpers.plots import FigureFolder, load_numbers, show_source, table
 from helpers.stories import load_stories
@@ -126,7 +134,7 @@ mean_of_means = gradient(sum(total / count for total, count in parts()) / len(ra
 assert difference(sum_of_sums, whole) < 1e-12, "gradients add"
 assert difference(mean_of_means, whole) > 0.1, "the mean of means should be another gradient"
 print(f"sum of sums:   off by less than 1e-12: {difference(sum_of_sums, whole) < 1e-12}")
-print(f"mean of means: off by more than 10 %: {difference(mean_of_means, whole) > 0.1}")
+print(f"mean of means: off by {difference(mean_of_means, whole):.0%} of the largest gradient")
 
 # %% [markdown]
 # The mean of means looks harmless, and is wrong. In it each *story* weighs the same, so that a token of a short story weighs
@@ -143,8 +151,9 @@ table(
 )
 
 # %% [markdown]
-# Well-known libraries had this fault until 2024, since their loss function returned a mean, and dividing by the number of
-# mini-batches seemed right. It shows only where mini-batches differ in their number of tokens. Our loop counts the tokens of
+# Hugging Face's `transformers` had this fault until October 2024
+# ([its mending](https://github.com/huggingface/transformers/pull/34191)), since the loss function returned a mean, and dividing by
+# the number of mini-batches seemed right. It shows only where mini-batches differ in their number of tokens. Our loop counts the tokens of
 # the whole step first, and divides every sum by that count:
 
 # %%
@@ -170,16 +179,17 @@ print("three steps of 32 stories, and three of 4 × 8: the same losses, within 0
 
 # %% [markdown]
 # What does it save? The backward pass needs what the forward pass computed (more on that below), and that grows with the
-# mini-batch. `measure_peak_memory` counts the bytes of all tensors that exist at the same time.
+# mini-batch. `measure_peak_memory` counts the bytes of the tensors that a call makes, at their peak. The parameters and the
+# two moments that AdamW keeps of each come on top. They do not depend on the batch, and are left out here.
 
 # %%
 config = TrainingConfig(batch_size=16, precision="fp32")
 assignments = Decoder(ModelConfig()).to(device).train()  # the assignment's 8,940,768 parameters
-print(f"{assignments.num_parameters():,} parameters")
+print(f"{assignments.num_parameters():,} parameters, {assignments.num_parameters() * 4 / 1e6:.0f} MB in float32")
 
 
 def step_of(model, stories_at_once, accumulation_steps, precision="fp32"):
-    """One optimizer step with a learning rate of 0, as a function to measure."""
+    """One optimizer step with a learning rate of 0, as a function to measure. Plain gradient descent, without moments."""
     batch = ids[: stories_at_once * accumulation_steps].to(model.output.weight.device)  # (B, T)
     settings = replace(config, batch_size=stories_at_once, accumulation_steps=accumulation_steps)
     nothing = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -188,17 +198,21 @@ def step_of(model, stories_at_once, accumulation_steps, precision="fp32"):
     )
 
 
-accumulated = measure_peak_memory(step_of(assignments, 16, 8))
-assignments.zero_grad(set_to_none=True)
-at_once = measure_peak_memory(step_of(assignments, 128, 1))
-assignments.zero_grad(set_to_none=True)
-print(f"128 stories at once: {at_once / 1e6:,.0f} MB; 8 times 16: {accumulated / 1e6:,.0f} MB")
-assert accumulated < 0.3 * at_once
+step_peaks = {}
+for name, (stories_at_once, steps) in {"16 alone": (16, 1), "8 times 16": (16, 8), "128 at once": (128, 1)}.items():
+    step_peaks[name] = measure_peak_memory(step_of(assignments, stories_at_once, steps))
+    assignments.zero_grad(set_to_none=True)
+    print(f"{name:12} {step_peaks[name] / 1e6:4.0f} MB")
+assert step_peaks["16 alone"] < step_peaks["8 times 16"] < 0.3 * step_peaks["128 at once"]
+
+# %% [markdown]
+# Accumulating costs one thing more than a single small batch: the sum of the gradients, as large as the parameters, stays while
+# the next mini-batch is read. It does not grow with the number of mini-batches.
 
 # %% [markdown]
 # ## Sixteen, and one, two, four or eight of them
 #
-# The assignment's experiment: mini-batches of 16, accumulated over 1, 2, 4 and 8, so that a step sees 16 to 128 stories. One
+# The course's assignment asks for this experiment: mini-batches of 16, accumulated over 1, 2, 4 and 8, so that a step sees 16 to 128 stories. One
 # epoch each, from the same random start, with our recipe (04) and its warm-up and schedule fitted to the number of steps.
 #
 # **Predict.** All four see the same stories once. Which has learnt most at the end?
@@ -248,20 +262,21 @@ figures.save_figure(
         {f"16 × {a} = {16 * a}": (h.column("step"), h.column("validation_loss")) for a, h in same.items()},
         x_label="optimizer step",
         y_label="validation loss (nats per token)",
-        title="Step for step, the larger batch is ahead, until its stories run out",
+        title="Step for step, the larger batch starts ahead, then its schedule ends",
     ),
     "06_accumulation_steps",
-    alt="The same four curves against optimizer steps: the larger the batch, the faster the curve falls, and the sooner it ends.",
+    alt="The same four curves against optimizer steps: the larger the batch, the lower it starts, and the sooner and higher it ends.",
 )
 
 # %% [markdown]
 # The same four runs, seen twice. Against tokens, the smallest batch wins: it takes eight times as many steps in the same data.
-# Against steps, the larger batch is ahead at first: its gradient is better, and its warm-up, a tenth of its steps, is shorter. Then
-# its stories run out. The figures do not show what happens after many epochs: near the end of a long training the noise of
-# small batches begins to cost.
+# Against steps, the larger batch starts ahead. Its warm-up, a tenth of its steps, alone could explain this: the first step of
+# 16 × 8 has the full rate, that of 16 × 1 a tenth of it. Then the rate of the larger batch falls to zero, its curve flattens, and
+# the next one passes it. So the figure cannot tell how much a less noisy gradient helps; nor does it show what happens after
+# many epochs, where the noise of small batches begins to cost.
 #
-# A larger batch allows a larger learning rate, since its gradient is less noisy. For Adam-like optimizers theory says: grow it
-# with the square root of the batch (Malladi et al. 2022 [@malladi2022sdes]).
+# Can a larger batch use a larger learning rate? For Adam-like optimizers theory says: grow it with the square root of the batch
+# (Malladi et al. 2022 [@malladi2022sdes]).
 
 # %%
 assert final["same"][1] < final["same"][8], "more steps in the same data learn more"
@@ -282,7 +297,11 @@ figures.save_figure(
 )  # fmt: skip
 
 # %% [markdown]
-# And the time? Each way reads 128 stories, in turns; the median of five, scaled up to an epoch of 10,000 stories.
+# The larger rate helps the larger batches here. We did not run the small batch at those rates, so this does not show that only a
+# large batch can bear them, nor that the square root is the right law.
+#
+# And the time? Each way reads 128 stories, in turns; the median of five, scaled up to an epoch of 10,000 stories
+# (the model of this corpus).
 
 # %%
 EPOCH = 10_000
@@ -336,13 +355,16 @@ table(
 )
 
 # %% [markdown]
-# Time hardly changes: the same mini-batches are read, and only the optimizer's share is saved. So accumulation is neither slower
-# nor faster; it buys batch size for no memory. Where the batch need not be large, it buys nothing.
+# Time hardly changes: the same mini-batches are read, and differences below a tenth are noise on this machine. (What is saved is
+# the optimizer's share, seven steps of eight; gradient descent hardly has one, AdamW's is longer.) So accumulation is neither slower
+# nor faster; it buys batch size for the memory of one set of gradients. Where the batch need not be large, it buys nothing.
 #
 # ## What the backward pass needs
 #
-# Why does training take so much more memory than its parameters? Every operation keeps what its derivative will need: a product
-# keeps its factors, a softmax its result. PyTorch lets us look at everything that is kept. Here is one block, for a batch of 16.
+# Parameters, gradients and two moments make four times the size of the parameters, whatever the batch. The rest grows with the
+# batch. What is it? Every operation keeps what its derivative will need: a product keeps its factors, a softmax its result.
+# `saved_tensors_hooks(pack, unpack)` lets us look: PyTorch calls `pack` on each tensor that it wants to keep, stores what `pack`
+# returns, and calls `unpack` on that when the backward pass asks. Here is one block, for a batch of 16, without dropout.
 
 # %%
 block = assignments.blocks[0]
@@ -360,15 +382,22 @@ def look(tensor):
 
 with saved_tensors_hooks(look, lambda tensor: tensor):
     y, _ = block(x, mask)
-sizes = {tuple(t.shape): 0 for t in kept.values()}
+sizes = {tuple(t.shape): [] for t in kept.values()}
 for t in kept.values():
-    sizes[tuple(t.shape)] += t.untyped_storage().nbytes()
-inside, incoming = sum(sizes.values()), x.nbytes
+    sizes[tuple(t.shape)].append(t.untyped_storage().nbytes())
+inside, incoming = sum(map(sum, sizes.values())), x.nbytes
 kept.clear()
 table(
-    [[str(shape), f"{size / 1e6:.1f}"] for shape, size in sorted(sizes.items(), key=lambda pair: -pair[1])[:5]],
-    ["kept, by shape: the largest five", "MB"],
+    [
+        [str(shape), len(each), f"{sum(each) / 1e6:.1f}"]
+        for shape, each in sorted(sizes.items(), key=lambda pair: -sum(pair[1]))
+    ],
+    ["kept, by shape", "how many", "MB in all"],
 )
+
+# %% [markdown]
+# 1,008 rows are 16 stories of 63 words, flattened for a product; 1,024 is the width of the feed-forward part; 128 are the 8 heads of 16
+# stories, and 37 is a head's width. The attention weights have the shape 63 × 63.
 
 # %%
 print(
@@ -427,6 +456,8 @@ assert equal(all_gradients(assignments, Recompute.apply), all_gradients(assignme
 print("the same gradients, bit for bit: True")
 
 # %% [markdown]
+# (The input must require a gradient. Else `backward` is never called, and the block gets no gradient, without an error.)
+#
 # **Predict.** Now switch dropout on. What goes wrong?
 
 # %%
@@ -444,20 +475,31 @@ print(
 # %%
 show_source(checkpoint)
 
+# %% [markdown]
+# It differs from the sketch in one more way. The sketch throws the graph away and builds a second one; parameters get their
+# gradients in a backward pass within the backward pass, which surprises everything that watches gradients. The helper keeps
+# the first graph, with *placeholders* where tensors were, by the hooks that you saw above: `forget` returns an empty placeholder
+# instead of the tensor, and `recall` hands out what has been put into it meanwhile.
+
 # %%
 show_source(_Segment)
 
 # %% [markdown]
-# It differs from the sketch in one more way. The sketch throws the graph away and builds a second one; parameters get their
-# gradients in a backward pass within the backward pass, which surprises everything that watches gradients. The helper keeps
-# the first graph with *placeholders* where tensors were. `_Recompute` stands at the end of the segment, so the backward pass
-# comes by there first; the second run fills the placeholders, and stops as soon as the last is filled. In our block that
-# saves the feed-forward's second product: its result is needed by nobody.
+# Who fills them? `_Recompute` stands at the end of the segment. The backward pass comes by there first, before it asks for
+# anything inside:
+
+# %%
+show_source(_Recompute)
+
+# %% [markdown]
+# The second run stops as soon as the last placeholder is filled. In our block that saves the feed-forward's second product: its
+# result is needed by nobody.
 #
 # ## One gradient, three profiles
 #
 # Twelve blocks, a batch of 16. Memory after every operation of a forward and a backward pass: keeping all; in three segments of
-# four blocks; and with a segment for each block.
+# four blocks; and with a segment for each block. Dropout is on, so a block keeps more than above: its masks, and what they were
+# multiplied with.
 #
 # **Predict.** Draw the three lines before you look.
 
@@ -494,30 +536,32 @@ deep.zero_grad(set_to_none=True)
 
 
 def outline(line, points=300):
-    """The peak in each of `points` equal parts: (percent of the operations, MB)."""
+    """The peak in each of `points` equal parts: (number of operations, MB)."""
     ends = [len(line) * i // points for i in range(points + 1)]
-    return [100 * i / points for i in range(points)], [max(line[a:b]) / 1e6 for a, b in pairwise(ends)]
+    return ends[:-1], [max(line[a:b]) / 1e6 for a, b in pairwise(ends)]
 
 
 figures.save_figure(
     plots.compare_curves(
         {name: outline(line) for name, line in timelines.items()},
-        x_label="operations done (% of the pass)",
+        x_label="operations done",
         y_label="memory of the pass (MB)",
         title="One mountain, three hills, or twelve small teeth",
     ),
     "06_profiles",
     alt="Memory during a training pass of 12 blocks: keeping all climbs to a high peak; checkpointed it stays low, with a tooth for each segment.",
 )
+
 # %% [markdown]
 # Keeping all climbs through the forward pass and comes down in the backward pass. With segments the forward pass climbs only by
-# their inputs; then each segment is filled and emptied, a tooth for each. What rises towards the right is the gradients of the
-# parameters, which nobody can forget. The axis counts operations, not seconds; and the meter sees tensors only, not what a
+# their inputs, up to the output layer, whose loss makes its own gradients at once: the step. Then each segment is filled and
+# emptied, a tooth for each, and the line is longer by the operations that are done twice. What rises towards the right is the gradients
+# of the parameters, which nobody can forget. The axis counts operations, not seconds; and the meter sees tensors only, not what a
 # matrix product uses for itself.
 #
 # ## The assignment's model
 #
-# Part 2.4: three blocks, batch 32, dropout 0.1, with and without. The judge beside them is PyTorch's own checkpointing.
+# What part 2.4 of the assignment asks for: three blocks, batch 32, dropout 0.1, with and without. The judge beside them is PyTorch's own checkpointing.
 
 # %%
 judged = Decoder(ModelConfig(dropout=0.1)).to(device).train()
@@ -574,14 +618,12 @@ contest_table = [
 table(contest_table + gpu.get("checkpointing", []), ["way", "peak, MB", "seconds per epoch", "of the time", "device"])
 
 # %%
-print(
-    f"measured on a GPU: {bool(gpu)}"
-    + ("" if gpu else "; the figure is still owed, and comes with the next run on one")
-)
+print(f"measured on a GPU: {bool(gpu)}" + ("" if gpu else "; these are a CPU's figures"))
 
 # %% [markdown]
 # Forward is about one part of the work, backward two. So a second forward pass should cost about a third more; a little less,
-# since the output layer stands outside the segments, and the end of each segment is not computed twice. What the memory buys
+# since the output layer stands outside the segments, and the end of each segment is not computed twice. Small differences
+# between the two ways are noise. What the memory buys
 # is a choice: the same model in less of it, or a larger batch or a deeper model in the same.
 #
 # ## How many segments?
@@ -590,7 +632,9 @@ print(
 #
 # $$\text{peak}(s) \approx s \cdot a + \frac{n}{s} \cdot b, \qquad a: \text{one input}, \quad b: \text{the inside of one block.}$$
 #
-# Textbooks take $a = b$, and find $s = \sqrt{n}$. The best is really $s = \sqrt{n \, b / a}$.
+# Where the derivative by $s$, $a - n b / s^2$, is zero, the peak is lowest: $s = \sqrt{n \, b / a}$. Textbooks take $a = b$, and
+# find $s = \sqrt{n}$. If $n$ is less than $b / a$, the best $s$ would be more than $n$: then a segment for each block is best, as
+# for the three and twelve blocks above.
 #
 # **Predict.** Our $b$ is many times $a$. Where does the best $s$ of 64 blocks lie?
 
@@ -605,9 +649,11 @@ for segments in [(2,), (4,), (8,), (16,), (32,), (64,), (8, 8)]:
         lambda: tower.hidden(batch[:, :-1])[0].square().mean().backward()  # the blocks alone
     )
 a_bytes = 16 * 63 * 32 * 4  # B · T · D · 4
+# From the two peaks with the largest segments: peak(2) − peak(4) = (64/2 − 64/4) · b − 2 · a.
 b_bytes = (tower_peaks[2,] - tower_peaks[4,] + 2 * a_bytes) / (64 / 2 - 64 / 4)
 print(
-    f"b is {b_bytes / a_bytes:.0f} times a, so the best number of segments is about {math.sqrt(64 * b_bytes / a_bytes):.0f}"
+    f"b is {b_bytes / a_bytes:.0f} times a, so the best number of segments is about {math.sqrt(64 * b_bytes / a_bytes):.0f}; "
+    "32 and 64 lie on either side of it"
 )
 assert tower_peaks[64,] < 0.5 * tower_peaks[8,], "the square root should lose"
 assert tower_peaks[8, 8] < tower_peaks[64,], "nesting should win"
@@ -623,15 +669,16 @@ figures.save_figure(
         x_label="segments of 64 blocks",
         y_label="peak memory (MB)",
         title="√64 = 8 segments are far too few",
-        landmarks={"nested, 8 × 8": tower_peaks[8, 8] / 1e6},
+        landmarks={"nested, 8 × 8:": tower_peaks[8, 8] / 1e6},
+        log_x=True,
         log_y=True,
     ),
     "06_segments",
-    alt="Peak memory against the number of segments on a logarithmic axis: it falls steeply up to 32 segments, and is nearly flat from there.",
+    alt="Peak memory against the number of segments, both axes logarithmic: it falls steeply up to 32 segments, and is nearly flat from there.",
 )
 
 # %% [markdown]
-# The square root loses by far, because it builds eight insides at once where one would do. A segment for each block is nearly
+# The two points at the left gave $b$; the other four test the formula. The square root loses by far, because it builds eight insides at once where one would do. A segment for each block is nearly
 # the best that one level can do; then the 64 inputs are what is left. Nesting attacks those: keep 8 inputs, and inside a
 # segment that is being computed again, 8 more. It pays with a third forward pass. (The measured line contains the gradients of
 # the parameters too, so it lies above the formula where peaks are low.)
@@ -640,8 +687,9 @@ figures.save_figure(
 #
 # One more tensor is larger than all the others: the logits, $B \cdot T \times V$, and their softmax, and its gradient. For one
 # batch of 32 × 63 tokens and 10,000 words each of them takes 81 MB. But the loss of a row needs the logits of that row only. So
-# take 256 rows at a time. And since the loss is one number, its gradient is known at once, softmax minus one-hot: the
-# forward pass computes it, and the backward pass has nothing to do but to scale it.
+# take 256 rows at a time. And since the loss is one number, its gradient is known at once. A row's loss is
+# $\log \sum_j e^{z_j} - z_y$, and its derivative by $z_j$ is the softmax of $z_j$, less 1 where $j = y$. So the forward pass computes it, and the
+# backward pass has nothing to do but to scale it. Our loop has done this all along: none of the peaks above holds all logits.
 
 # %%
 show_source(_OutputLoss)
@@ -684,6 +732,9 @@ for name, value in loss_peaks.items():
     print(f"{name}: {value / 1e6:.0f} MB")
 
 # %% [markdown]
+# The first number is about three tensors of 81 MB. Of the second, two tensors of 256 rows are 20 MB, and the gradients themselves most
+# of the rest.
+#
 # ## More than one machine
 #
 # Gradients add, wherever they were computed. So a batch can be shared among processes, each on a GPU or a machine of its own:
@@ -738,7 +789,7 @@ figures.save_numbers(
         "base_rate": BASE_RATE,
         "device": device,
         "precision": precision,
-        "peak_128_stories": {"at once": at_once, "8 times 16": accumulated},
+        "step_peaks": step_peaks,
         "twelve_blocks": peaks,
         "checkpointing": contest_table,
         "segments_of_64": {" x ".join(map(str, segments)): value for segments, value in tower_peaks.items()},
@@ -753,7 +804,8 @@ if device == "cuda":
 # ## Recap
 #
 # - Gradients add. Divide by the tokens of the whole step, never by the number of mini-batches.
-# - Accumulation buys a large batch for the memory of a small one, at the same time per epoch. Token for token it learns less.
+# - Accumulation buys a large batch for the memory of a small one and of one set of gradients, in the same time per epoch. Token for
+#   token it learns less.
 # - Checkpointing keeps a segment's input and computes its inside twice: same gradient to the bit, if the random state is replayed.
 # - The best number of segments depends on how large a block's inside is; here a segment for each block, or nesting.
 # - The logits need never exist all at once.

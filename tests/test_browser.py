@@ -1,0 +1,238 @@
+"""The rendered report, and the live explorer, in a real browser. Without Chromium these tests are skipped, and say so."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+from helpers import plots
+from helpers.plots import AttentionExplorer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "report"))
+build = import_module("build")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install Debian's `chromium`")
+QUIET = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update --disable-sync"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The committed notebooks, rendered."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    build.build_html(ROOT / "notebooks", path)
+    return path
+
+
+@pytest.fixture
+def page(browser, report):
+    """The report, open from a file: (page, addresses that it asked for, errors that it reported)."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.asked, page.errors = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(report.as_uri())
+    yield page
+    page.close()
+
+
+def test_the_report_is_one_file_that_asks_for_nothing_else(page, report):
+    assert report.stat().st_size <= 12_000_000
+    assert [url for url in page.asked if not url.startswith(("data:", report.as_uri()))] == []
+    assert page.errors == []
+
+
+def test_every_link_inside_the_report_leads_somewhere(page):
+    dead = page.evaluate(
+        "[...document.querySelectorAll('a[href^=\"#\"]')].map(a => decodeURIComponent(a.hash.slice(1)))"
+        ".filter(id => id && !document.getElementById(id))"
+    )
+    assert dead == []
+    assert page.locator("#TOC a").count() > 50
+
+
+def test_every_picture_has_a_text_and_a_caption(page):
+    bare = page.evaluate(
+        "[...document.querySelectorAll('img')].filter(i => !i.alt.trim() || "
+        "!i.closest('figure')?.querySelector('figcaption')?.textContent.match(/^(Figure|Table) \\d+\\.\\d+\\. \\S/)).length"
+    )
+    assert bare == 0
+    assert page.locator("figure img").count() > 20
+
+
+def test_the_sliders_of_the_report_show_the_right_head(page):
+    explorers = page.locator(".explorer")
+    assert explorers.count() >= 2
+    for number in range(explorers.count()):
+        explorer = explorers.nth(number)
+        sentences = json.loads(explorer.locator("script").text_content())["sentences"]
+        layers, heads = len(sentences[0]["attention"]), len(sentences[0]["attention"][0])
+        for sentence, layer, head in ((0, 1, 1), (len(sentences) - 1, layers, heads), (1, 1, heads), (1, layers, 2)):
+            explorer.locator("select").select_option(str(sentence))
+            explorer.locator("input[name=layer]").fill(str(layer))
+            explorer.locator("input[name=head]").fill(str(head))
+            shown = explorer.locator("rect").evaluate_all("squares => squares.map(s => Number(s.dataset.weight))")
+            matrix = np.array(sentences[sentence]["attention"][layer - 1][head - 1])
+            assert shown == matrix[np.tril_indices(len(matrix))].tolist()
+            assert explorer.locator("output").all_text_contents() == [str(layer), str(head)]
+            assert explorer.locator("svg > text").first.text_content() == sentences[sentence]["tokens"][0]
+
+
+def test_a_slider_of_the_report_moves_by_mouse_and_by_key(page):
+    slider = page.locator(".explorer input[name=head]").first
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + box["width"] - 4, box["y"] + box["height"] / 2)
+    assert slider.input_value() == slider.get_attribute("max")
+    before = page.locator(".explorer svg").first.inner_html()
+    slider.press("ArrowLeft")
+    assert int(slider.input_value()) == int(slider.get_attribute("max")) - 1
+    assert page.locator(".explorer svg").first.inner_html() != before
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_is_wider_than_the_screen(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize(("scheme", "options"), [("light", {}), ("dark", {"runOnly": ["color-contrast"]})])
+def test_the_report_is_accessible(page, scheme, options):
+    page.emulate_media(color_scheme=scheme)
+    found = Axe().run(page, options=options).response["violations"]
+    serious = {
+        rule["id"]: rule["nodes"][0]["html"][:200] for rule in found if rule["impact"] in ("serious", "critical")
+    }
+    assert serious == {}
+
+
+def write_notebook(path, *cells):
+    """cells: (type, source, outputs)."""
+    cells = [
+        {"cell_type": kind, "id": f"cell-{i}", "source": source, "metadata": {}}
+        | ({"outputs": outputs, "execution_count": 1} if kind == "code" else {})
+        for i, (kind, source, outputs) in enumerate(cells)
+    ]
+    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+HOSTILE = "<script>document.title = 'hacked'</script><b>bold</b>"
+
+
+def test_words_are_shown_as_text(browser, tmp_path, monkeypatch):
+    """A word that is markup, in the explorer, a caption, a table and an output: nothing of it runs."""
+    explorer = AttentionExplorer({HOSTILE: ([HOSTILE, "b"], [[[[1, 0], [0.5, 0.5]]]])})
+    monkeypatch.setenv("FIGURES_DIR", str(tmp_path / "figures" / "mine"))
+    plots.FigureFolder("bundled").save_explorer(explorer, "01_attention")
+    monkeypatch.setattr(build, "FIGURES", tmp_path / "figures")
+    data, metadata = explorer._repr_mimebundle_()
+    del data["application/vnd.jupyter.widget-view+json"]
+    table = plots.table([[HOSTILE]], [HOSTILE], caption=HOSTILE)._repr_mimebundle_()
+    shown = {"output_type": "display_data", "data": data, "metadata": metadata}
+    printed = {"output_type": "stream", "name": "stdout", "text": HOSTILE}
+    write_notebook(
+        tmp_path / "notebooks" / "01_one.ipynb",
+        ("markdown", "# 01 · One", None),
+        ("code", HOSTILE, [shown]),
+        ("code", HOSTILE, [{"output_type": "display_data", "data": table, "metadata": {}}]),
+        ("code", HOSTILE, [printed]),
+    )
+    build.build_html(tmp_path / "notebooks", tmp_path / "report.html")
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.title() != "hacked"
+    assert page.locator("b").count() == 0
+    assert HOSTILE in page.locator(".explorer svg > text").first.text_content()
+    assert page.locator("figcaption, caption, td, th, pre").filter(has_text="<b>bold</b>").count() >= 6
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """An explorer in a notebook that Voilà serves: its address, and the same explorer in this process."""
+    folder = tmp_path_factory.mktemp("live")
+    weights = np.tril(np.random.default_rng(0).random((2, 2, 3, 4, 4)))  # (sentences, L, H, T, T)
+    np.save(folder / "weights.npy", weights)
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from helpers.plots import AttentionExplorer
+one, two = np.load("weights.npy")
+AttentionExplorer({{"one": (list("abcd"), one), "two": (list("efgh"), two)}})
+"""
+    write_notebook(folder / "live.ipynb", ("code", code, []))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "voila", "live.ipynb", f"--port={port}", "--no-browser", "--Voila.ip=127.0.0.1"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    try:
+        address = f"http://127.0.0.1:{port}/"
+        for _ in range(150):
+            try:
+                urlopen(f"{address}voila/static/voila.js", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "log").read_text()
+                time.sleep(0.2)
+        yield address, AttentionExplorer({"one": (list("abcd"), weights[0]), "two": (list("efgh"), weights[1])})
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_the_live_sliders_show_the_right_head(browser, live):
+    address, expected = live
+    page = browser.new_page()
+    page.goto(address)
+    page.locator(".widget-slider").first.wait_for(timeout=30_000)
+
+    def shown():
+        """The bytes of the picture on the page."""
+        source = page.locator(".widget-image").get_attribute("src")
+        return bytes(page.evaluate("async s => [...new Uint8Array(await (await fetch(s)).arrayBuffer())]", source))
+
+    def wait_for(picture):
+        for _ in range(50):
+            if shown() == picture:
+                return True
+            page.wait_for_timeout(100)
+        return False
+
+    assert wait_for(expected.image.value)
+    for number, control in enumerate((expected.layer, expected.head)):
+        page.locator(".widget-slider .noUi-handle").nth(number).focus()
+        before = expected.image.value
+        page.keyboard.press("ArrowRight")
+        control.value += 1
+        assert expected.image.value != before
+        assert wait_for(expected.image.value)
+    page.locator(".widget-dropdown select").select_option("two")
+    expected.sentence.value = "two"
+    assert wait_for(expected.image.value)
+    page.close()
