@@ -68,7 +68,8 @@ end
 -- A table of long texts has columns as wide as their longest text asks for, within bounds; in others each column is as wide
 -- as it needs. (Left alone, pandoc would make them as wide as the dashes under the header.)
 local function with_widths(tabular)
-  local longest, rows = {}, pandoc.List(tabular.head.rows)
+  local longest, rows = {}, pandoc.List {}
+  rows:extend(tabular.head.rows)
   for _, body in ipairs(tabular.bodies) do rows:extend(body.body) end
   for _, row in ipairs(rows) do
     for i, cell in ipairs(row.cells) do

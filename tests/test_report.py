@@ -86,6 +86,7 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
     assert "colab" not in page
     assert re.search(r'<img[^>]+src="data:image/png[^>]+alt="One bar of length one\."', page)
     assert re.search(r"<td[^>]*>&lt;pad&gt;</td>", page)
+    assert re.findall(r"<tr>\s*<t[hd][^>]*>([^<]*)<", page) == ["word", "&lt;pad&gt;"]  # a header, one row
     assert "<msqrt>" in page
     assert re.search(r"Attention is all\s+you need", page)
     assert "REPOSITORY" not in page  # the setup cell is not repeated in each chapter
