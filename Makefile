@@ -4,6 +4,7 @@
 #   make test       install, lint, run every test, and compare every notebook with a fresh run
 #
 #   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
+#   make publish CORPUS=path REPO=owner/name    the model that was trained on them, to the Hugging Face Hub
 #   make render     the report alone, from the notebooks as they are
 #   make sync       notebooks/src/*.py -> notebooks/*.ipynb, executing nothing
 #   make clean      remove what can be made again
@@ -16,6 +17,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 CORPUS ?=
+REPO ?=
 
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
@@ -23,7 +25,7 @@ JOBS ?= 2
 LONGEST := notebooks/04_training.ipynb
 
 .DEFAULT_GOAL := report
-.PHONY: report test record render sync clean
+.PHONY: report test record publish render sync clean
 
 report: $(READY)
 	$(BIN)/python report/execute.py
@@ -38,6 +40,10 @@ test: $(READY)
 record: $(READY)
 	@test -n "$(CORPUS)" || { echo 'say which stories: make record CORPUS=path (or CORPUS=tinystories)' >&2; exit 2; }
 	$(BIN)/python report/execute.py --corpus "$(CORPUS)"
+
+publish: $(READY)
+	@test -n "$(CORPUS)" || { echo 'say whose model: make publish CORPUS=path REPO=owner/name' >&2; exit 2; }
+	$(BIN)/python report/publish.py "$(CORPUS)" $(if $(REPO),--to "$(REPO)")
 
 render: $(READY)
 	$(BIN)/python report/build.py

@@ -4,6 +4,8 @@ checkpoint() forgets the inside of a segment and computes it again in the backwa
 and its loss a few rows at a time; measure_peak_memory() and memory_timeline() count bytes.
 """
 
+import ctypes
+import platform
 import weakref
 from collections.abc import Callable
 
@@ -248,6 +250,19 @@ def output_loss(
     return _OutputLoss.apply(
         hidden.flatten(0, -2), weight, bias, targets.flatten(), ignore_index, rows_per_chunk, differentiate
     )
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the large blocks that it frees, for the next step. Does nothing where there is no glibc.
+
+    By default glibc gives them back, and the system must clear their pages anew for every step of a training run. The
+    process then stays as large as it was at its peak. See `man 3 mallopt`.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of <malloc.h>
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 1 << 30)  # bytes
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def measure_peak_memory(function: Callable[[], object], device: str | torch.device | None = None) -> int:

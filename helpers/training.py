@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -29,13 +30,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from helpers.memory import output_loss
+from helpers.memory import keep_freed_memory, output_loss
 from helpers.model import Decoder, ModelConfig
 from helpers.stories import Stories, corpus_name, load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.vectors import train_vectors
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 FORMAT = 1  # of the checkpoint files; raised when an older reader would misread them
 
 
@@ -202,6 +204,7 @@ def train(
             f"the vocabulary of {len(tokenizer)} is larger than the model's table of {model.config.vocab_size}: "
             f"train the tokenizer with vocab_size={model.config.vocab_size}, or build the model with more rows"
         )
+    keep_freed_memory()
     device = pick_device(config.device)
     rank, processes = _rank_and_processes()
     saved = _read_run(Path(resume_from)) if resume_from is not None else None
@@ -433,10 +436,14 @@ def save_checkpoint(
 def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
     """Model (float32, in eval mode), tokenizer and metadata, as `save_checkpoint` wrote them.
 
-    Raises FileNotFoundError where a file is missing, ValueError where one is damaged or of another shape.
+    folder: where they are; or "owner/name", a model on the Hugging Face Hub, where there is no such folder.
+    Raises FileNotFoundError where a file is missing, ConnectionError where the Hub does not give the model, ValueError
+    where a file is damaged or of another shape.
     """
+    if isinstance(folder, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", folder) and not Path(folder).exists():
+        folder = _from_hub(folder)
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in CHECKPOINT_FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder / name} is missing: {folder} is no complete checkpoint; save or copy it again"
@@ -457,6 +464,19 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
         )
     _copy_weights(model, weights, folder)
     return model.eval(), tokenizer, metadata
+
+
+def _from_hub(name: str) -> Path:
+    """The folder into which the Hub's model was downloaded, now or earlier."""
+    from huggingface_hub import snapshot_download  # heavy, and needed by few
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES)))
+    except Exception as error:  # of its HTTP client, which is another one in each version
+        raise ConnectionError(
+            f"there is no folder {name} here, and the model {name} did not come from the Hugging Face Hub "
+            f"({type(error).__name__}: {error}). Check the name, connect to the network, and try again"
+        ) from error
 
 
 def load_or_train(

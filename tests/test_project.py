@@ -24,6 +24,7 @@ IMPORT_NAME = {
     "pypandoc-binary": "pypandoc",
     "ipython": "IPython",
     "pillow": "PIL",
+    "huggingface-hub": "huggingface_hub",
     "axe-playwright-python": "axe_playwright_python",
 }
 USED_BY = {

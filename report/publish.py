@@ -1,0 +1,170 @@
+"""A trained model for the Hugging Face Hub: its checkpoint, and a model card made of the run's own numbers.
+
+python report/publish.py tinystories                     -> build/hub/tinystories, to be looked at
+python report/publish.py tinystories --to owner/name     the same, and uploaded; log in first, with `hf auth login`
+
+`helpers.training.load_checkpoint("owner/name")` reads it from there.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from helpers.stories import corpus_name  # noqa: E402 - the repository need not be installed
+from helpers.training import CHECKPOINT_FILES, load_checkpoint  # noqa: E402
+
+DATASETS = {"tinystories": ("roneneldan/TinyStories", "TinyStories")}
+
+
+def numbers(corpus: str, notebook: str) -> dict:
+    path = ROOT / "figures" / corpus / f"{notebook}.json"
+    if not path.is_file():
+        raise SystemExit(f"{path.relative_to(ROOT)} is missing: record the run first, with `make record`")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def markdown_table(header: list[str], rows: list[list]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def model_card(corpus: str, name: str) -> ModelCard:
+    """The card of checkpoints/<corpus>. Ends the program where figures/<corpus> is of another run."""
+    model, tokenizer, run = load_checkpoint(ROOT / "checkpoints" / corpus)
+    training, decoding = numbers(corpus, "04"), numbers(corpus, "05")
+    recorded = training["history"][-1]["validation_loss"]
+    if abs(run["validation_loss"] - recorded) > 0.03:  # as far as notebook 04 lets another machine's run be off
+        raise SystemExit(
+            f"checkpoints/{corpus} has the validation loss {run['validation_loss']:.4f}, figures/{corpus}/04.json "
+            f"{recorded:.4f}: files of two runs; record the corpus again, with `make record`"
+        )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project["urls"]["Repository"]
+    dataset, title = DATASETS.get(corpus, (None, corpus))
+    perplexity = round(math.exp(run["validation_loss"]), 2)
+    result = EvalResult(
+        task_type="text-generation",
+        dataset_type=dataset or corpus,
+        dataset_name=title,
+        dataset_split="validation",
+        metric_type="perplexity",
+        metric_value=perplexity,
+        metric_name="validation perplexity per word or punctuation mark",
+    )
+    data = ModelCardData(
+        model_name=f"Story transformer, {title}",
+        language="en",
+        license=project["license"].lower(),
+        library_name="pytorch",
+        pipeline_tag="text-generation",
+        tags=["word-level", "from-scratch"],
+        datasets=[dataset] if dataset else None,
+        eval_results=[result],
+    )
+    sizes = [[key.replace("_", " "), f"{value:,}"] for key, value in vars(model.config).items()]
+    continued = [
+        [rule, f"{row['perplexity']:.2f}", "" if rule == "the true continuation" else f"{row['bleu']:.1f}"]
+        for rule, row in sorted(decoding["continuations"].items(), key=lambda item: item[1]["perplexity"])
+    ]
+    text = f"""# Story transformer, {title}
+
+A decoder-only transformer of {model.num_parameters():,} parameters, written from its basic parts in PyTorch and
+trained on short stories. Its tokens are words and punctuation marks; its embedding started from fastText vectors of the
+training stories. The code, the notebooks that derive it and the report are at
+[{repository.split("/")[-1]}]({repository}).
+
+## Use
+
+```bash
+git clone {repository} course && cd course && pip install -e .
+```
+
+```python
+from helpers.decoding import generate
+from helpers.training import load_checkpoint
+
+model, tokenizer, _ = load_checkpoint("{name}")
+print(generate(model, tokenizer, ["Once upon a time"], max_new_tokens=50, seed=0)[0].text)
+```
+
+`transformers` cannot load it: the model, the tokenizer and the key-value cache are the repository's own.
+
+## Sizes
+
+{markdown_table(["", ""], [*sizes, ["words in the tokenizer", f"{len(tokenizer):,}"]])}
+
+## Training
+
+{run["step"]:,} steps over {run["tokens"]:,} tokens. The training loss fell to {run["train_loss"]:.3f} nats per token, the
+validation loss to {run["validation_loss"]:.3f}: a perplexity of {perplexity}. Weights are stored in bfloat16.
+
+## Evaluation
+
+Fifty validation stories, continued from their first five words: perplexity per token of the continuation under the model,
+and BLEU against the true one.
+
+{markdown_table(["continuation", "perplexity", "BLEU"], continued)}
+
+## Limits
+
+It knows the words and plots of little stories in English and nothing else. A text is at most
+{model.config.context_length} tokens long. Its sentences are mostly grammatical; cause and effect are not its strength. An
+unknown word is read as unknown. What the training stories repeat, it repeats.
+"""
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def prepare(corpus: str, name: str) -> Path:
+    """build/hub/<corpus>: what the Hub gets. Nothing is written where a number is missing."""
+    card = model_card(corpus, name)
+    folder = ROOT / "build" / "hub" / corpus
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in CHECKPOINT_FILES:
+        shutil.copyfile(ROOT / "checkpoints" / corpus / file, folder / file)
+    card.save(folder / "README.md")
+    return folder
+
+
+def upload(folder: Path, name: str) -> str:
+    """Everything in `folder`, in one commit, to the model `name` on the Hub, which is made where it is not there."""
+    if get_token() is None:
+        raise SystemExit("not logged in: run `hf auth login` with a token that may write, then try again")
+    try:
+        place = HfApi().create_repo(name, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="The trained model and its card")
+    except Exception as error:  # of its HTTP client, which is another one in each version
+        raise SystemExit(
+            f"the Hub did not take {name} ({type(error).__name__}: {error}). The files are in {folder}; try again"
+        ) from error
+    return str(place)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", help="bundled, tinystories, or the path that was recorded")
+    parser.add_argument(
+        "--to", metavar="OWNER/NAME", help="upload it as this model; without it, nothing leaves the machine"
+    )
+    options = parser.parse_args()
+    corpus = corpus_name(options.corpus)
+    folder = prepare(corpus, options.to or f"owner/{corpus}")
+    print(f"{folder.relative_to(ROOT)}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    if options.to:
+        place = upload(folder, options.to)
+        print(
+            f'published: {place}\nName it in pyproject.toml, under [project.urls]: Model = "{place}"; then run 07 again.'
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
