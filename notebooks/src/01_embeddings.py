@@ -223,7 +223,7 @@ groups = {
     "thing": "ball hat drum kite",
 }
 chosen = [(word, group) for group, members in groups.items() for word in members.split() if word in words]
-points = np.stack([vectors[word] / np.linalg.norm(vectors[word]) for word, _ in chosen])  # (N, 300)
+points = np.stack([vectors[word] / np.linalg.norm(vectors[word]) for word, _ in chosen]).astype(np.float64)  # (N, 300)
 points -= points.mean(axis=0)
 left, _, directions = np.linalg.svd(points, full_matrices=False)
 directions *= np.sign(directions[:, [0]])  # a direction and its opposite are equally good: pick one
