@@ -391,22 +391,19 @@ def test_the_meter_counts_what_is_held_at_the_same_time():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
 def test_freed_memory_is_kept_for_the_next_step():
-    """A page that the system hands out anew costs a fault: 20 steps cost 400,000, or hardly any."""
+    """A page that the system hands out anew costs a fault. A block as large as this one is always given back by default."""
     code = """
 import resource, sys, torch
 from helpers.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-def step():
-    return [torch.ones(5_000_000) for _ in range(4)]
-step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+for step in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(20_000_000)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    faults = {
-        word: int(subprocess.run([sys.executable, "-c", code, word], capture_output=True, check=True, cwd=ROOT).stdout)
-        for word in ("keep", "plain")
-    }
+    faults = {}
+    for word in ("keep", "plain"):
+        done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, check=True, cwd=ROOT)
+        faults[word] = statistics.median(map(int, done.stdout.split()))  # the first steps may need more room
     assert faults["keep"] < 0.1 * faults["plain"]
