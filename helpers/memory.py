@@ -1,7 +1,8 @@
 """Memory tricks, written by hand, and the meter that shows what they save.
 
 checkpoint() forgets the inside of a segment and computes it again in the backward pass; output_loss() takes the output layer
-and its loss a few rows at a time; measure_peak_memory() and memory_timeline() count bytes.
+and its loss a few rows at a time; measure_peak_memory() and memory_timeline() count bytes; keep_freed_memory() saves the
+system's work between steps.
 """
 
 import ctypes

@@ -593,18 +593,18 @@ def scatter_words(points, words: Sequence[str], groups: Sequence[str] | None = N
     groups = np.asarray(["" if groups is None else group for group in (groups or words)])
     for group, color, marker in zip(dict.fromkeys(groups), cycle(COLORS), cycle("os^DvPX*"), strict=False):
         axes.scatter(*points[groups == group].T, s=22, color=color, marker=marker, label=str(group))
-    _label_points(axes, points, _words(words))
     axes.set(xlabel="first direction", ylabel="second direction")
     axes.set_title(title)
     if groups[0]:
         axes.legend()
+    _label_points(axes, points, _words(words))
     return figure
 
 
 def _label_points(axes, points, words: Sequence[str]) -> None:
     """A word beside each point, on the side where it covers the fewest words and points placed so far."""
     axes.margins(0.1)
-    axes.autoscale_view()
+    axes.figure.draw_without_rendering()  # from here on the axes are where they will be
     at = axes.transData.transform(points)  # (N, 2), pixels
     unit = axes.figure.dpi / 100  # pixels that 8-point letters were measured in
     taken = [(x - 3 * unit, y - 3 * unit, x + 3 * unit, y + 3 * unit) for x, y in at]
@@ -616,7 +616,8 @@ def _label_points(axes, points, words: Sequence[str]) -> None:
         covered = [sum(a < r and p < c and b < s and q < d for p, q, r, s in taken) for a, b, c, d in boxes]
         best = covered.index(min(covered))
         taken.append(boxes[best])
-        axes.annotate(word, point, xytext=sides[best], textcoords="offset pixels", fontsize=8)
+        offset = np.array(sides[best]) * 72 / axes.figure.dpi  # in points, which mean the same in every format
+        axes.annotate(word, point, xytext=offset, textcoords="offset points", fontsize=8)
 
 
 def position_heatmap(positions, *, title: str = "") -> Figure:

@@ -7,7 +7,6 @@ python report/publish.py tinystories --to owner/name     the same, and uploaded;
 """
 
 import argparse
-import json
 import math
 import shutil
 import sys
@@ -18,31 +17,21 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_tok
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.stories import corpus_name  # noqa: E402 - the repository need not be installed
+from helpers.plots import load_numbers, table  # noqa: E402 - the repository need not be installed
+from helpers.stories import corpus_name  # noqa: E402
 from helpers.training import CHECKPOINT_FILES, load_checkpoint  # noqa: E402
 
 DATASETS = {"tinystories": ("roneneldan/TinyStories", "TinyStories")}
 
 
-def numbers(corpus: str, notebook: str) -> dict:
-    path = ROOT / "figures" / corpus / f"{notebook}.json"
-    if not path.is_file():
-        raise SystemExit(f"{path.relative_to(ROOT)} is missing: record the run first, with `make record`")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def markdown_table(header: list[str], rows: list[list]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def model_card(corpus: str, name: str) -> ModelCard:
-    """The card of checkpoints/<corpus>. Ends the program where figures/<corpus> is of another run."""
+    """The card of checkpoints/<corpus>. Raises as `load_checkpoint` and `load_numbers` do, and ValueError where
+    figures/<corpus> is of another run."""
     model, tokenizer, run = load_checkpoint(ROOT / "checkpoints" / corpus)
-    training, decoding = numbers(corpus, "04"), numbers(corpus, "05")
+    training, decoding = load_numbers(corpus, "04"), load_numbers(corpus, "05")
     recorded = training["history"][-1]["validation_loss"]
     if abs(run["validation_loss"] - recorded) > 0.03:  # as far as notebook 04 lets another machine's run be off
-        raise SystemExit(
+        raise ValueError(
             f"checkpoints/{corpus} has the validation loss {run['validation_loss']:.4f}, figures/{corpus}/04.json "
             f"{recorded:.4f}: files of two runs; record the corpus again, with `make record`"
         )
@@ -70,6 +59,7 @@ def model_card(corpus: str, name: str) -> ModelCard:
         eval_results=[result],
     )
     sizes = [[key.replace("_", " "), f"{value:,}"] for key, value in vars(model.config).items()]
+    sizes.append(["words in the tokenizer", f"{len(tokenizer):,}"])
     continued = [
         [rule, f"{row['perplexity']:.2f}", "" if rule == "the true continuation" else f"{row['bleu']:.1f}"]
         for rule, row in sorted(decoding["continuations"].items(), key=lambda item: item[1]["perplexity"])
@@ -99,7 +89,7 @@ print(generate(model, tokenizer, ["Once upon a time"], max_new_tokens=50, seed=0
 
 ## Sizes
 
-{markdown_table(["", ""], [*sizes, ["words in the tokenizer", f"{len(tokenizer):,}"]])}
+{table(sizes, ["size", ""]).markdown}
 
 ## Training
 
@@ -111,7 +101,7 @@ validation loss to {run["validation_loss"]:.3f}: a perplexity of {perplexity}. W
 Fifty validation stories, continued from their first five words: perplexity per token of the continuation under the model,
 and BLEU against the true one.
 
-{markdown_table(["continuation", "perplexity", "BLEU"], continued)}
+{table(continued, ["continuation", "perplexity", "BLEU"]).markdown}
 
 ## Limits
 
@@ -155,8 +145,11 @@ def main() -> int:
         "--to", metavar="OWNER/NAME", help="upload it as this model; without it, nothing leaves the machine"
     )
     options = parser.parse_args()
-    corpus = corpus_name(options.corpus)
-    folder = prepare(corpus, options.to or f"owner/{corpus}")
+    try:
+        corpus = corpus_name(options.corpus)
+        folder = prepare(corpus, options.to or f"owner/{corpus}")
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from None
     print(f"{folder.relative_to(ROOT)}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if options.to:
         place = upload(folder, options.to)

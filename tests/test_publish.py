@@ -160,6 +160,13 @@ def test_files_of_two_runs_are_not_published(hub, project):
     assert not (project / "build").exists()
 
 
+def test_a_model_that_is_not_there_is_said_in_a_line(hub, project):
+    done = run("report/publish.py", "elsewhere", where=project, environment=hub)
+    assert done.returncode == 1
+    assert "is no complete checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "logged_in", "message"),
     [

@@ -16,8 +16,8 @@
 #
 # **Prerequisites.** [03 · The decoder block](03_decoder_block.ipynb).
 #
-# **Running time.** About six minutes on two cores: half for the full run, half for short comparisons, and one more for word
-# vectors if they are not cached yet.
+# **Running time.** About five minutes on two cores: more than half for the full run, the rest for short comparisons, and one
+# more for word vectors if they are not cached yet.
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
@@ -33,10 +33,7 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
         subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
-    pip = [sys.executable, "-m", "pip"]
-    installed = subprocess.run([*pip, "list", "--format=freeze"], stdout=subprocess.PIPE, check=True).stdout
-    Path("/content/installed.txt").write_bytes(installed)  # stays as it is: only what is missing is added
-    subprocess.run([*pip, "install", "-q", "-e", "/content/course", "-c", "/content/installed.txt"], check=True)
+    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:

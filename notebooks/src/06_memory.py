@@ -33,10 +33,7 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
         subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
-    pip = [sys.executable, "-m", "pip"]
-    installed = subprocess.run([*pip, "list", "--format=freeze"], stdout=subprocess.PIPE, check=True).stdout
-    Path("/content/installed.txt").write_bytes(installed)  # stays as it is: only what is missing is added
-    subprocess.run([*pip, "install", "-q", "-e", "/content/course", "-c", "/content/installed.txt"], check=True)
+    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:

@@ -33,10 +33,7 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
         subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
-    pip = [sys.executable, "-m", "pip"]
-    installed = subprocess.run([*pip, "list", "--format=freeze"], stdout=subprocess.PIPE, check=True).stdout
-    Path("/content/installed.txt").write_bytes(installed)  # stays as it is: only what is missing is added
-    subprocess.run([*pip, "install", "-q", "-e", "/content/course", "-c", "/content/installed.txt"], check=True)
+    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
@@ -201,11 +198,14 @@ assert (
     == 8_940_768
 )
 assert sizes["the whole model"] == 8_940_768
+words = sizes["embedding"] + sizes["output"]
 print("the parts add up to 8,940,768: True")
+print(f"embedding and output are {words / sizes['the whole model']:.0%} of them")
+print(f"the earlier code has {sizes['the whole model'] - EARLIER['parameters']:,} fewer")
 
 # %% [markdown]
-# Two thirds of all parameters are the two tables of words, so most of what a step computes is vocabulary. The published earlier
-# code has no projection and therefore 10,232 parameters fewer than its own table. Derived in
+# Most parameters are the two tables of words, so most of what a step computes is vocabulary. The published earlier
+# code has no projection, and so fewer parameters than its own table says. Derived in
 # [03 · The decoder block](03_decoder_block.ipynb).
 
 # %% [markdown]
@@ -290,6 +290,7 @@ print(
     f"{last['validation_loss']:.2f}, validation perplexity {training['validation_perplexity']:.2f}"
 )
 assert last["train_loss"] < last["validation_loss"] < marks["bigram"]
+assert next(row["step"] for row in training["history"] if row["validation_loss"] < marks["bigram"]) < EPOCHS[0]
 
 # %% [markdown]
 # The loss passes the bigram in the first epoch: from there on the model uses more than the last word. Training ends below
@@ -299,13 +300,16 @@ assert last["train_loss"] < last["validation_loss"] < marks["bigram"]
 # %% [markdown]
 # ## Part 1.4: generated text
 #
-# `generate()` writes token by token until `<eos>` or the maximum. The first two words of each continuation were given:
-# see the prompts in [05 · Decoding](05_decoding.ipynb).
+# `generate()` writes token by token until `<eos>` or the maximum. Prompt and continuation:
 
 # %% tags=["hide-input"]
 table(
-    [[rule, text] for rule, texts in decoding["samples"].items() for text in texts[:2]],
-    ["rule", "continuation"],
+    [
+        [rule, prompt, text]
+        for rule, texts in decoding["samples"].items()
+        for prompt, text in zip(decoding["prompts"][:2], texts, strict=False)
+    ],
+    ["rule", "prompt", "continuation"],
     caption="Samples: two continuations for each rule.",
 )
 
@@ -349,8 +353,14 @@ table(
     caption="Average perplexity per token and BLEU of 50 continuations.",
 )
 
+# %% tags=["hide-input"]
+truth = continued["the true continuation"]["perplexity"]
+written = {rule: row["perplexity"] for rule, row in continued.items() if rule != "the true continuation"}
+assert min(written, key=lambda rule: abs(math.log(written[rule] / truth))) == "temperature 1"
+print(f"perplexity of the true continuation, of that of greedy text: {truth / written['greedy']:.1f} times")
+
 # %% [markdown]
-# A low perplexity is no praise: a word of greedy text is five times as likely as one that people wrote, because it repeats what is common. The
+# A low perplexity is no praise: greedy text is so much likelier than what people wrote because it repeats what is common. The
 # honest target is the true continuation's perplexity, and sampling at temperature 1 comes closest. BLEU asks for the very
 # words of one of many possible stories; it rewards the safe rules and stays low for all.
 #
