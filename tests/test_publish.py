@@ -115,38 +115,35 @@ def publish(*arguments, where, environment):
     return run("report/publish.py", "bundled", *arguments, where=where, environment=environment)
 
 
-LOAD = (
-    "import sys; from helpers.training import load_checkpoint; print(load_checkpoint(sys.argv[1])[0].num_parameters())"
-)
+LOAD = """
+import sys
+from helpers.training import load_checkpoint
+for name in sys.argv[1:]:
+    print(load_checkpoint(name)[0].num_parameters())
+"""
 
 
 def test_it_goes_there_and_comes_back(hub, project):
     done = publish("--to", "someone/stories", where=project, environment=hub | {"HF_TOKEN": "hf_abc"})
     assert done.returncode == 0, done.stderr
     assert f"published: {hub['HF_ENDPOINT']}/someone/stories" in done.stdout
-    files = Hub.repositories["someone/stories"]
-    checkpoint = {path.name: path.read_bytes() for path in (project / "checkpoints/bundled").iterdir()}
-    assert {name: data for name, data in files.items() if name != "README.md"} == checkpoint
-    shutil.rmtree(project / "checkpoints")  # from now on there is the Hub alone
-    done = run("-c", LOAD, "someone/stories", where=project, environment=hub)
-    assert done.stdout == f"{json.loads((project / 'figures/bundled/04.json').read_text())['parameters']}\n", (
-        done.stderr
-    )
-    done = run("-c", LOAD, "someone/else", where=project, environment=hub)
-    assert "there is no folder someone/else here, and the model someone/else did not come from" in done.stderr
+    files = dict(Hub.repositories["someone/stories"])
+    card = files.pop("README.md").decode()
+    assert files == {path.name: path.read_bytes() for path in (project / "checkpoints/bundled").iterdir()}
 
-
-def test_the_card_carries_the_numbers_of_the_run(hub, project):
-    assert publish(where=project, environment=hub).returncode == 0
-    assert Hub.repositories == {}
-    card = (project / "build/hub/bundled/README.md").read_text(encoding="utf-8")
-    run_ = json.loads((project / "checkpoints/bundled/config.json").read_text())
-    continued = json.loads((project / "figures/bundled/05.json").read_text())["continuations"]["greedy"]
-    assert f"validation loss to {run_['metadata']['validation_loss']:.3f}: a perplexity" in card
+    stored = json.loads(files["config.json"])
+    training, decoding = (json.loads((project / f"figures/bundled/{n}.json").read_text()) for n in ("04", "05"))
+    continued = decoding["continuations"]["greedy"]
+    assert f"validation loss to {stored['metadata']['validation_loss']:.3f}: a perplexity" in card
     assert f"| greedy | {continued['perplexity']:.2f} | {continued['bleu']:.1f} |" in card
-    assert f"| vocab size | {run_['model']['vocab_size']:,} |" in card
+    assert f"| vocab size | {stored['model']['vocab_size']:,} |" in card
     assert re.search(r"^license: mit$", card, re.MULTILINE)
     assert re.search(r"^\s+value: \d+\.\d+$", card, re.MULTILINE)  # the perplexity, for the Hub to show
+
+    shutil.rmtree(project / "checkpoints")  # from now on there is the Hub alone
+    done = run("-c", LOAD, "someone/stories", "someone/else", where=project, environment=hub)
+    assert done.stdout == f"{training['parameters']}\n", done.stderr
+    assert "there is no folder someone/else here, and the model someone/else did not come from" in done.stderr
 
 
 def test_files_of_two_runs_are_not_published(hub, project):
@@ -180,4 +177,5 @@ def test_what_the_hub_refuses_is_said_in_a_line(hub, project, name, logged_in, m
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert Hub.repositories == {}
     assert (project / "build/hub/bundled/model.safetensors").is_file()

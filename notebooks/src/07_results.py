@@ -314,7 +314,7 @@ table(
 )
 
 # %% [markdown]
-# **Judged.** Greedy text is grammatical and says nothing new: everyone loves toys and meets a big red ball. At
+# **Judged.** Greedy text is grammatical and says nothing new: both girls love to play with their toys. At
 # temperature 0.7 sentences are sound, and a person stays the same for two or three of them. At temperature 1 single sentences still
 # read well, but plots fall apart: a thing is painted, and then it is an orange. At 1.3 even sentences break. Names return, pronouns mostly agree, cause and effect
 # are missing throughout.
@@ -357,7 +357,7 @@ table(
 truth = continued["the true continuation"]["perplexity"]
 written = {rule: row["perplexity"] for rule, row in continued.items() if rule != "the true continuation"}
 assert min(written, key=lambda rule: abs(math.log(written[rule] / truth))) == "temperature 1"
-print(f"perplexity of the true continuation, of that of greedy text: {truth / written['greedy']:.1f} times")
+print(f"the true continuation's perplexity is {truth / written['greedy']:.1f} times that of greedy text")
 
 # %% [markdown]
 # A low perplexity is no praise: greedy text is so much likelier than what people wrote because it repeats what is common. The
