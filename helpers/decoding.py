@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from helpers.memory import keep_freed_memory
 from helpers.model import Decoder, KVCache
 from helpers.tokenizer import WordTokenizer
 
@@ -75,6 +76,7 @@ def generate(
                 f"prompt {index} has {len(ids)} tokens with <sos> and leaves no room in a context of "
                 f"{model.config.context_length}: shorten it"
             )
+    keep_freed_memory()
     base = secrets.randbits(62) if seed is None else seed  # the caller's random stream stays as it is
     was_training = model.training
     model.eval()
@@ -133,15 +135,16 @@ class _Reader:
         if use_cache:
             dtype = model.output.weight.dtype
             self.cache = KVCache(model.config, len(rows), longest + more, self.device, dtype)
-        self.banned = torch.zeros(model.config.vocab_size, device=self.device)  # (V,)
-        self.banned[[tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id]] = float("-inf")
-        self.banned[len(tokenizer) :] = float("-inf")  # rows of the table without a word
+        # The control words but <eos>, and rows of the table without a word.
+        banned = [tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id, *range(len(tokenizer), model.config.vocab_size)]
+        self.banned = torch.tensor(banned, device=self.device)  # (·,)
 
     def scores(self) -> Tensor:
         """Log-probabilities (B, V) of the next token under the model; -inf for tokens that may not come out."""
         x, _ = self.model.hidden(self.ids, self.cache, padding=self.padding)  # (B, S, D)
-        logits = self.model.output(x[:, -1]).to(torch.promote_types(x.dtype, torch.float32))  # (B, V)
-        return logits - logits.logsumexp(dim=-1, keepdim=True) + self.banned  # (B, V)
+        logits = self.model.output(x[:, -1])  # (B, V)
+        scores = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # (B, V)
+        return scores.index_fill_(-1, self.banned, float("-inf"))  # (B, V)
 
     def read(self, tokens: Tensor, rows: Tensor | None = None) -> None:
         """Row i goes on as row rows[i] did (None: as itself), with tokens[i] after it."""

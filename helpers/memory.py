@@ -194,33 +194,31 @@ class _OutputLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets, ignore_index, rows_per_chunk, differentiate):
         device = hidden.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        x, w, b = hidden.to(low), weight.to(low), bias.to(low)  # (N, D), (V, D), (V,)
         wide = torch.promote_types(hidden.dtype, torch.float32)  # what is added up, is added in at least float32
+        kept = (targets != ignore_index).nonzero().squeeze(1)  # (n,), the rows that count
+        x, w, b = hidden[kept].to(low), weight.to(low), bias.to(low)  # (n, D), (V, D), (V,)
+        targets = targets[kept, None]  # (n, 1)
         total = torch.zeros((), dtype=wide, device=hidden.device)  # ()
         wants = ctx.needs_input_grad[:3] if differentiate else (False, False, False)
-        grad_x = torch.empty_like(hidden) if wants[0] else None  # (N, D)
+        grad_x = torch.zeros_like(hidden) if wants[0] else None  # (N, D)
         grad_w = torch.zeros_like(weight, dtype=wide) if wants[1] else None  # (V, D)
         grad_b = torch.zeros_like(bias, dtype=wide) if wants[2] else None  # (V,)
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(x), rows_per_chunk):
-                rows = slice(start, start + rows_per_chunk)
-                target = targets[rows].unsqueeze(1)  # (n, 1)
-                keep = target != ignore_index  # (n, 1)
-                target = target.masked_fill(~keep, 0)  # (n, 1)
-                logits = F.linear(x[rows], w, b).to(wide)  # (n, V)
-                log_sum = logits.logsumexp(dim=1, keepdim=True)  # (n, 1)
-                total += (log_sum - logits.gather(1, target)).masked_fill(~keep, 0).sum()
+            for rows, chunk, target in zip(*(t.split(rows_per_chunk) for t in (kept, x, targets)), strict=True):
+                grad = None  # lets go of the last chunk's before this one's is made
+                grad = torch.log_softmax(F.linear(chunk, w, b), dim=1, dtype=wide)  # (c, V), log-probabilities
+                total -= grad.gather(1, target).sum()
                 if not any(wants):
                     continue
-                grad = logits.sub_(log_sum).exp_()  # (n, V), the softmax
-                grad.scatter_add_(1, target, torch.full_like(log_sum, -1.0)).masked_fill_(~keep, 0)
+                grad.exp_()  # (c, V), the softmax
+                grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))  # (c, V), less the one-hot
                 if wants[2]:
                     grad_b += grad.sum(dim=0)
-                grad = grad.to(low)  # (n, V)
+                grad = grad.to(low)  # (c, V)
                 if wants[0]:
-                    grad_x[rows] = grad @ w  # (n, D)
+                    grad_x[rows] = (grad @ w).to(grad_x.dtype)  # (c, D)
                 if wants[1]:
-                    grad_w += grad.T @ x[rows]  # (V, D)
+                    grad_w += grad.T @ chunk  # (V, D)
         grad_w = None if grad_w is None else grad_w.to(weight.dtype)  # (V, D)
         grad_b = None if grad_b is None else grad_b.to(bias.dtype)  # (V,)
         ctx.save_for_backward(grad_x, grad_w, grad_b)
@@ -234,7 +232,7 @@ class _OutputLoss(torch.autograd.Function):
 
 
 def output_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ignore_index: int = 0, rows_per_chunk: int = 256
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ignore_index: int = 0, rows_per_chunk: int = 512
 ) -> Tensor:
     """Sum, in nats, of the cross-entropy of a linear output layer; targets equal to `ignore_index` count nothing.
 

@@ -169,7 +169,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)  # (B, H, T, K)
         if remember is not None:
             k, v = remember(k, v)  # (B, H, S, K) each
-        scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5 + mask  # (B, H, T, S)
+        scores = (q * k.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask  # (B, H, T, S)
         weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         mixed = self.dropout(weights) @ v  # (B, H, T, K)
         return self.output(mixed.transpose(1, 2).reshape(B, T, D)), weights  # (B, T, D), (B, H, T, S)

@@ -95,6 +95,16 @@ ids = tokenizer.encode_story("Mia found a zyzzyva.", length=10)
 table([[place, token_id, tokenizer.word(token_id)] for place, token_id in enumerate(ids)], ["position", "id", "token"])
 
 # %% [markdown]
+# A story that is longer than the model's context is cut, and then has no `<eos>`. How many are?
+
+# %%
+CONTEXT = 64
+cut = np.mean(
+    [tokenizer.encode_story(text, CONTEXT)[-1] not in (tokenizer.pad_id, tokenizer.eos_id) for text in stories.train]
+)
+print(f"longer than {CONTEXT} tokens, <sos> and <eos> counted: {cut:.1%} of the training stories")
+
+# %% [markdown]
 # *Zyzzyva* (a beetle) never occurs in the stories, so the model sees `<unk>`. `decode` goes the other way. It puts spaces,
 # quotes and capitals back: sentence starts, *I*, and names, which it learned from the training text.
 
@@ -364,6 +374,7 @@ figures.save_numbers(
         "validation_stories": len(stories.validation),
         "vocabulary": len(tokenizer),
         "unknown_rate": unknown_rate,
+        "cut_stories": cut,
         "words_for_half_of_the_text": half,
         "words_with_a_vector_of_their_own": found.in_dictionary,
         "neighbours": answers,

@@ -619,7 +619,8 @@ if sounds:
     assert [b for _, b in guesses] == ["tala", "pom", "vero"], "the model does not remember this song"
 
 # %% [markdown]
-# Each head by its own best pattern, and how many words it looks back on average (from the words after the twentieth).
+# Each head by its own best pattern; how many words it looks back on average (from the words after the twentieth); and which
+# words it favours, as a multiple of what an even spread would give them.
 
 # %%
 heads = [(layer, head) for layer in range(len(model.blocks)) for head in range(model.config.num_heads)]
@@ -635,10 +636,32 @@ weights = weights.float().cpu()  # (L, B, H, T, T)
 distance = torch.arange(weights.shape[-1])[:, None] - torch.arange(weights.shape[-1])  # (T, T), query minus key
 back = (weights * distance).sum(-1)[..., 20:].mean(dim=(1, 3))  # (L, H)
 
+keys = validation_ids[:64].long()  # (B, T)
+real = (keys != tokenizer.pad_id).float()  # (B, T)
+received = torch.einsum("lbhts,bt->lhbs", weights, real)  # (L, H, B, T), by each key from all words after it
+even = torch.einsum("bt,ts->bs", real / torch.arange(1, real.shape[1] + 1), (distance >= 0).float())  # (B, T)
+common = [i for i in keys.unique().tolist() if i != tokenizer.pad_id and (keys == i).sum() >= 30]
+favours = torch.stack(
+    [received[..., keys == i].sum(-1) / even[keys == i].sum() for i in common], dim=-1
+)  # (L, H, words)
+reads = {
+    place: [(tokenizer.word(common[j]), favours[place][j].item()) for j in favours[place].argsort(descending=True)[:3]]
+    for place in heads
+}
+
 # %% tags=["nbval-ignore-output"]
 table(
-    [[f"{i + 1}.{h + 1}", own[i, h], f"{scores[own[i, h]][i, h]:.2f}", f"{back[i, h]:.0f}"] for i, h in heads],
-    ["layer.head", "its best pattern", "score", "words back"],
+    [
+        [
+            f"{i + 1}.{h + 1}",
+            own[i, h],
+            f"{scores[own[i, h]][i, h]:.2f}",
+            f"{back[i, h]:.0f}",
+            ", ".join(f"{word} {times:.1f} ×" for word, times in reads[i, h]),
+        ]
+        for i, h in heads
+    ],
+    ["layer.head", "its best pattern", "score", "words back", "favours"],
 )
 
 
@@ -868,6 +891,8 @@ figures.save_numbers(
         "head_scores": {"before": scores_before, "after": scores},
         "sentences": SENTENCES,
         "song": song,
+        "words_back": back,
+        "favoured_words": {f"{layer + 1}.{head + 1}": words for (layer, head), words in reads.items()},
         "silenced": {f"{layer + 1}.{head + 1}": costs for (layer, head), costs in silence.items()},
         "protocol": protocol,
     },

@@ -267,6 +267,8 @@ measured = {
         "bleu": found.bleu,
         "mean_story_bleu": found.mean_story_bleu,
         "intervals": found.intervals(),
+        "texts": len(found.generations),
+        "ended": sum(one.ids[-1:] == [tokenizer.eos_id] for one in found.generations),
     }
     for name, found in judged.items()
 }
@@ -783,6 +785,7 @@ figures.save_numbers(
             name: {
                 "tokens_per_second": speeds[name],
                 "bleu": found.bleu,
+                "bleu_interval": five_intervals[name],
                 "logprob_per_token": per_token[name],
                 "distinct_pairs": distinct(found),
             }

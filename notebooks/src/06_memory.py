@@ -688,7 +688,7 @@ figures.save_figure(
 #
 # One more tensor is larger than all the others: the logits, $B \cdot T \times V$, and their softmax, and its gradient. For one
 # batch of 32 × 63 tokens and 10,000 words each of them takes 81 MB. But the loss of a row needs the logits of that row only. So
-# take 256 rows at a time. And since the loss is one number, its gradient is known at once. A row's loss is
+# take a few hundred rows at a time. And since the loss is one number, its gradient is known at once. A row's loss is
 # $\log \sum_j e^{z_j} - z_y$, and its derivative by $z_j$ is the softmax of $z_j$, less 1 where $j = y$. So the forward pass computes it, and the
 # backward pass has nothing to do but to scale it. Our loop has done this all along: none of the peaks above holds all logits.
 
@@ -701,6 +701,7 @@ hidden, weight, bias = (
     t.to(device) for t in (torch.randn(32 * 63, 296), torch.randn(10_000, 296) / 17, torch.zeros(10_000))
 )
 targets = torch.randint(1, 10_000, (32 * 63,)).to(device)  # (N,)
+ROWS = 512  # a chunk's
 
 
 def plain_loss(hidden, weight, bias):
@@ -708,7 +709,7 @@ def plain_loss(hidden, weight, bias):
 
 
 def chunked_loss(hidden, weight, bias):
-    return output_loss(hidden, weight, bias, targets, ignore_index=0)  # ()
+    return output_loss(hidden, weight, bias, targets, ignore_index=0, rows_per_chunk=ROWS)  # ()
 
 
 def loss_gradients(loss, dtype):
@@ -724,16 +725,16 @@ loss_peaks = {
     - hidden.nbytes
     - weight.nbytes
     - bias.nbytes
-    for name, loss in (("all logits at once", plain_loss), ("256 rows at a time", chunked_loss))
+    for name, loss in (("all logits at once", plain_loss), (f"{ROWS} rows at a time", chunked_loss))
 }
-ratio = loss_peaks["256 rows at a time"] / loss_peaks["all logits at once"]
+ratio = loss_peaks[f"{ROWS} rows at a time"] / loss_peaks["all logits at once"]
 assert ratio <= 0.25
 print("the same gradients in float64, within 1e-12: True")
 for name, value in loss_peaks.items():
     print(f"{name}: {value / 1e6:.0f} MB")
 
 # %% [markdown]
-# The first number is about three tensors of 81 MB. Of the second, two tensors of 256 rows are 20 MB, and the gradients themselves most
+# The first number is about three tensors of 81 MB. Of the second, two tensors of 512 rows are 41 MB, and the gradients themselves most
 # of the rest.
 #
 # ## More than one machine
