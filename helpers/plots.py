@@ -501,10 +501,10 @@ def beam_tree(steps: Sequence[Sequence[tuple[int, str, float, bool]]], *, title:
 
 def compare_curves(curves: Mapping[str, tuple[Sequence, Sequence]], *, x_label: str = "step", title: str = "",
                    y_label: str = "loss (nats per token)", landmarks: Mapping[str, float] | None = None,
-                   log_x: bool = False, log_y: bool = False) -> Figure:  # fmt: skip
+                   log_x: bool = False, log_y: bool = False, from_zero: bool = False) -> Figure:  # fmt: skip
     """Several runs on one graph. curves: {label: (x, y)}. landmarks: {label: y}, level lines named at the right.
 
-    log_x: each step to the right is a doubling, with a tick at every x. log_y: a logarithmic axis.
+    log_x: each step to the right is a doubling, with a tick at every x. log_y: a logarithmic axis. from_zero: y begins at 0.
     """
     figure, axes = subplots(size=(7.5, 4.2))
     for (label, (x, y)), color, line in zip(curves.items(), cycle(COLORS), cycle(LINES), strict=False):
@@ -518,6 +518,8 @@ def compare_curves(curves: Mapping[str, tuple[Sequence, Sequence]], *, x_label: 
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         axes.yaxis.minorticks_off()
+    if from_zero:
+        axes.set_ylim(bottom=0)
     for value in (landmarks or {}).values():
         axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
     _label_lines(axes, landmarks or {})

@@ -646,6 +646,7 @@ figures.save_figure(
         x_label="new tokens per text",
         y_label="tokens per second, 20 texts",
         title="With a cache, speed stays; without, it falls",
+        from_zero=True,
     ),
     "05_cache_speed",
     alt="Tokens per second against text length: with the cache nearly flat, without it falling.",
