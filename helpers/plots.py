@@ -278,7 +278,7 @@ def head_grid(attention, tokens: Sequence[str], *, kind: str = "heatmap", first_
               columns: int = 4) -> Figure:  # fmt: skip
     """Every head side by side, as heat-maps or arrows.
 
-    attention: [L, H, T, T], or [H, T, T] for one layer, whose number is `first_layer`. notes: a second line for a
+    attention: [L, H, T, T], or [H, T, T] for one layer, whose number is `first_layer`. notes: further lines for a
     head's title, by (layer, head), both from 1. titles: instead of "layer 1, head 1".
     Raises ValueError for an unknown kind, or where the words do not fit.
     """
@@ -292,7 +292,8 @@ def head_grid(attention, tokens: Sequence[str], *, kind: str = "heatmap", first_
     columns = min(columns, heads)
     lines = math.ceil(heads / columns)
     pitch, width = (0.105, max(1.6, 0.105 * len(tokens))) if kind == "heatmap" else (0.135, 2.4)  # inches
-    height = max(1.6, pitch * len(tokens)) + (0.55 if notes else 0.4)
+    noted = max((len(note.split("\n")) for note in (notes or {}).values()), default=0)
+    height = max(1.6, pitch * len(tokens)) + 0.4 + 0.15 * noted
     figure, grid = subplots(layers * lines, columns, size=(width * columns + 1.4, height * layers * lines + 0.7))
     grid = np.asarray(grid).reshape(layers, lines * columns)
     for panel in grid.flat:

@@ -65,25 +65,44 @@ local function picture(image, notebook)
   return pandoc.Figure(content, { long = { pandoc.Plain(long) } }, { id = id, class = explorer and "picture explorer" or "picture" })
 end
 
--- A table of long texts has columns as wide as their longest text asks for, within bounds; in others each column is as wide
--- as it needs. (Left alone, pandoc would make them as wide as the dashes under the header.)
+-- Columns as wide as they need, where a page has room for them. Else short ones keep their width, headers are broken between
+-- words, and the longest texts share what is left. A browser does that by itself. (Left alone, pandoc would make columns as
+-- wide as the dashes under the header.)
 local function with_widths(tabular)
-  local longest, rows = {}, pandoc.List {}
-  rows:extend(tabular.head.rows)
-  for _, body in ipairs(tabular.bodies) do rows:extend(body.body) end
-  for _, row in ipairs(rows) do
-    for i, cell in ipairs(row.cells) do
-      longest[i] = math.max(longest[i] or 0, utf8.len(pandoc.utils.stringify(cell.contents)))
+  local room, count = 104, #tabular.colspecs -- characters across a page
+  local gap, whole, body, word = 2.5, {}, {}, {} -- longest header or cell, cell, word
+  local function measure(rows, header)
+    for _, row in ipairs(rows) do
+      for i, cell in ipairs(row.cells) do
+        local text = pandoc.utils.stringify(cell.contents)
+        local length = utf8.len(text)
+        whole[i] = math.max(whole[i] or 0, length)
+        if not header then body[i] = math.max(body[i] or 0, length) end
+        for one in text:gmatch("%S+") do word[i] = math.max(word[i] or 0, utf8.len(one) * (header and 1.1 or 1)) end
+      end
     end
   end
-  local needed, shares = 0, 0
-  for _, length in ipairs(longest) do
-    needed, shares = needed + length, shares + math.min(length, 70) + 4
+  measure(tabular.head.rows, true)
+  for _, part in ipairs(tabular.bodies) do measure(part.body, false) end
+  local function total(limit)
+    local sum, widths = 0, {}
+    for i = 1, count do
+      widths[i] = gap + math.max(word[i] or 0, math.min(limit and body[i] or whole[i], limit or whole[i]))
+      sum = sum + widths[i]
+    end
+    return sum, widths
+  end
+  local limit, sum, widths = nil, total()
+  local fits = html or sum <= room
+  if not fits then
+    limit = room
+    repeat
+      limit = limit - 1
+      sum, widths = total(limit)
+    until sum <= room or limit <= 1
   end
   local columns = tabular.colspecs
-  for i, length in ipairs(longest) do
-    columns[i] = { columns[i][1], needed > 110 and (math.min(length, 70) + 4) / shares or nil }
-  end
+  for i = 1, count do columns[i] = { columns[i][1], not fits and widths[i] / sum or nil } end
   tabular.colspecs = columns
   return tabular
 end

@@ -6,7 +6,10 @@ from importlib import import_module
 from pathlib import Path
 
 import jupytext
+import numpy as np
 import pytest
+import typst
+from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "report"))
@@ -117,14 +120,49 @@ def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch, tmp_path):
     assert command(monkeypatch) == 0
     text = tmp_path / "text.typ"
     build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
-    typst = text.read_text(encoding="utf-8")
-    assert "plots.table" not in typst
-    assert "CORPUS.split" in typst
-    assert "#table(" in typst
-    assert typst.count("image(") == 2  # the bar, and one head for the explorer
+    written = text.read_text(encoding="utf-8")
+    assert "plots.table" not in written
+    assert "CORPUS.split" in written
+    assert "#table(" in written
+    assert written.count("image(") == 2  # the bar, and one head for the explorer
     build.build_pdf(project, project / "report.pdf")
     assert (project / "report.pdf").read_bytes().startswith(b"%PDF")
     assert not list(project.glob("*.partial"))
+
+
+def test_a_picture_taller_than_the_page_is_not_cut_on_paper(tmp_path):
+    rows = np.zeros((1200, 400, 3))
+    rows[:40], rows[-40:] = (1, 0, 0), (0, 0, 1)  # red above, blue below
+    plt.imsave(tmp_path / "tall.png", rows)
+    page = (ROOT / "report" / "page.typ").read_text(encoding="utf-8")
+    picture = '#figure(image("tall.png", width: 100%), caption: [Tall.])'
+    text = tmp_path / "tall.typ"
+    text.write_text(f"#set page(width: 10cm, height: 12cm)\n{page}\n{picture}", encoding="utf-8")
+    typst.compile(str(text), output=str(tmp_path / "page.png"), ppi=72, ignore_system_fonts=True)
+    pixels = plt.imread(tmp_path / "page.png")[..., :3].reshape(-1, 3)
+    for color in ((1, 0, 0), (0, 0, 1)):
+        assert (np.abs(pixels - color).max(axis=-1) < 0.05).any(), color
+
+
+def test_no_column_on_paper_is_narrower_than_its_words(project, monkeypatch, tmp_path):
+    rows = [["sampling", 1595.0, "8 to 14", "a long tale " * 30], ["10 beams", 545.0, "9 to 13", "another " * 40]]
+    columns = ["rule", "tokens per second", "interval", "text"]
+    write_source(
+        project,
+        "01_first",
+        "# %% [markdown]\n# # 01 · First\n\n"
+        f"# %%\nimport sys\n\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import plots\n\n"
+        f"# %%\nplots.table({rows!r}, {columns!r})",
+    )
+    assert command(monkeypatch) == 0
+    text = tmp_path / "text.typ"
+    build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
+    widths = re.search(r"columns: \(([^)]*%[^)]*)\)", text.read_text(encoding="utf-8"))[1]
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", widths)]
+    # About 104 characters fit across a page, and the longest words are "sampling", "second", "interval".
+    assert len(shares) == 4
+    assert all(share * 1.04 > 9 for share in shares[:3])
+    assert shares[3] > 50
 
 
 def test_a_link_that_leads_nowhere_ends_the_build(project, monkeypatch):

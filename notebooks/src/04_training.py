@@ -630,7 +630,7 @@ own = {place: max(scores, key=lambda pattern: scores[pattern][place]) for place 
 jobs = {
     place: [p for p in sorted(scores, key=lambda p: -scores[p][place]) if scores[p][place] > 0.3] for place in heads
 }
-notes = {(layer + 1, head + 1): ", ".join(jobs[layer, head][:2]) for layer, head in heads if jobs[layer, head]}
+notes = {(layer + 1, head + 1): "\n".join(jobs[layer, head][:2]) for layer, head in heads if jobs[layer, head]}
 
 with torch.no_grad():
     _, weights = model(validation_ids[:64].long().to(model.output.weight.device), return_attention=True)
