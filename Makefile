@@ -10,7 +10,7 @@
 #   make clean      remove what can be made again
 #
 # torch comes first and alone, so that nothing else can choose its version or its build. Another build, once:
-#   make report TORCH="torch==2.13.0 --index-url ADDRESS"    CPU only or CUDA: ADDRESS as PyTorch's install page gives it
+#   make report TORCH="torch==2.13.0 --extra-index-url ADDRESS"    CPU or CUDA: ADDRESS as PyTorch's install page gives it
 #   make report TORCH=torch==2.13.0                          macOS, and Linux as it comes (with CUDA)
 #   make report PYTHON=python3.13                            another Python
 PYTHON ?= python3

@@ -71,6 +71,15 @@ def test_the_parameter_table_adds_up():
     assert sum(parts) == Decoder(ModelConfig()).num_parameters()
 
 
+def test_every_section_it_names_exists():
+    named = re.findall(r"^\| \d\.\d [^|]*\| (\d\d), (\*[^|]+\*) \|", README, re.MULTILINE)
+    assert len(named) > 5
+    for number, sections in named:
+        (source,) = (ROOT / "notebooks" / "src").glob(f"{number}_*.py")
+        headings = re.findall(r"^# ##+ (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not set(re.findall(r"\*([^*]+)\*", sections)) - set(headings), number
+
+
 def test_every_link_leads_to_a_file():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links

@@ -32,6 +32,8 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
         subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+    if not Path("/content/course/notebooks/colab.py").is_file():
+        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
     subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)

@@ -34,6 +34,8 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
         subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+    if not Path("/content/course/notebooks/colab.py").is_file():
+        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
     subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
@@ -370,17 +372,22 @@ figures.save_figure(
 # hang on one parent, the others of that column are dead: wide as it is, the search soon goes on from one of its beginnings.
 #
 # Is it *right*? With texts of two words we can try all of them. A longer text is never likelier than its beginning, so only
-# first words that are as likely alone as the tenth-best pair need a look.
+# first words that are as likely alone as the tenth-best pair of ten beams need a look. With a beam for each of them, the search
+# cannot miss one of the ten likeliest pairs. (With ten beams alone it may.)
 
 # %%
 ten = generate(model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=10)[0].beams
+first = (scores >= ten[-1].logprob - 1e-4).nonzero()[:, 0].tolist()
+wide = generate(model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=max(10, len(first)))[0].beams
 every = []
-for word in (scores >= ten[-1].logprob - 1e-4).nonzero()[:, 0].tolist():
+for word in first:
     after = log_probabilities([*START, word])  # (V,)
     every += [(scores[word].item() + after[other].item(), [word, other]) for other in range(len(tokenizer))]
 every.sort(key=lambda pair: -pair[0])
-assert [one.ids for one in ten] == [ids for _, ids in every[:10]], "exhaustive search finds other pairs"
-print(f"10 beams find the ten likeliest of all {(len(tokenizer) - 4) ** 2:,} pairs of words: True")
+likeliest = [ids for _, ids in every[:10]]
+assert [one.ids for one in wide[:10]] == likeliest, "exhaustive search finds other pairs"
+print(f"of all {(len(tokenizer) - 4) ** 2:,} pairs of words, {len(wide)} beams find the ten likeliest: True")
+print(f"10 beams find {sum(one.ids in likeliest for one in ten)} of them")
 
 # %% [markdown]
 # **Length.** Log-probabilities only fall, so long texts lose against short ones. The *length penalty* $\alpha$ compares

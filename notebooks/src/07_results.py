@@ -33,6 +33,8 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
         subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+    if not Path("/content/course/notebooks/colab.py").is_file():
+        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
     subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
@@ -386,11 +388,32 @@ table(
     caption="Samples: two continuations for each rule.",
 )
 
+# %% tags=["hide-input"]
+QUOTED = (
+    "She had a doll, a doll, a doll, a doll, a car",
+    "his toy cars and trucks",
+    "with her toys and her toys",
+    "Her dad put on everything to the second went to the book",
+    "Many people helped her feel ate and games",
+    "her favorite was her toys",
+    "She was the kitchen",
+)
+if corpus == "TinyStories":  # what is quoted below, stands above
+    assert all(any(quote in text for texts in decoding["samples"].values() for text in texts[:2]) for quote in QUOTED)
+
 # %% [markdown]
-# **Judged.** Greedy text is grammatical and says nothing new: both girls love to play with their toys. At
-# temperature 0.7 sentences are sound, and a person stays the same for two or three of them. At temperature 1 single sentences still
-# read well, but plots fall apart: a thing is painted, and then it is an orange. At 1.3 even sentences break. Names return, pronouns mostly agree, cause and effect
-# are missing throughout.
+# **Judged.** Forty tokens are a few sentences. So this is about sentences; nobody could see a plot.
+#
+# - *Greedy* begins well and then turns in a circle: "She had a doll, a doll, a doll, a doll, a car". Both girls play with toys.
+# - *Temperature 0.7* keeps a person and a subject for three sentences: Timmy, his toy cars and trucks, his room. It still repeats
+#   itself: "with her toys and her toys".
+# - *Temperature 1*: neighbouring words fit, sentences do not hold: "Her dad put on everything to the second went to the book".
+# - *Temperature 1.3* breaks the grammar too: "Many people helped her feel ate and games".
+# - *Top-k 8* and *top-p 0.9* leave the odd words out and keep some variety. Their grammar is sound; the sense is not: "her favorite
+#   was her toys", "She was the kitchen".
+#
+# Names come back and pronouns mostly agree with them. That one thing happens because of another is missing throughout. To read,
+# we would choose top-p 0.9.
 #
 # ### Fifty prompts
 #
@@ -552,10 +575,33 @@ for pattern in ("previous word", "same name"):
     )
 
 # %% [markdown]
-# Two kinds of heads have a job that a number shows: they bring back a name, or they read the word before. Most others mix several
-# things, and a low score is said as such. The last columns do not always agree: a head with a fine pattern may be missed
-# by nobody, since another does the same. The pictures show where a head looks, never what it carries away. Derived in
-# [04 · Training](04_training.ipynb).
+# Two kinds of heads have a job that a pattern shows: they bring back a name, or they read the word before. Others give
+# themselves away by the words that they favour, and some by neither: a low score is said as such. On TinyStories:
+#
+# - **Names.** 1.1, 1.7, 2.1 and 3.4 read earlier names where one comes next; Lily and Timmy are what they favour. Only 1.7 is
+#   needed: without it the loss on returning names rises by more than a nat, without any one of the others by less than a quarter.
+#   They repeat what it has brought already.
+# - **The word before.** 1.4, and less clearly 1.5, which stops at quotation marks and full stops.
+# - **Who speaks.** 1.8 looks at quotation marks twenty times as often as an even spread would: whether someone is speaking depends on them.
+# - **Ends and openings.** 3.8 rests on full stops; 1.3, 3.2 and 3.3 on "one day", with which most of these stories get going.
+# - **Who it is.** 2.8 collects "they", "she" and "he".
+#
+# So a fine pattern and a high cost are two things, and only the second says that a head is needed. The pictures show where a
+# head looks, never what it carries away. Derived in [04 · Training](04_training.ipynb).
+
+# %% tags=["hide-input"]
+if corpus == "TinyStories":
+    favoured = {head: dict(words) for head, words in training["favoured_words"].items()}
+    cost = {head: row["returning names"] for head, row in training["silenced"].items()}
+    for head in ("1.1", "1.7", "2.1", "3.4"):
+        assert scores["same name"][int(head[0]) - 1, int(head[2]) - 1] > 0.4, head
+        assert {"lily", "timmy"} <= favoured[head].keys(), head
+    assert cost.pop("1.7") > 1 > 0.25 > max(cost.values())
+    assert scores["previous word"].argmax() == 3  # the fourth head of layer 1
+    assert favoured["1.8"]['"'] > 20
+    assert min(favoured["1.5"]['"'], favoured["1.5"]["."], favoured["3.8"]["."]) > 3
+    assert all({"one", "day"} & favoured[head].keys() for head in ("1.3", "3.2", "3.3"))
+    assert set(favoured["2.8"]) == {"they", "she", "he"}
 
 # %% [markdown]
 # ## Part 2.1: beam search
@@ -602,9 +648,19 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Beams buy likelihood with speed and variety: the text repeats itself, and its BLEU rises because safe words match more often. On
-# five prompts BLEU is mostly luck; the fifty above are firmer. For stories, sampling is the better reader's choice. Search
-# agrees with exhaustive search and with an independent implementation in the tests. Derived in [05 · Decoding](05_decoding.ipynb).
+# Beams buy likelihood with speed and with variety. Of the pairs of words that they write about a third are distinct, of those
+# that sampling writes four fifths. BLEU prefers them for it, because safe words match more often; but it cannot tell greedy
+# text, five beams and ten apart: their intervals are wide, and nearly the same. Ten beams find likelier text than five, and
+# take half as long again. So for stories we sample, and where one right answer is wanted, five beams would do. Search agrees with
+# exhaustive search and with an independent implementation in the tests. Derived in [05 · Decoding](05_decoding.ipynb).
+
+# %% tags=["hide-input"]
+if corpus == "TinyStories":
+    certain = [beams[rule] for rule in ("greedy", "5 beams", "10 beams")]
+    assert max(row["distinct_pairs"] for row in certain) < 0.4 < 0.7 < beams["sampling"]["distinct_pairs"]
+    assert min(row["bleu"] for row in certain) > 2 * beams["sampling"]["bleu"]
+    assert max(row["bleu_interval"][0] for row in certain) < min(row["bleu"] for row in certain)
+    assert 1.3 < beams["5 beams"]["tokens_per_second"] / beams["10 beams"]["tokens_per_second"] < 1.8
 
 # %% [markdown]
 # ## Part 2.2: the cache of keys and values
@@ -792,8 +848,9 @@ print(f"floor {floor:.3f} nats per token, our model {reached:.3f}: {reached - fl
 #
 # - The model, its training, its decoding and its memory tricks are written from basic parts, and each is checked against an
 #   independent reference.
-# - On TinyStories the recipe ends at about two thirds of the perplexity of the one that it is compared with.
-# - It writes sound sentences and no plots. More of the stories, and a larger model, come next.
+# - On TinyStories the recipe ends at less than three quarters of the perplexity of the one that it is compared with.
+# - Its sentences are mostly sound where the odd words are left out; sense does not reach from one to the next. More of the
+#   stories, and a larger model, come next.
 #
 # ## Try it
 #
