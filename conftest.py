@@ -28,7 +28,10 @@ def pytest_configure(config):
         return
     config.figures_dir = tempfile.mkdtemp(prefix="figures-")
     os.environ["FIGURES_DIR"] = config.figures_dir
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cores: who waits must not spin
+    # The workers share the cores: each has its part of them, and who waits does not spin.
+    workers = config.getoption("numprocesses", None) or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["TQDM_DISABLE"] = "1"  # a progress bar is an output, and the stored notebooks carry none
     config.before = fingerprint()
     config.changed = []
