@@ -65,8 +65,8 @@ local function picture(image, notebook)
   return pandoc.Figure(content, { long = { pandoc.Plain(long) } }, { id = id, class = explorer and "picture explorer" or "picture" })
 end
 
--- Columns as wide as they need, where a page has room for them. Else short ones keep their width, headers are broken between
--- words, and the longest texts share what is left. A browser does that by itself. (Left alone, pandoc would make columns as
+-- Columns as wide as they need, where a page has room for them. Else short ones keep their width, headers are broken into
+-- three lines, and the longest texts share what is left. A browser does that by itself. (Left alone, pandoc would make columns as
 -- wide as the dashes under the header.)
 local function with_widths(tabular)
   local room, count = 104, #tabular.colspecs -- characters across a page
@@ -77,7 +77,7 @@ local function with_widths(tabular)
         local text = pandoc.utils.stringify(cell.contents)
         local length = utf8.len(text)
         whole[i] = math.max(whole[i] or 0, length)
-        if not header then body[i] = math.max(body[i] or 0, length) end
+        if header then word[i] = math.ceil(length / 3) else body[i] = math.max(body[i] or 0, length) end
         for one in text:gmatch("%S+") do word[i] = math.max(word[i] or 0, utf8.len(one) * (header and 1.1 or 1)) end
       end
     end

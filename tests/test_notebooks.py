@@ -1,6 +1,8 @@
 """What every stored notebook must be. nbval compares their outputs; these checks read the files alone."""
 
+import ast
 import os
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -59,6 +61,16 @@ def test_every_figure_has_an_alt_text(path):
         for kind in output.get("data", {}):
             if kind.startswith("image/"):
                 assert output.metadata.get(kind, {}).get("alt", "").strip(), output.data.get("text/plain")
+
+
+@every_notebook
+def test_what_a_cell_is_to_show_ends_it(path):
+    """Jupyter shows the value of a cell's last line only: a table before it would be lost."""
+    shown = re.compile(r"(table|show_\w+|plots\.\w+|figures\.save_(figure|explorer)|\w*Explorer)$")
+    for cell in code_cells(path):
+        for statement in ast.parse(cell.source).body[:-1]:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+                assert not shown.match(ast.unparse(statement.value.func)), ast.unparse(statement)
 
 
 @every_notebook

@@ -483,8 +483,9 @@ before = {pattern: np.array(by_layer) for pattern, by_layer in training["head_sc
 layers, heads = next(iter(scores.values())).shape
 places = [(layer, head) for layer in range(layers) for head in range(heads)]
 best = {place: max(scores, key=lambda pattern: scores[pattern][place]) for place in places}
+CLEAR = 0.3  # a head follows a pattern with at least this score
 notes = {
-    (layer + 1, head + 1): best[layer, head] for layer, head in places if scores[best[layer, head]][layer, head] > 0.1
+    (layer + 1, head + 1): best[layer, head] for layer, head in places if scores[best[layer, head]][layer, head] > CLEAR
 }
 
 
@@ -520,7 +521,8 @@ display(explorer)
 # What does each head do? Five measures over validation stories: the *pattern* of ours that it follows best, and the *score* (0: no
 # more than a head that looks everywhere alike; 1: nothing else); how many *words back* it looks on average; the words that it
 # *favours*, as a multiple of what an even spread would give them; and the *cost*: by how many nats the loss on names that return
-# rises when the head is switched off. Where no pattern fits, the last column is read off the favoured words.
+# rises when the head is switched off. The last column goes by the pattern where its score is above 0.3, else by the favoured
+# words.
 
 # %% tags=["hide-input"]
 KINDS = {
@@ -540,8 +542,8 @@ WORDS = {
 
 
 def what_it_does(layer, head):
-    """By the head's best pattern where it follows one, else by the word that it favours most."""
-    if scores[best[layer, head]][layer, head] > 0.1:
+    """By the head's best pattern where it follows one clearly, else by the word that it favours most."""
+    if scores[best[layer, head]][layer, head] > CLEAR:
         return KINDS[best[layer, head]]
     word, times = training["favoured_words"][f"{layer + 1}.{head + 1}"][0]
     kind = next((kind for kind, words in WORDS.items() if word in words), None)
@@ -779,10 +781,10 @@ table(
     ["way", "device", "peak, MB", "seconds per epoch", "of the time"],
     caption="Peak of what a training step adds to memory, and time per epoch, with and without checkpointing.",
 )
-fixed = 3 * 4 * training["parameters"] / 1e6
-print(f"on top of it, in every row: {fixed:.0f} MB for the parameters and the two moments of AdamW")
 
 # %% tags=["hide-input"]
+fixed = 3 * 4 * training["parameters"] / 1e6
+print(f"on top of it, in every row: {fixed:.0f} MB for the parameters and the two moments of AdamW")
 gpu = plots.ROOT / "figures" / corpus_name(CORPUS) / "06_gpu.json"
 if gpu.is_file():
     for row in load_numbers(CORPUS, "06_gpu")["checkpointing"]:
