@@ -62,7 +62,7 @@ local function picture(image, notebook)
       pandoc.RawBlock("html", '<script type="application/json">' .. embedded(settings.figures .. "/" .. explorer .. ".json") .. "</script>"),
     }
   end
-  return pandoc.Figure(content, { long = { pandoc.Plain(long) } }, { id = id, class = explorer and "picture explorer" or "picture" })
+  return pandoc.Figure(content, { long = { pandoc.Plain(long) } }, { id = id, class = explorer and "picture explorer" or (width or 0) > 740 and "picture" or "picture plain" })
 end
 
 -- Columns as wide as they need, where a page has room for them. Else short ones keep their width, headers are broken into

@@ -856,7 +856,7 @@ print(f"floor {floor:.3f} nats per token, our model {reached:.3f}: {reached - fl
 #
 # ## Try it
 #
-# 1. Record your own stories with `make record CORPUS=path`, set `CORPUS` to that path above, and run this notebook again.
+# 1. Record your own stories with `make record CORPUS=path`, and read what this notebook says of them, in `build/<name>/`.
 # 2. Which single number of the first table would you distrust most, and which chapter would you run to check it?
 # 3. Add a row to the trials in [04 · Training](04_training.ipynb), record, and see where it lands here.
 #
