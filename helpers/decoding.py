@@ -4,11 +4,13 @@ Shape comments name the sizes: B rows, S tokens, V vocabulary, P prompts, W beam
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.memory import keep_freed_memory
 from helpers.model import Decoder, KVCache
@@ -81,14 +83,15 @@ def generate(
     was_training = model.training
     model.eval()
     found = []
-    for start in range(0, len(rows), max(1, ROWS // num_beams)):
-        group = rows[start : start + max(1, ROWS // num_beams)]
-        limits = [min(max_new_tokens, model.config.context_length - len(ids)) for ids in group]
-        if strategy == "beam":
-            found += beam_search(model, tokenizer, group, limits, num_beams, length_penalty, use_cache)
-            continue
-        pick = _Greedy() if strategy == "greedy" else _Sampler(base, start, len(group), temperature, top_k, top_p)
-        found += [[one] for one in token_by_token(model, tokenizer, group, limits, pick, use_cache)]
+    with packed_weights(model):
+        for start in range(0, len(rows), max(1, ROWS // num_beams)):
+            group = rows[start : start + max(1, ROWS // num_beams)]
+            limits = [min(max_new_tokens, model.config.context_length - len(ids)) for ids in group]
+            if strategy == "beam":
+                found += beam_search(model, tokenizer, group, limits, num_beams, length_penalty, use_cache)
+                continue
+            pick = _Greedy() if strategy == "greedy" else _Sampler(base, start, len(group), temperature, top_k, top_p)
+            found += [[one] for one in token_by_token(model, tokenizer, group, limits, pick, use_cache)]
     model.train(was_training)
 
     results = []
@@ -99,6 +102,38 @@ def generate(
             beams.append(Generation(tokenizer.decode(ids, after=prompt), ids, logprob, score))
         results.append(replace(beams[0], beams=beams) if strategy == "beam" else beams[0])
     return results
+
+
+@contextmanager
+def packed_weights(model: nn.Module) -> Iterator[None]:
+    """Within, each `nn.Linear` of a model on a processor multiplies by a copy of its weights, packed by oneDNN.
+
+    A step of decoding multiplies few rows by every weight, so reading the weights is most of its time. PyTorch's usual
+    product of float32 sorts them anew each time; packed once, they are read as they lie. The products are the same up to
+    rounding. On other devices, in float64, and where PyTorch has no oneDNN, nothing changes. Not for training: the copy
+    does not follow the weights, and has no gradient.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _packs(layer.weight)]
+    for layer in layers:
+        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+        layer.forward = partial(_packed_linear, packed, layer.bias)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # that of the class again
+
+
+def _packs(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32
+
+
+def _packed_linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:  # x (…, D) -> (…, out)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def filtered_distribution(
@@ -229,7 +264,7 @@ def beam_search(
     if not active:
         return [[([], 0.0)] for _ in prompts]
     reader = _Reader(model, tokenizer, [prompts[row] for row in active], max(limits), use_cache)
-    beams = [[([], 0.0)] for _ in active]  # running, best first: new ids, log-probability
+    beams = [[([], 0.0)] for _ in active]  # running: new ids, log-probability
     while True:
         scores = reader.scores()  # (B, V), B = all running beams
         so_far = [[logprob] for group in beams for _, logprob in group]
@@ -238,9 +273,9 @@ def beam_search(
         for place, row in enumerate(active):
             group = beams[place]
             here = totals[offset : offset + len(group)].flatten()  # (W·V,)
-            likeliest = here.topk(min(2 * width, len(here)))  # at most `width` of them end
+            likeliest = _top(here, min(2 * width, len(here)))  # at most `width` of them end
             running = []
-            for rank, (total, at) in enumerate(zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)):
+            for rank, (total, at) in enumerate(zip(*(found.tolist() for found in likeliest), strict=True)):
                 beam, token = divmod(at, scores.shape[-1])
                 ids = [*group[beam][0], token]
                 if total == float("-inf"):
@@ -249,17 +284,49 @@ def beam_search(
                     if rank < width:
                         finished[row].append((total / len(ids) ** length_penalty, ids, total))
                 elif len(running) < width:
-                    running.append((ids, total, offset + beam))
+                    running.append((ids, total, beam))
             finished[row] = sorted(finished[row], key=lambda hypothesis: -hypothesis[0])[:width]
-            offset += len(group)
             if running and not _is_done(finished[row], running[0], limits[row], width, length_penalty):
+                running = _in_place(running)
                 kept.append((row, [(ids, total) for ids, total, _ in running]))
                 tokens += [ids[-1] for ids, _, _ in running]
-                rows += [origin for _, _, origin in running]
+                rows += [offset + beam for _, _, beam in running]
+            offset += len(group)
         if not kept:
             return [[(ids, logprob) for _, ids, logprob in group] or [([], 0.0)] for group in finished]
         active, beams = [row for row, _ in kept], [group for _, group in kept]
         reader.read(torch.tensor(tokens, device=scores.device), torch.tensor(rows, device=scores.device))
+
+
+def _top(values: Tensor, k: int, block: int = 100) -> tuple[Tensor, Tensor]:
+    """The k largest of values (N,), largest first, and their places: `topk`, which would look at each value by itself.
+
+    Among the k largest, each is in one of the k blocks with the largest maxima.
+    """
+    whole = len(values) // block * block
+    if whole < k * block:
+        return values.topk(k)
+    blocks = values[:whole].view(-1, block)  # (N / block, block)
+    best = blocks.amax(dim=-1).topk(k).indices  # (k,)
+    places = torch.cat(
+        [
+            (best[:, None] * block + torch.arange(block, device=values.device)).flatten(),  # (k · block,)
+            torch.arange(whole, len(values), device=values.device),  # what is left of the last block
+        ]
+    )
+    found = values[places].topk(k)
+    return found.values, places[found.indices]
+
+
+def _in_place(running: list) -> list:
+    """The beams in an order in which as many as can be stay in the row of the cache that they go on from."""
+    placed, rest = {}, []
+    for beam in running:
+        if beam[2] < len(running) and beam[2] not in placed:
+            placed[beam[2]] = beam
+        else:
+            rest.append(beam)
+    return [placed[row] if row in placed else rest.pop(0) for row in range(len(running))]
 
 
 def _is_done(finished: list, best_running: tuple, limit: int, width: int, length_penalty: float) -> bool:

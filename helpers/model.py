@@ -136,8 +136,13 @@ class KVCache:
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was; rows may repeat, or be fewer or more than before. For beams and ended rows."""
-        self.keys = self.keys.index_select(1, rows)  # (L, len(rows), H, capacity, K); whole rows: quicker than parts
-        self.values = self.values.index_select(1, rows)  # (L, len(rows), H, capacity, K)
+        if len(rows) != self.keys.shape[1]:
+            self.keys = self.keys.index_select(1, rows)  # (L, len(rows), H, capacity, K)
+            self.values = self.values.index_select(1, rows)  # (L, len(rows), H, capacity, K)
+            return
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]  # the others stay where they are
+        for held in (self.keys, self.values):
+            held[:, moved, :, : max(self._lengths)] = held[:, rows[moved], :, : max(self._lengths)]
 
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError where there are fewer."""

@@ -589,6 +589,51 @@ def bars(values: Mapping[str, float], *, x_label: str, title: str = "") -> Figur
     return figure
 
 
+def grouped_bars(values: Mapping[str, Mapping[str, float]], *, x_label: str, title: str = "",
+                 limit: tuple[str, float] | None = None) -> Figure:  # fmt: skip
+    """Horizontal bars, the first label at the top, with a bar for each series: {label: {series: value}}. limit: the name
+    and the place of a line across all of them.
+    """
+    names = list(dict.fromkeys(name for row in values.values() for name in row))
+    height = 0.8 / len(names)
+    figure, axes = subplots(size=(7.5, 0.26 * len(values) * len(names) + 1.4))
+    for number, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
+        rows = [(place, row[name]) for place, row in enumerate(values.values()) if name in row]
+        places = [place + (number - (len(names) - 1) / 2) * height for place, _ in rows]
+        drawn = axes.barh(places, [value for _, value in rows], height=0.9 * height, color=color, label=name)
+        axes.bar_label(drawn, [_cell(float(value)) for _, value in rows], padding=3, fontsize=8)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.margins(x=0.1)
+    axes.grid(False, axis="y")
+    axes.invert_yaxis()
+    if limit:
+        axes.axvline(limit[1], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=limit[0])
+    axes.set_xlabel(x_label)
+    axes.set_title(title)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
+def straight_lines(series: Mapping[str, tuple[Sequence, Sequence]], *, y_label: str, title: str = "") -> Figure:
+    """A panel for each series, {x label: (x, y)}: its points, and the straight line nearest to them (least squares)."""
+    columns = min(3, len(series))
+    lines = math.ceil(len(series) / columns)
+    figure, grid = subplots(lines, columns, size=(2.9 * columns, 2.5 * lines + 0.3))
+    panels = list(np.asarray(grid).flat)
+    for panel, (label, (x, y)) in zip(panels, series.items(), strict=False):
+        slope, start = np.polyfit(x, y, 1)
+        ends = np.array([0, max(x)])
+        panel.plot(ends, start + slope * ends, color=GREY, linewidth=1.2, linestyle=(0, (2, 2)))
+        panel.plot(x, y, color=COLORS[0], marker="o", linestyle="")
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel(label)
+    for panel in panels[len(series) :]:
+        panel.axis("off")
+    figure.supylabel(y_label, fontsize=10)
+    figure.suptitle(title)
+    return figure
+
+
 def scatter_words(points, words: Sequence[str], groups: Sequence[str] | None = None, *, title: str = "") -> Figure:
     """A map of words. points: [N, 2]; groups: a label for each word, told apart by colour and marker."""
     figure, axes = subplots(size=(7.0, 5.0))
