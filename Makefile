@@ -5,6 +5,7 @@
 #
 #   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
 #   make publish CORPUS=path REPO=owner/name    the model that was trained on them, to the Hugging Face Hub
+#   make benchmark  speed beside other code, and below the machine's limit: figures/benchmark/
 #   make render     the report alone, from the notebooks as they are
 #   make sync       notebooks/src/*.py -> notebooks/*.ipynb, executing nothing
 #   make clean      remove what can be made again
@@ -25,7 +26,7 @@ JOBS ?= 2
 LONGEST := notebooks/04_training.ipynb
 
 .DEFAULT_GOAL := report
-.PHONY: report test record publish render sync clean
+.PHONY: report test record publish benchmark render sync clean
 
 report: $(READY)
 	$(BIN)/python report/execute.py
@@ -44,6 +45,9 @@ record: $(READY)
 publish: $(READY)
 	@test -n "$(CORPUS)" || { echo 'say whose model: make publish CORPUS=path REPO=owner/name' >&2; exit 2; }
 	$(BIN)/python report/publish.py "$(CORPUS)" $(if $(REPO),--to "$(REPO)")
+
+benchmark: $(READY)
+	$(BIN)/python report/benchmark.py
 
 render: $(READY)
 	$(BIN)/python report/build.py

@@ -10,6 +10,7 @@ better.
 """
 
 import argparse
+import ctypes
 import json
 import math
 import platform
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.decoding import generate  # noqa: E402 - the repository need not be installed
+from helpers.decoding import generate, packed_weights  # noqa: E402 - the repository need not be installed
 from helpers.evaluation import perplexity  # noqa: E402
 from helpers.memory import keep_freed_memory  # noqa: E402
 from helpers.model import Decoder, KVCache, ModelConfig, MultiHeadAttention, sinusoidal_positions  # noqa: E402
@@ -39,6 +41,7 @@ from helpers.plots import FigureFolder, load_numbers  # noqa: E402
 from helpers.stories import load_stories  # noqa: E402
 from helpers.tokenizer import WordTokenizer  # noqa: E402
 from helpers.training import TrainingConfig, _LossSum, _optimizer, _update, load_checkpoint, pick_device  # noqa: E402
+from helpers.vectors import train_vectors  # noqa: E402
 
 SIZE = ModelConfig()
 BATCH, CONTEXT = 32, SIZE.context_length
@@ -49,11 +52,17 @@ PROMPT, NEW = 4, 59  # words of a prompt; <sos>, these and 59 new tokens fill th
 # Measuring -----------------------------------------------------------------------------------------------------------
 
 
-def in_turns(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each run in each turn. One turn before the first warms up."""
+def in_turns(
+    runs: dict[str, Callable[[], object]], turns: int, before: Callable[[str], None] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each run in each turn. One turn before the first warms up. before(name): called before each run, which is
+    then repeated, and timed the second time."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
+            if before:
+                before(name)
+                run()
             synchronize()
             start = time.perf_counter()
             run()
@@ -236,6 +245,18 @@ def training_limit(precision: str, turns: int) -> float:
     return total + six * SIZE.num_layers
 
 
+def memory_of(name: str) -> None:
+    """Our training keeps the large blocks that it frees (`keep_freed_memory`); other code has what glibc settles on by
+    itself. See `man 3 mallopt`."""
+    if name.startswith("ours"):
+        keep_freed_memory()
+    elif platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold = -3, -1
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 << 20)  # bytes
+        libc.mallopt(trim_threshold, 64 << 20)
+
+
 def measure_training(turns: int) -> dict:
     runs = {
         "ours, bf16": our_step(SIZE, "bf16"),
@@ -244,17 +265,26 @@ def measure_training(turns: int) -> dict:
         "GPT-2 in transformers, fp32": gpt2_step("fp32"),
         "the earlier deliverable's, fp32": earlier_step(),
     }
-    seconds = in_turns(runs, turns)
+    seconds = in_turns(runs, turns, before=memory_of)
+    keep_freed_memory()
+    shared = in_turns(runs, turns)  # all with our setting
     tokens = BATCH * (CONTEXT - 1)
     limits = {precision: training_limit(precision, turns) for precision in ("bf16", "fp32")}
     rows = {
         name: {"ms": statistics.median(found) * 1e3, "tokens_per_second": rate(tokens, found)}
         for name, found in seconds.items()
     }
-    ours, theirs = ({p: seconds[f"{who}, {p}"] for p in limits} for who in ("ours", "GPT-2 in transformers"))
-    ratios = {"bf16, against the earlier deliverable": ratio(ours["bf16"], seconds["the earlier deliverable's, fp32"])}
-    ratios |= {f"{precision}, against GPT-2": ratio(ours[precision], theirs[precision]) for precision in limits}
-    return {"rows": rows, "limit_ms": {precision: s * 1e3 for precision, s in limits.items()}, "ratios": ratios}
+    pairs = {
+        "bf16, against the earlier deliverable": ("ours, bf16", "the earlier deliverable's, fp32"),
+        "bf16, against GPT-2": ("ours, bf16", "GPT-2 in transformers, bf16"),
+        "fp32, against GPT-2": ("ours, fp32", "GPT-2 in transformers, fp32"),
+    }
+    return {
+        "rows": rows,
+        "limit_ms": {precision: s * 1e3 for precision, s in limits.items()},
+        "ratios": {name: ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items()},
+        "ratios_with_our_memory": {name: ratio(shared[a], shared[b]) for name, (a, b) in pairs.items()},
+    }
 
 
 def steps_to(goal: float, rows: list[dict]) -> float:
@@ -267,7 +297,7 @@ def steps_to(goal: float, rows: list[dict]) -> float:
     raise ValueError(f"the recorded run never reaches a perplexity of {goal}")
 
 
-def time_to_goal(training: dict) -> dict:
+def time_to_goal(training: dict, **vectors) -> dict:
     """Recorded steps times the time of a step as measured now."""
     recorded = load_numbers("tinystories", "04")
     steps = {
@@ -283,29 +313,48 @@ def time_to_goal(training: dict) -> dict:
         "perplexity": GOAL,
         "steps": steps,
         "seconds": seconds,
+        "seconds_for_vectors": seconds_for_vectors(**vectors),
         "ratio": seconds["the earlier deliverable"] / seconds["ours"],
     }
+
+
+def seconds_for_vectors(count: int = 10_000) -> float:
+    """Of training word vectors on bundled stories. Ours starts from such vectors, the earlier deliverable does not."""
+    stories = load_stories("bundled", train=count)
+    tokenizer = WordTokenizer.train(stories.train)
+    with tempfile.TemporaryDirectory() as folder, patch.dict("os.environ", CACHE_DIR=folder):
+        start = time.perf_counter()
+        train_vectors(stories.train, tokenizer)
+        return time.perf_counter() - start
 
 
 # Decoding ------------------------------------------------------------------------------------------------------------
 
 
 def decoding_limit(rows: int, dtype: torch.dtype, turns: int) -> float:
-    """Seconds of the linear layers for NEW tokens of `rows` texts, one after the other as a model has them."""
-    layers = [(torch.randn(rows, i).to(dtype), torch.randn(o, i).to(dtype)) for _, i, o in products(SIZE, rows)]
+    """Seconds of the linear layers for NEW tokens of `rows` texts, one after the other as a model has them; packed or not,
+    whichever is quicker."""
+    layers = nn.ModuleList(nn.Linear(i, o) for _, i, o in products(SIZE, rows)).to(dtype)
+    inputs = [torch.randn(rows, layer.in_features).to(dtype) for layer in layers]  # (rows, in) each
+
+    def run():
+        return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+
     with torch.inference_mode():
-        return NEW * alone(lambda: [x @ w.T for x, w in layers], 10 * turns)
+        plain = alone(run, 10 * turns)
+        with packed_weights(layers):
+            return NEW * min(plain, alone(run, 10 * turns))
 
 
-def measure_decoding(dtype: torch.dtype, turns: int, cases=((1, 1), (20, 1), (64, 1), (5, 5), (5, 10))) -> dict:
-    """Tokens of finished texts per second, ours and Hugging Face's `generate`, and the limit, by (prompts, beams)."""
+def measure_decoding(dtype: torch.dtype, turns: int, cases=((1, 1), (20, 1), (64, 1), (5, 5), (5, 10))) -> list:
+    """Tokens of finished texts per second, ours and Hugging Face's `generate`, and the limit, for each (prompts, beams)."""
     tokenizer = WordTokenizer([f"w{i}" for i in range(SIZE.vocab_size - 4)])
     torch.manual_seed(0)
     ours = Decoder(SIZE).eval()
     with torch.no_grad():
         ours.output.bias[tokenizer.eos_id] = -1e9  # no text ends early, in either
     ours, theirs = ours.to(dtype), gpt2().eval().to(dtype)
-    numbers = {}
+    numbers = []
     for prompts, beams in cases:
         texts = [" ".join(f"w{i + j}" for j in range(PROMPT)) for i in range(prompts)]
         ids = torch.tensor([[tokenizer.sos_id, *tokenizer.encode(text)] for text in texts])  # (P, 5)
@@ -322,12 +371,10 @@ def measure_decoding(dtype: torch.dtype, turns: int, cases=((1, 1), (20, 1), (64
 
         seconds = in_turns({"ours": run_ours, "theirs": run_theirs}, turns)
         limit = decoding_limit(prompts * beams, dtype, turns)
-        numbers[f"{prompts} prompts, {beams} beams" if beams > 1 else f"{prompts} prompts, greedy"] = {
-            "ours": rate(prompts * NEW, seconds["ours"]),
-            "Hugging Face": rate(prompts * NEW, seconds["theirs"]),
-            "limit": prompts * NEW / limit,
-            "ratio": ratio(seconds["ours"], seconds["theirs"]),
-        }
+        row = {"work": f"{prompts} prompt{'s' * (prompts > 1)}, {f'{beams} beams' if beams > 1 else 'greedy'}"}
+        row |= {"ours": rate(prompts * NEW, seconds["ours"]), "Hugging Face": rate(prompts * NEW, seconds["theirs"])}
+        row |= {"limit": prompts * NEW / limit, "ratio": ratio(seconds["ours"], seconds["theirs"])}
+        numbers.append(row)
     return numbers
 
 
@@ -520,7 +567,7 @@ def measure(turns: int, quick: bool = False) -> dict:
         "machine": {"threads": torch.get_num_threads(), "torch": torch.__version__, "system": platform.system()},
         "training": measure_training(turns),
     }
-    numbers["to_the_goal"] = time_to_goal(numbers["training"])
+    numbers["to_the_goal"] = time_to_goal(numbers["training"], **({"count": 200} if quick else {}))
     cases = {"cases": ((2, 1), (2, 2))} if quick else {}
     numbers["decoding"] = {
         name: measure_decoding(dtype, turns, **cases)
@@ -537,13 +584,14 @@ def show(numbers: dict) -> None:
     for name, row in numbers["training"]["rows"].items():
         print(f"training step, {name:32} {row['ms']:7.0f} ms {row['tokens_per_second']['median']:8,.0f} tokens/s")
     print(f"its matrix products alone: {numbers['training']['limit_ms']}")
-    print(f"ratios: {numbers['training']['ratios']}")
+    for key in ("ratios", "ratios_with_our_memory"):
+        print(f"{key}: {json.dumps(numbers['training'][key])}")
     print(f"to a perplexity of {GOAL}: {numbers['to_the_goal']}")
     for precision, rows in numbers["decoding"].items():
-        for name, row in rows.items():
+        for row in rows:
             times = "{median:.2f} x ({low:.2f} to {high:.2f})".format(**row["ratio"])
             speeds = f"{row['ours']['median']:7,.0f}, Hugging Face {row['Hugging Face']['median']:7,.0f}"
-            print(f"{precision} {name:22} {speeds}, limit {row['limit']:7,.0f} tokens/s; {times}")
+            print(f"{precision} {row['work']:22} {speeds}, limit {row['limit']:7,.0f} tokens/s; {times}")
     for name in ("perplexity", "vectors", "scaling", "gpu"):
         print(f"{name}: {json.dumps(numbers[name])}")
 

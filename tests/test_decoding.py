@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from helpers.decoding import filtered_distribution, generate
+from helpers.decoding import _in_place, _top, filtered_distribution, generate, packed_weights
 from helpers.model import Decoder, KVCache, ModelConfig
 from helpers.tokenizer import WordTokenizer
 from helpers.training import CHECKPOINTS, load_checkpoint
@@ -166,6 +166,55 @@ def test_more_prompts_than_are_read_at_once(monkeypatch):
     assert [one.ids for one in generate(model, TOKENIZER, prompts, max_new_tokens=5, seed=0)] == [
         one.ids for one in whole
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_packed_weights_give_the_same_logits_and_are_gone_afterwards(dtype):
+    model = made_model().to(dtype)
+    ids = torch.randint(4, 20, (3, 7))
+    with torch.no_grad():
+        before = model(ids)
+        with packed_weights(model):
+            packed = model(ids)
+        torch.testing.assert_close(packed, before)
+        model.output.weight.mul_(2)
+        assert not torch.equal(model(ids), before)  # the copy is no longer used
+    model(ids).sum().backward()
+    assert model.output.weight.grad is not None
+
+
+def test_weights_are_unpacked_after_an_error_too():
+    model = made_model()
+    with pytest.raises(ZeroDivisionError), packed_weights(model):
+        raise ZeroDivisionError
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 700), st.integers(1, 30), st.integers(0, 99))
+def test_the_largest_of_blocks_are_the_largest(count, k, seed):
+    values = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).float()
+    k = min(k, count)
+    found, places = _top(values, k, block=10)
+    assert found.tolist() == sorted(values.tolist(), reverse=True)[:k]
+    assert torch.equal(values[places], found)
+
+
+def test_the_largest_may_be_infinitely_small():
+    values = torch.full((400,), float("-inf"))
+    values[7] = 1.0
+    found, places = _top(values, 3, block=10)
+    assert found.tolist() == [1.0, float("-inf"), float("-inf")]
+    assert places[0] == 7
+
+
+def test_beams_stay_in_the_row_that_they_go_on_from():
+    def running(*rows):
+        return [([], 0.0, row) for row in rows]
+
+    assert _in_place(running(2, 0, 0, 1)) == running(0, 1, 2, 0)
+    assert _in_place(running(3, 3, 3, 3)) == running(3, 3, 3, 3)
+    assert _in_place(running(5, 1)) == running(5, 1)  # two beams are left of six
 
 
 def test_nothing_to_do():

@@ -39,6 +39,12 @@ EVERY_PLOT = {
     "perplexity_curve": lambda: plots.perplexity_curve(ROWS, {"bigram": 3.0}),
     "compare_curves": lambda: plots.compare_curves({"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}),
     "bars": lambda: plots.bars({"one $": 1.0, "two $": 20_000.0}, x_label="tokens/s"),
+    "grouped_bars": lambda: plots.grouped_bars(
+        {"a": {"ours": 2.0, "theirs": 1.0}, "b": {"ours": 3.0}}, x_label="times", limit=("limit", 4.0)
+    ),
+    "straight_lines": lambda: plots.straight_lines(
+        {name: ([1, 2, 4], [2.0, 4.1, 8.2]) for name in "abcd"}, y_label="ms", title="x"
+    ),
     "scatter_words": lambda: plots.scatter_words(np.eye(6, 2), WORDS, groups=list("aabbcc")),
     "position_heatmap": lambda: plots.position_heatmap(np.sin(np.arange(80).reshape(10, 8))),
 }

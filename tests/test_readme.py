@@ -53,6 +53,25 @@ def test_continuations_are_the_recorded_ones(label):
     assert row("the true continuation") == [f"{found['the true continuation']['perplexity']:.2f}", ""]
 
 
+def test_ratios_of_speed_are_the_recorded_ones():
+    speed = recorded("benchmark", "speed")
+    for both in zip(*(speed["decoding"][precision] for precision in ("fp32", "bf16")), strict=True):
+        assert row(f"decoding, {both[0]['work']}")[1:] == [f"{found['ratio']['median']:.2f}" for found in both]
+    training, alike = speed["training"]["ratios"], speed["training"]["ratios_with_our_memory"]
+    for label, found in (
+        ("training step, no dropout", training),
+        ("the same, our memory setting for both", alike),
+    ):
+        ratios = [found[f"{precision}, against GPT-2"]["median"] for precision in ("fp32", "bf16")]
+        assert row(label)[1:] == [f"{ratio:.2f}" for ratio in ratios]
+    assert row("training step")[1:] == ["", f"{training['bf16, against the earlier deliverable']['median']:.2f}"]
+    text = " ".join(README.split())
+    assert f"takes {speed['to_the_goal']['ratio']:.0f} times less time" in text
+    package = speed["vectors"]["fasttext"]
+    assert f"the fasttext package takes {package['seconds']:.0f} s and {package['gb']:.0f} GB" in text
+    assert speed["vectors"]["ours"]["seconds"] < 1
+
+
 def test_the_distance_from_the_floor_is_the_recorded_one():
     numbers = recorded("bundled")
     gap = numbers["history"][-1]["validation_loss"] - numbers["landmarks"]["entropy floor"]

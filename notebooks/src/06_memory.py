@@ -810,6 +810,117 @@ if device == "cuda":
     figures.save_numbers("06_gpu", {"checkpointing": contest_table, "name": torch.cuda.get_device_name()})
 
 # %% [markdown]
+# ## How near the limit?
+#
+# What *must* be computed are the matrix products; a step can be as fast as they are, no faster. `make benchmark` times them alone, and
+# then whole steps, in turns, on one machine: ours, that of an earlier deliverable of the same assignment (written anew from its
+# description), and a GPT-2 of our sizes in Hugging Face's `transformers`, without dropout, as ours. This is what it recorded on
+# two processor cores.
+#
+# **Predict.** Which part of a training step are its matrix products: a third, a half, nine tenths?
+
+# %%
+speed = load_numbers("benchmark", "speed")
+steps, limit = speed["training"]["rows"], speed["training"]["limit_ms"]
+table(
+    [
+        [
+            name,
+            f"{row['ms']:.0f}",
+            f"{row['tokens_per_second']['median']:,.0f}",
+            f"{limit[name.rpartition(', ')[2]] / row['ms']:.0%}",
+        ]
+        for name, row in steps.items()
+    ],
+    ["training step of 32 × 63 tokens", "ms", "tokens/s", "of it matrix products"],
+)
+
+# %%
+shown = "{median:.2f} ({low:.2f} to {high:.2f})"
+ratios, alike = speed["training"]["ratios"], speed["training"]["ratios_with_our_memory"]
+assert min(ratio["median"] for ratio in ratios.values()) > 1.2
+assert all(alike[name]["median"] < ratio["median"] for name, ratio in ratios.items())
+table(
+    [[name, shown.format(**ratios[name]), shown.format(**alike[name])] for name in ratios],
+    ["ours", "times as fast: median of turns (lowest to highest)", "with our memory setting for all"],
+)
+
+# %% [markdown]
+# In float32 the products are most of the step, and nobody can be much faster than another. In bfloat16 they shrink to about half,
+# and the rest shows: the softmax over 10,000 words, the norms, the optimizer. There the loss in pieces pays.
+#
+# The last column surprised us. By default the C library gives large blocks of memory back to the system, which must clear
+# their pages for the next step; `keep_freed_memory` asks it not to. Two calls, and with them the other programs catch up by a good
+# part. Much of what looks like arithmetic is memory.
+#
+# Now decoding. A step reads one token per text, so the weights are read for few rows.
+
+# %%
+times = {
+    f"{row['work']}, {precision}": {
+        "ours": row["ratio"]["median"],
+        "the products alone": row["limit"] / row["Hugging Face"]["median"],
+    }
+    for precision, rows in speed["decoding"].items()
+    for row in rows
+}
+assert min(row["ours"] for row in times.values()) > 1.1
+FigureFolder("benchmark").save_figure(
+    plots.grouped_bars(
+        times,
+        x_label="tokens per second, as a multiple of Hugging Face's generate",
+        title="Decoding: faster than the library, far from the limit",
+        limit=("Hugging Face", 1.0),
+    ),
+    "06_decoding",
+    alt="Bars of decoding speed relative to Hugging Face's generate: ours is above 1 everywhere, the matrix products alone far above.",
+)
+
+# %% [markdown]
+# In float32 most of the gain is one idea: `generate` packs the weights once, in the order in which the processor multiplies them,
+# instead of once a step (`packed_weights`). In bfloat16 PyTorch has packed products of its own, and less is left to gain. What
+# lies between us and the limit is some hundred small operations a step: norms, softmax, copies into the cache, and Python between
+# them. For beams, those that go on in their own row of the cache are not copied.
+#
+# Does bfloat16 cost quality? The same model, all weights in bfloat16:
+
+# %%
+exact, rounded = speed["perplexity"]["fp32"], speed["perplexity"]["bf16"]
+assert abs(rounded / exact - 1) < 0.005
+print(f"perplexity in float32 {exact:.4f}, in bfloat16 {rounded:.4f}")
+
+# %% [markdown]
+# **As work grows.** Each cost should be a straight line: twice the stories, twice the time, plus something fixed. One is not.
+#
+# **Predict.** Which of these bends: batch, context, blocks, vocabulary, tokens in the cache?
+
+# %%
+grown = speed["scaling"]
+FigureFolder("benchmark").save_figure(
+    plots.straight_lines(
+        {name: (row["x"], row["ms"]) for name, row in grown.items()},
+        y_label="milliseconds",
+        title="What a step costs as one thing grows",
+    ),
+    "06_scaling",
+    alt="Five panels of milliseconds against batch, context, blocks, vocabulary and tokens in the cache, each beside a straight line; context bends upwards.",
+)
+
+# %%
+bend = {}
+for name, row in grown.items():
+    slopes = [
+        (after[1] - before[1]) / (after[0] - before[0]) for before, after in pairwise(zip(*row.values(), strict=True))
+    ]
+    bend[name] = slopes[-1] / slopes[0]
+assert max(bend, key=bend.get) == "tokens of context"
+table([[name, f"{value:.2f}"] for name, value in bend.items()], ["cost against", "last slope / first slope"])
+
+# %% [markdown]
+# The first four are training steps, the last is one decoding step of 20 texts. Context bends, because every token looks at
+# every other: the scores have $T^2$ entries. At our 64 tokens that is little, and the line looks straight; from there to 256 it
+# no longer does. With a cache the same quadratic cost is spread: each new token pays for those before it once, a straight line.
+#
 # ## Recap
 #
 # - Gradients add. Divide by the tokens of the whole step, never by the number of mini-batches.
@@ -819,6 +930,7 @@ if device == "cuda":
 # - The best number of segments depends on how large a block's inside is; here a segment for each block, or nesting.
 # - The logits need never exist all at once.
 # - A batch can be shared among machines by the same arithmetic.
+# - A training step is near the limit of its products where they are slow; what is left is memory, more than arithmetic.
 #
 # ## Try it
 #
