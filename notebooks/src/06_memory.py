@@ -909,9 +909,8 @@ FigureFolder("benchmark").save_figure(
 # %%
 bend = {}
 for name, row in grown.items():
-    slopes = [
-        (after[1] - before[1]) / (after[0] - before[0]) for before, after in pairwise(zip(*row.values(), strict=True))
-    ]
+    points = list(zip(row["x"], row["ms"], strict=True))
+    slopes = [(after[1] - before[1]) / (after[0] - before[0]) for before, after in pairwise(points)]
     bend[name] = slopes[-1] / slopes[0]
 assert max(bend, key=bend.get) == "tokens of context"
 table([[name, f"{value:.2f}"] for name, value in bend.items()], ["cost against", "last slope / first slope"])
