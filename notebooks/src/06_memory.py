@@ -916,7 +916,7 @@ assert max(bend, key=bend.get) == "tokens of context"
 table([[name, f"{value:.2f}"] for name, value in bend.items()], ["cost against", "last slope / first slope"])
 
 # %% [markdown]
-# The first four are training steps, the last is one decoding step of 20 texts. Context bends, because every token looks at
+# *Tokens in the cache* is one decoding step of 20 texts; the others are training steps. Context bends, as every token looks at
 # every other: the scores have $T^2$ entries. At our 64 tokens that is little, and the line looks straight; from there to 256 it
 # no longer does. With a cache the same quadratic cost is spread: each new token pays for those before it once, a straight line.
 #
