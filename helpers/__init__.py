@@ -7,6 +7,7 @@
     model       the decoder-only transformer and its KV cache, from their basic parts
     training    batches, the loss, the loop, checkpoints
     decoding    generate(): greedy, sampling, beam search, each with or without a cache of keys and values
+    files       files that are there whole or not at all, and JSON that notices damage
     evaluation  perplexity, the landmarks of a loss curve, what each head attends to, BLEU and the 50-prompt protocol
     plots       one style; heat-maps, arrows, curves, the beam tree, the explorers with sliders
 

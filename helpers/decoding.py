@@ -3,9 +3,10 @@
 Shape comments name the sizes: B rows, S tokens, V vocabulary, P prompts, W beams.
 """
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -59,12 +60,20 @@ def generate(
     The empty prompt starts a story; unknown words are read as `<unk>`. `<pad>`, `<sos>` and `<unk>` never come out.
     Each prompt has a random stream of its own, from `seed` and its place in the list; None draws a fresh seed.
 
-    Raises ValueError where a setting makes no sense, or a prompt fills the context.
+    top_k and num_beams may exceed the vocabulary: then nothing is cut off, and all beginnings are kept. max_new_tokens=0
+    gives empty texts. The smaller the temperature, the nearer to greedy; all above 0 work.
+
+    Raises ValueError where a setting makes no sense, or a prompt fills the context, FloatingPointError where the model's
+    scores are not numbers (NaN), as those of a model whose training went wrong.
     """
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one string: give a list of prompts")
     if strategy not in ("sample", "greedy", "beam"):
         raise ValueError(f"strategy={strategy!r}: choose 'sample', 'greedy' or 'beam'")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0; for the likeliest token use strategy='greedy'")
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature={temperature} must be finite and above 0; for the likeliest token use strategy='greedy'"
+        )
     if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(f"top_k={top_k}, top_p={top_p}: top_k must be at least 1, top_p above 0 and at most 1")
     if max_new_tokens < 0:
@@ -83,7 +92,8 @@ def generate(
     was_training = model.training
     model.eval()
     found = []
-    with packed_weights(model):
+    with packed_weights(model), ExitStack() as at_the_end:
+        at_the_end.callback(model.train, was_training)  # after an error too
         for start in range(0, len(rows), max(1, ROWS // num_beams)):
             group = rows[start : start + max(1, ROWS // num_beams)]
             limits = [min(max_new_tokens, model.config.context_length - len(ids)) for ids in group]
@@ -92,7 +102,6 @@ def generate(
                 continue
             pick = _Greedy() if strategy == "greedy" else _Sampler(base, start, len(group), temperature, top_k, top_p)
             found += [[one] for one in token_by_token(model, tokenizer, group, limits, pick, use_cache)]
-    model.train(was_training)
 
     results = []
     for prompt, candidates in zip(rows, found, strict=True):
@@ -141,7 +150,7 @@ def filtered_distribution(
 ) -> Tensor:
     """logits (…, V) -> the probabilities (…, V) that sampling draws from; what is filtered out has probability 0."""
     best = logits.max(dim=-1, keepdim=True).values  # (…, 1), taken off first: no temperature is too small
-    scores = (logits - best) / temperature  # (…, V)
+    scores = (logits - best) / max(temperature, torch.finfo(torch.float32).tiny)  # (…, V), the best at 0: no 0 / 0
     if top_k is not None and top_k < scores.shape[-1]:
         kept, places = scores.topk(top_k)  # (…, k) each
         scores = torch.full_like(scores, float("-inf")).scatter(-1, places, kept)  # (…, V)
@@ -213,6 +222,10 @@ class _Sampler:
         return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=scores.shape[-1] - 1)  # (B,)
 
 
+def _not_numbers() -> FloatingPointError:
+    return FloatingPointError("the model's scores are NaN: load a checkpoint whose weights are finite, or train again")
+
+
 def token_by_token(
     model: Decoder, tokenizer: WordTokenizer, prompts: list[list[int]], limits: list[int], pick, use_cache: bool
 ) -> list[tuple[list[int], float]]:
@@ -229,6 +242,8 @@ def token_by_token(
         chosen = scores.gather(-1, tokens[:, None])[:, 0]  # (B,)
         going = []
         for place, (row, token, logprob) in enumerate(zip(active, tokens.tolist(), chosen.tolist(), strict=True)):
+            if not logprob > -math.inf:  # a sampler finds no place in NaN, and takes the last token
+                raise _not_numbers()
             new[row].append(token)
             logprobs[row] += logprob
             if token != tokenizer.eos_id and len(new[row]) < limits[row]:
@@ -278,6 +293,8 @@ def beam_search(
             for rank, (total, at) in enumerate(zip(*(found.tolist() for found in likeliest), strict=True)):
                 beam, token = divmod(at, scores.shape[-1])
                 ids = [*group[beam][0], token]
+                if math.isnan(total):
+                    raise _not_numbers()
                 if total == float("-inf"):
                     break  # only tokens that may not come out are left
                 if token == tokenizer.eos_id or len(ids) == limits[row]:

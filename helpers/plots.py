@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
+from helpers.files import write_whole
 from helpers.stories import corpus_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,9 +106,7 @@ class FigureFolder:
 
     def _write(self, name: str, content: bytes) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.path / f".{name}.{os.getpid()}.partial"
-        partial.write_bytes(content)
-        partial.replace(self.path / name)  # atomic: a stopped run leaves the old file whole
+        write_whole(self.path / name, content)
 
 
 def load_numbers(corpus: str, name: str) -> dict:

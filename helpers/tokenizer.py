@@ -1,14 +1,15 @@
 """Words to ids and back: a word-level tokenizer that reads like text again when decoded."""
 
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from helpers.files import read_json, write_json
+
 SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
+FORMAT = 2  # of a saved tokenizer
 
 # A word (inner apostrophes and hyphens belong to it, a possessive 's does not), or one punctuation mark.
 _TOKEN = re.compile(r"'s\b|\w+(?:(?!'s\b)['-]\w+)*|\.\.\.|--|[^\w\s]")
@@ -125,33 +126,20 @@ class WordTokenizer:
     def save(self, path: str | Path) -> None:
         """Write one JSON file; it appears whole or not at all."""
         state = {
-            "format": 1,
             "keep_punctuation": self.keep_punctuation,
             "capitalized": sorted(self.capitalized),
             "words": self.words,
         }
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(state, ensure_ascii=False, indent=0), encoding="utf-8")
-        partial.replace(path)
+        write_json(path, state, FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> "WordTokenizer":
-        """Read what `save` wrote. Raises ValueError where the file is not such a file."""
+        """Read what `save` wrote. Raises ValueError where the file is not such a file, or was changed since."""
+        state = read_json(path, FORMAT)
         try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
-            version, words, capitalized, keep = (
-                state[key] for key in ("format", "words", "capitalized", "keep_punctuation")
-            )
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is not a saved tokenizer ({error}): save it again with tokenizer.save()"
-            ) from error
-        if version != 1:
-            raise ValueError(
-                f"{path} has format {version}, this code reads format 1: update the code, or save it again"
-            )
-        return cls(words, capitalized, keep)
+            return cls(state["words"], state["capitalized"], state["keep_punctuation"])
+        except KeyError as error:
+            raise ValueError(f"{path} is no saved tokenizer, it has no {error}: save or copy it again") from error
 
 
 def _pieces(text: str, keep_punctuation: bool) -> list[str]:

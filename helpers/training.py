@@ -7,16 +7,19 @@ import argparse
 import ast
 import copy
 import csv
+import glob
 import hashlib
+import io
 import json
 import math
 import os
 import re
+import secrets
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,11 +28,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from helpers.files import cannot_write, clear_left, read_json, write_json, write_whole
 from helpers.memory import keep_freed_memory, output_loss
 from helpers.model import Decoder, ModelConfig
 from helpers.stories import Stories, corpus_name, load_stories
@@ -38,7 +42,7 @@ from helpers.vectors import train_vectors
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
-FORMAT = 1  # of the checkpoint files; raised when an older reader would misread them
+FORMAT = 2  # of a checkpoint, and of a file to resume from
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,11 @@ class History:
             ("log.csv", {"seconds"}),
             ("timing.csv", {"train_loss", "validation_loss", "learning_rate"}),
         ):
-            partial = folder / f"{name}.{os.getpid()}.partial"
-            with open(partial, "w", newline="", encoding="utf-8") as file:
-                columns = [key for key in self.rows[0] if key not in drop]
-                writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(self.rows)
-            partial.replace(folder / name)
+            text, columns = io.StringIO(), [key for key in self.rows[0] if key not in drop]
+            writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_whole(folder / name, text.getvalue())
 
 
 def encode_stories(
@@ -228,7 +230,10 @@ def train(
     history = History(state["rows"])
     folder = Path(config.folder) if config.folder and rank == 0 else None
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
     loss = _LossSum(model, tokenizer.pad_id)
     if processes > 1:
         loss = DistributedDataParallel(loss)  # from here on every process has the first one's parameters
@@ -407,30 +412,75 @@ def save_checkpoint(
     metadata: dict | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """model.safetensors (weights as `dtype`), config.json (sizes and metadata) and tokenizer.json, all or none.
+    """model.safetensors (weights as `dtype`), config.json (sizes, metadata, checksums) and tokenizer.json, all or none.
 
     A checkpoint that was there is replaced only when the new one is complete. Nothing in it can carry code.
+    Raises OSError where it cannot be written, FileExistsError where `folder` holds anything but a checkpoint.
     """
     folder = Path(folder)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-    config = {"format": FORMAT, "model": asdict(model.config), "metadata": metadata or {}}
-    (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    tokenizer.save(partial / "tokenizer.json")
     if folder.exists():
-        old = folder.with_name(f"{folder.name}.{os.getpid()}.old")
-        folder.rename(old)
+        others = (
+            sorted({path.name for path in folder.iterdir()} - {*CHECKPOINT_FILES}) if folder.is_dir() else ["a file"]
+        )
+        if others:
+            raise FileExistsError(
+                f"{folder} is no checkpoint ({others[0]} is there), and is not replaced: name another"
+            )
+    partial, weights = _beside(folder, "partial"), _on_cpu(model.state_dict(), dtype)
+    try:
         try:
-            partial.rename(folder)
-        except BaseException:
-            old.rename(folder)
-            raise
-        shutil.rmtree(old)
-    else:
-        partial.rename(folder)
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        write_whole(partial / "model.safetensors", save(weights, {"format": "pt"}))
+        tokenizer.save(partial / "tokenizer.json")
+        state = {"model": asdict(model.config), "metadata": metadata or {}, "weights_sha256": _digest(weights)}
+        state["tokenizer_sha256"] = hashlib.sha256((partial / "tokenizer.json").read_bytes()).hexdigest()
+        write_json(partial / "config.json", state, FORMAT)
+        _put(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(folder: Path, kind: str) -> Path:
+    """A hidden name beside the folder's that nobody else has."""
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{kind}")
+
+
+def _put(whole: Path, folder: Path) -> None:
+    """Let a whole folder take the name of another, whoever does the same at the same time.
+
+    Two steps: the old one goes away, the new one takes its place. Who is killed in between leaves the new one as `.new`,
+    where `_find` looks for it.
+    """
+    clear_left(folder)
+    new = whole.rename(_beside(folder, "new"))
+    while new.exists():  # no more once this process, or one that reads, has put it there
+        with suppress(FileNotFoundError):  # another process may take it away first
+            shutil.rmtree(folder.rename(_beside(folder, "old")), ignore_errors=True)
+        with suppress(OSError):  # another process may have put its own there: then that is the older one
+            new.rename(folder)
+
+
+def _find(folder: Path) -> None:
+    """Finish the replacement of a folder that a killed process left unfinished."""
+    for new in sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.new")):
+        with suppress(OSError):  # it is there already
+            new.rename(folder)
+
+
+def _on_cpu(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+
+
+def _digest(tensors: dict[str, Tensor], *texts: str) -> str:
+    """The SHA-256 of texts, and of the names, types, shapes and bytes of tensors."""
+    names = sorted(tensors)
+    shapes = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
+    digest = hashlib.sha256(json.dumps([texts, shapes]).encode())
+    for name in names:
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
@@ -443,24 +493,28 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
     if isinstance(folder, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", folder) and not Path(folder).exists():
         folder = _from_hub(folder)
     folder = Path(folder)
+    if not folder.exists():
+        _find(folder)
     for name in CHECKPOINT_FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder / name} is missing: {folder} is no complete checkpoint; save or copy it again"
             )
+    config = read_json(folder / "config.json", FORMAT)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        version, sizes, metadata = config["format"], config["model"], config["metadata"]
-        if version != FORMAT:
-            raise ValueError(f"it has format {version}, this code reads {FORMAT}")
+        sizes, metadata, weights_sha256 = config["model"], config["metadata"], config["weights_sha256"]
         model = Decoder(ModelConfig(**sizes))
         weights = load_file(folder / "model.safetensors")
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be read as a checkpoint ({error}): save or copy it again") from error
-    tokenizer = WordTokenizer.load(folder / "tokenizer.json")
-    if len(tokenizer) > model.config.vocab_size:
+    if _digest(weights) != weights_sha256:
         raise ValueError(
-            f"{folder}: {len(tokenizer)} words, but the model has {model.config.vocab_size} rows: files of two runs?"
+            f"{folder / 'model.safetensors'} holds other weights than its config.json says: copy all files again"
+        )
+    tokenizer = WordTokenizer.load(folder / "tokenizer.json")
+    if hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest() != config["tokenizer_sha256"]:
+        raise ValueError(
+            f"{folder}: its tokenizer.json is not the one that its config.json names: copy all files again"
         )
     _copy_weights(model, weights, folder)
     return model.eval(), tokenizer, metadata
@@ -588,13 +642,12 @@ def _identity(model: Decoder, config: TrainingConfig, precision: str, *encoded: 
 
 def _save_run(folder: Path, model: Decoder, optimizer, identity: dict, state: dict) -> None:
     """Everything a run needs to go on, in ONE file, so that it is there whole or not at all."""
-    tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": t.detach().cpu().contiguous() for key, t in moments.items()}
-    metadata = {"format": str(FORMAT), "state": json.dumps(state), "identity": json.dumps(identity)}
-    partial = folder / f"resume.safetensors.{os.getpid()}.partial"
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(folder / "resume.safetensors")
+        tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in moments.items()}
+    tensors, texts = _on_cpu(tensors), {"state": json.dumps(state), "identity": json.dumps(identity)}
+    metadata = texts | {"format": str(FORMAT), "sha256": _digest(tensors, *texts.values())}
+    write_whole(folder / "resume.safetensors", save(tensors, metadata))
 
 
 def _read_run(folder: Path) -> "_SavedRun":
@@ -605,6 +658,10 @@ def _read_run(folder: Path) -> "_SavedRun":
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["format"] != str(FORMAT):
+            raise ValueError(f"it has format {metadata['format']}, this code reads {FORMAT}")
+        if _digest(tensors, metadata["state"], metadata["identity"]) != metadata["sha256"]:
+            raise ValueError("its content no longer has the SHA-256 that it names")
         return _SavedRun(path, tensors, json.loads(metadata["state"]), json.loads(metadata["identity"]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it and start the run again") from error
@@ -656,6 +713,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"{target} is there already: name another place with --checkpoint, or delete it")
     if options["resume"] and not config.folder:
         parser.error("--resume needs the --folder of the run to go on with")
+    if config.folder and not options["resume"] and Path(config.folder, "resume.safetensors").exists():
+        parser.error(
+            f"{config.folder} holds a run already: go on with it by --resume, delete it, or name another folder"
+        )
 
     if "WORLD_SIZE" in os.environ:  # set by torchrun
         if pick_device(config.device).startswith("cuda"):

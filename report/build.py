@@ -18,6 +18,9 @@ import typst
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+from helpers.files import write_whole  # noqa: E402 - the repository need not be installed
+
 FIGURES = ROOT / "figures"
 TITLE = "A story transformer, from scratch"
 FIRST = "07"  # what a grader reads first
@@ -62,7 +65,7 @@ def build_html(folder: Path, target: Path) -> None:
         page = Path(scratch, "report.html")
         options = "--to=html5", "--embed-resources", "--mathml", f"--css={HERE / 'style.css'}"
         pandoc(folder, page, *options, f"--include-after-body={script}")
-        replace(target, page.read_bytes())
+        write_whole(target, page.read_bytes())
 
 
 def build_pdf(folder: Path, target: Path) -> None:
@@ -82,14 +85,7 @@ def build_pdf(folder: Path, target: Path) -> None:
         )
         # pandoc 3.9 writes ⊙ by a name that typst has changed since.
         text.write_text(text.read_text(encoding="utf-8").replace("dot.circle", "dot.o"), encoding="utf-8")
-        replace(target, typst.compile(str(text), root="/", format="pdf", ignore_system_fonts=True))
-
-
-def replace(target: Path, content: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(target)  # a stopped build leaves the old report whole
+        write_whole(target, typst.compile(str(text), root="/", format="pdf", ignore_system_fonts=True))
 
 
 def main() -> int:
@@ -97,6 +93,7 @@ def main() -> int:
     place = ROOT / "build" if folder == ROOT / "notebooks" else folder
     for target, build in ((place / "report.html", build_html), (place / "report.pdf", build_pdf)):
         begin = time.monotonic()
+        target.parent.mkdir(parents=True, exist_ok=True)
         build(folder, target)
         shown = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
         print(f"{shown}: {target.stat().st_size / 1e6:.1f} MB in {time.monotonic() - begin:.1f} s")

@@ -26,7 +26,8 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.stories import CORPORA, corpus_name  # noqa: E402 - the repository need not be installed
+from helpers.files import write_whole  # noqa: E402 - the repository need not be installed
+from helpers.stories import CORPORA, corpus_name  # noqa: E402
 
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
@@ -132,11 +133,8 @@ def machine_paths(notebook) -> list[str]:
 
 
 def write(notebook, path: Path) -> None:
-    """Write a notebook whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(jupytext.writes(notebook, fmt="ipynb").rstrip("\n") + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, jupytext.writes(notebook, fmt="ipynb").rstrip("\n") + "\n")
 
 
 def run(paths: list[Path], corpus: str | None) -> int:

@@ -1,5 +1,6 @@
 """Generation: rules that hold for any model, and beam search against exhaustive search and Hugging Face's."""
 
+import math
 import random
 from functools import cache
 
@@ -107,10 +108,13 @@ def test_filters_by_hand():
     [
         ({"strategy": "best"}, "choose 'sample', 'greedy' or 'beam'"),
         ({"temperature": 0.0}, "use strategy='greedy'"),
-        ({"temperature": -1.0}, "must be above 0"),
+        ({"temperature": -1.0}, "must be finite and above 0"),
+        ({"temperature": float("inf")}, "must be finite and above 0"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_p": 0.0}, "top_p above 0"),
-        ({"temperature": float("nan")}, "must be above 0"),
+        ({"top_p": float("nan")}, "top_p above 0"),
+        ({"prompts": "w1"}, "give a list of prompts"),
+        ({"temperature": float("nan")}, "must be finite and above 0"),
         ({"max_new_tokens": -1}, "must not be negative"),
         ({"num_beams": 0, "strategy": "beam"}, "at least 1"),
         ({"num_beams": 4}, "more for 'beam' only"),
@@ -118,7 +122,7 @@ def test_filters_by_hand():
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        generate(made_model(), TOKENIZER, ["w1"], **({"max_new_tokens": 3} | settings))
+        generate(made_model(), TOKENIZER, **({"prompts": ["w1"], "max_new_tokens": 3} | settings))
 
 
 def test_a_prompt_that_fills_the_context_is_refused():
@@ -215,6 +219,42 @@ def test_beams_stay_in_the_row_that_they_go_on_from():
     assert _in_place(running(2, 0, 0, 1)) == running(0, 1, 2, 0)
     assert _in_place(running(3, 3, 3, 3)) == running(3, 3, 3, 3)
     assert _in_place(running(5, 1)) == running(5, 1)  # two beams are left of six
+
+
+@pytest.mark.parametrize("how", STRATEGIES, ids=str)
+def test_scores_that_are_not_numbers_are_said_and_leave_the_model_as_it_was(how):
+    model = made_model().train()
+    with torch.no_grad():
+        model.blocks[1].attention.output.bias[3] = float("nan")
+    with pytest.raises(FloatingPointError, match="load a checkpoint whose weights are finite"):
+        generate(model, TOKENIZER, ["w1", "w2 w3"], max_new_tokens=4, **how)
+    assert model.training
+    assert "forward" not in vars(model.output)
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-40, 5e-324])
+def test_the_smallest_temperatures_are_greedy(temperature):
+    model, prompts = made_model(), ["w1", "w2 w3", ""]
+    cold = generate(model, TOKENIZER, prompts, max_new_tokens=6, temperature=temperature, seed=0)
+    greedy = generate(model, TOKENIZER, prompts, max_new_tokens=6, strategy="greedy")
+    assert [one.ids for one in cold] == [one.ids for one in greedy]
+
+
+def test_more_than_the_vocabulary_can_give():
+    model = made_model()
+    ids = lambda **how: [one.ids for one in generate(model, TOKENIZER, ["w1"], max_new_tokens=2, seed=3, **how)]
+    assert ids(top_k=10**6) == ids()
+    (widest,) = generate(model, TOKENIZER, ["w1"], max_new_tokens=1, strategy="beam", num_beams=10**3)
+    assert len(widest.beams) == len(TOKENIZER) - 3  # each word and <eos>
+    assert math.fsum(math.exp(beam.logprob) for beam in widest.beams) < 1
+
+
+def test_a_thousand_prompts_go_on_as_they_do_alone():
+    model, prompts = made_model(), [f"w{i % 20} w{i // 20 % 20}" for i in range(1_000)]
+    many = generate(model, TOKENIZER, prompts, max_new_tokens=3, strategy="greedy")
+    assert len(many) == 1_000
+    alone = generate(model, TOKENIZER, prompts[777:778], max_new_tokens=3, strategy="greedy")
+    assert many[777].ids == alone[0].ids
 
 
 def test_nothing_to_do():

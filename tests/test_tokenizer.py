@@ -1,12 +1,11 @@
 """The tokenizer: ids by rule, text that reads again, and the comparison protocol's words exactly."""
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.tokenizer import SPECIALS, WordTokenizer
+from helpers.files import write_json
+from helpers.tokenizer import FORMAT, SPECIALS, WordTokenizer
 
 STORY = (
     'One day, Mia met Tom. "Where is my red ball?" asked Mia. "I don\'t know," said Tom. '
@@ -132,8 +131,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
 
 def test_a_vocabulary_with_a_word_twice_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
-    WordTokenizer(["a", "b"]).save(path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"words": ["a", "a"]}))
+    write_json(path, {"words": ["a", "a"], "capitalized": [], "keep_punctuation": True}, FORMAT)
     with pytest.raises(ValueError, match="same word twice"):
         WordTokenizer.load(path)
 

@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from helpers import training
 from helpers.decoding import generate
 from helpers.evaluation import entropy_floor
+from helpers.files import read_json, write_json
 from helpers.model import Decoder, ModelConfig
 from helpers.stories import Stories, load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import (
     CHECKPOINTS,
+    FORMAT,
     TrainingConfig,
     _LossSum,
     _update,
@@ -446,30 +448,29 @@ def test_half_size_checkpoint_keeps_the_weights_to_bf16(tmp_path):
         assert torch.equal(again.state_dict()[name], tensor.bfloat16().float()), name
 
 
-def break_config(folder: Path, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+def change_config(folder: Path, format=FORMAT, **changes):
+    write_json(folder / "config.json", read_json(folder / "config.json", FORMAT) | changes, format)
 
 
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
         (lambda f: (f / "tokenizer.json").unlink(), FileNotFoundError, "is missing"),
-        (lambda f: (f / "config.json").write_text("{"), ValueError, "cannot be read as a checkpoint"),
+        (lambda f: (f / "config.json").write_text("{"), ValueError, "config.json is not what was saved"),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"\x10" + bytes(20)),
             ValueError,
             "cannot be read as a checkpoint",
         ),
-        (lambda f: break_config(f, format=2), ValueError, "format 2, this code reads 1"),
-        (lambda f: break_config(f, model={"d_models": 8}), ValueError, "cannot be read as a checkpoint"),
+        (lambda f: change_config(f, format=3), ValueError, "config.json has format 3, this code reads format 2"),
+        (lambda f: change_config(f, model={"d_models": 8}), ValueError, "cannot be read as a checkpoint"),
         (
-            lambda f: break_config(f, model={"vocab_size": 40} | SIZES | {"d_ff": 64}),
+            lambda f: change_config(f, model={"vocab_size": 40} | SIZES | {"d_ff": 64}),
             ValueError,
             "model of another shape",
         ),
-        (lambda f: break_config(f, model={"vocab_size": 20} | SIZES), ValueError, "34 words, but the model has 20"),
-        (lambda f: save_file({"a": torch.zeros(1)}, f / "model.safetensors"), ValueError, "model of another shape"),
+        (lambda f: save_file({"a": torch.zeros(1)}, f / "model.safetensors"), ValueError, "holds other weights"),
+        (lambda f: WordTokenizer(["a"]).save(f / "tokenizer.json"), ValueError, "is not the one that its config"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_words(tmp_path, damage, error, message):

@@ -1,0 +1,90 @@
+"""Files that are there whole or not at all, and JSON that notices when it was damaged."""
+
+import errno
+import glob
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_AGAIN = "save or copy it again"
+_ADVICE = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.ENOENT: "its folder is gone; make it again",
+    errno.EACCES: "name a folder that you may write to",
+    errno.EPERM: "name a folder that you may write to",
+    errno.EROFS: "name a folder that can be written to",
+}
+
+
+def write_whole(path: str | Path, content: bytes | str) -> None:
+    """Write a file that takes its name in one step, when all of it is on the disk. A str is written as UTF-8.
+
+    So neither a process that is killed nor two that write at once leave half a file: the last one's is there. What a
+    killed one left beside it is removed by whoever writes the same file more than an hour later.
+    Raises OSError, with a word on what to do, where it cannot be written; a file that was there stays as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    clear_left(path)
+    try:
+        try:
+            with open(partial, "wb") as file:
+                file.write(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())  # or a machine that loses power could keep the name and lose the content
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def clear_left(path: Path) -> None:
+    """Remove what killed processes left beside a file or folder that they were writing: hidden, and over an hour old."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with suppress(OSError):  # another process may do the same
+            if left.suffix in (".partial", ".new", ".old") and time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def cannot_write(path: str | Path, error: OSError) -> OSError:
+    """The same error, saying which file could not be written and what to do."""
+    advice = _ADVICE.get(error.errno, "see to it")
+    return OSError(
+        error.errno, f"cannot write {path} ({error.strerror}): {advice}, then try again. Nothing else was changed"
+    )
+
+
+def write_json(path: str | Path, state: dict, format: int) -> None:
+    """Write a dictionary as JSON, with the number of its format and the SHA-256 of its content.
+
+    The format is raised when an older reader would misread the file.
+    """
+    state = state | {"format": format}
+    text = json.dumps(state | {"sha256": _digest(state)}, ensure_ascii=False, indent=1, sort_keys=True)
+    write_whole(path, f"{text}\n")
+
+
+def read_json(path: str | Path, format: int) -> dict:
+    """What `write_json` wrote. Raises ValueError where the file holds anything else, FileNotFoundError for no such file."""
+    try:
+        state = json.loads(Path(path).read_bytes().decode("utf-8", "surrogatepass"))
+        found, written = state["format"], state.pop("sha256", None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not what was saved ({type(error).__name__}: {error}): {_AGAIN}") from error
+    if found != format:
+        raise ValueError(f"{path} has format {found}, this code reads format {format}: update the code, or {_AGAIN}")
+    if written != _digest(state):
+        raise ValueError(f"{path} was changed since it was saved, its content has another SHA-256: {_AGAIN}")
+    return state
+
+
+def _digest(state: dict) -> str:
+    content = json.dumps(state, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
