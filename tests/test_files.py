@@ -1,0 +1,162 @@
+"""Files are there whole or not at all: with a full disk, a folder that cannot be written to, or two writers."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torture import cases, on_a_small_disk
+
+from helpers.files import read_json, write_json, write_whole
+
+
+def test_what_is_written_is_there_and_nothing_else(tmp_path):
+    write_whole(tmp_path / "a.txt", "é\n\ud800")
+    write_whole(tmp_path / "a.txt", b"\0\r\n")  # bytes stay as they are
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"\0\r\n"}
+
+
+def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
+    names = ".a.txt.0.partial", ".a.txt.1.partial", ".b.txt.2.partial", ".a.txt.3.txt"
+    for name in names:
+        (tmp_path / name).touch()
+    for name in names[1:]:
+        os.utime(tmp_path / name, (time.time() - 4000,) * 2)
+    write_whole(tmp_path / "a.txt", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*names, "a.txt"} - {".a.txt.1.partial"})
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cannot write .*a\.txt \(.*\): its folder is gone; make it again"):
+        write_whole(tmp_path / "gone" / "a.txt", "")
+
+
+def test_json_comes_back_and_a_change_is_noticed(tmp_path):
+    path = tmp_path / "a.json"
+    state = {"float": 0.1 + 0.2, "text": "é\ud800\0", "list": [1, None], "nested": {"b": True, "a": 1e300}}
+    write_json(path, state, format=7)
+    assert read_json(path, format=7) == state | {"format": 7}
+    written = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+    path.write_text(json.dumps(written))  # other spaces, another order: the same content
+    assert read_json(path, format=7) == state | {"format": 7}
+    path.write_text(json.dumps(written | {"list": [1, 0]}))
+    with pytest.raises(ValueError, match=r"a\.json was changed since it was saved"):
+        read_json(path, format=7)
+    with pytest.raises(ValueError, match="has format 7, this code reads format 6: update the code"):
+        read_json(path, format=6)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "b.json", format=7)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"format": 7}'])
+def test_json_that_was_not_saved_here_is_refused(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json (is not what was saved|was changed since it was saved)"):
+        read_json(path, format=7)
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from helpers.files import write_whole
+folder, mark, times = sys.argv[1:]
+for _ in range(int(times)):
+    write_whole(Path(folder, "a.txt"), mark * 300_000)
+"""
+
+
+def test_readers_of_a_file_that_two_processes_write_see_it_whole(tmp_path):
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path), mark, str(cases(60, 1_000))]) for mark in "xy"
+    ]
+    seen = []
+    while any(writer.poll() is None for writer in writers):
+        if (tmp_path / "a.txt").exists():
+            content = (tmp_path / "a.txt").read_text()
+            assert len(content) == 300_000
+            assert set(content) in ({"x"}, {"y"})
+            seen.append(content[0])
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert set(seen) == {"x", "y"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+ON_A_SMALL_DISK = """
+import json, os, subprocess, sys
+from pathlib import Path
+sys.path[:0] = ["tests", "."]
+from dataclasses import replace
+from test_training import QUICK, TOKENIZER, made_model, made_stories
+from helpers.training import load_checkpoint, save_checkpoint, train
+
+folder, problem = Path(sys.argv[1]), sys.argv[2]
+run, kept = folder / "run", folder / "kept"
+config = replace(QUICK, dropout=0.1, folder=str(run), checkpoint_every=1)
+problems, steps = [], []
+
+def cause(row, model):
+    steps.append(row["step"])
+    if row["step"] == 8 and not problems:
+        save_checkpoint(kept, model, TOKENIZER, row)
+        if problem == "full":
+            with open(folder / "filler", "wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(1024))
+                except OSError:
+                    pass
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+
+def mend():
+    if problem == "full":
+        (folder / "filler").unlink()
+    else:
+        subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+
+try:
+    train(made_model(), TOKENIZER, made_stories(), config, on_validation=cause)
+except OSError as error:
+    problems.append(str(error))
+model, _, metadata = load_checkpoint(kept)
+try:
+    save_checkpoint(kept, made_model(), TOKENIZER)
+except OSError as error:
+    problems.append(str(error))
+again, _, metadata_again = load_checkpoint(kept)
+same = all((a == b).all() for a, b in zip(model.parameters(), again.parameters())) and metadata == metadata_again
+names = sorted(path.name for path in folder.iterdir() if path.name != "filler")
+mend()
+history = train(made_model(seed=1), TOKENIZER, made_stories(), config, resume_from=run)
+log = (run / "log.csv").read_text()
+print(json.dumps({"problems": problems, "same": bool(same), "steps": steps, "names": names, "log": log}))
+"""
+
+
+@pytest.mark.parametrize("problem", ["full", "read-only"])
+def test_a_disk_that_fills_or_locks_during_a_run_loses_nothing(tmp_path, problem):
+    done = on_a_small_disk(1_000, tmp_path, [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path), problem])
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    said = {"full": "No space left on device): make room", "read-only": "Read-only file system): name a folder"}
+    assert len(told["problems"]) == 2
+    assert all("cannot write" in text and said[problem] in text for text in told["problems"])
+    assert told["same"]  # the checkpoint is the one from before
+    assert told["names"] == ["kept", "run"]  # nothing is left of the attempts
+    whole = subprocess.run([sys.executable, "-c", WHOLE, str(tmp_path / "whole")], capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    assert told["log"] == Path(tmp_path, "whole", "log.csv").read_text()
+
+
+WHOLE = """
+import sys
+sys.path[:0] = ["tests", "."]
+from dataclasses import replace
+from test_training import QUICK, TOKENIZER, made_model, made_stories
+from helpers.training import train
+train(made_model(), TOKENIZER, made_stories(), replace(QUICK, dropout=0.1, folder=sys.argv[1]))
+"""
