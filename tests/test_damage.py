@@ -1,0 +1,228 @@
+"""Files that were cut, changed, or made by somebody else are refused in words, and nothing in them is ever run."""
+
+import gzip
+import hashlib
+import pickle
+import random
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_training import QUICK, TOKENIZER, made_model, made_stories
+from torture import cases
+
+from helpers.tokenizer import WordTokenizer
+from helpers.training import _read_run, load_checkpoint, save_checkpoint, train
+from helpers.vectors import load_vectors, train_vectors
+
+pytestmark = pytest.mark.torture
+ROOT = Path(__file__).resolve().parents[1]
+CASES = cases(60, 1_000)
+RUNS_CODE = ("exec", "compile", "pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "marshal.loads")
+
+
+def mutations(content: bytes):
+    """Copies of a file: cut, with one bit changed, with bytes changed, put in or taken out, and with zeros at the end."""
+    draw = random.Random(0)
+    for number in range(CASES):
+        at, length = draw.randrange(len(content)), draw.randint(1, 40)
+        changed = bytearray(content)
+        kind = number % 6
+        if kind == 0:
+            changed = changed[:at]
+        elif kind == 1:
+            changed[at] ^= 1 << draw.randrange(8)
+        elif kind == 2:
+            changed[at : at + length] = draw.randbytes(len(changed[at : at + length]))
+        elif kind == 3:
+            changed[at:at] = draw.randbytes(length)
+        elif kind == 4:
+            del changed[at : at + length]
+        else:
+            changed[at:] = bytes(len(changed) - at)
+        if changed != content:
+            yield bytes(changed)
+
+
+class Listening:
+    """While it listens, whatever would run code is an error. An audit hook cannot be taken away again: one serves all."""
+
+    on = False
+
+    @classmethod
+    def hook(cls, event, arguments):
+        if cls.on and event in RUNS_CODE:
+            raise AssertionError(f"a damaged file made Python do {event} {arguments}")
+
+
+sys.addaudithook(Listening.hook)
+
+
+def read(path: Path, content: bytes, load, again: str):
+    """What `load()` gives, or None where it refuses in words that name the file or its folder and say what to do."""
+    path.write_bytes(content)
+    Listening.on = True
+    try:
+        return load()
+    except ValueError as error:
+        refusal = str(error)
+    finally:
+        Listening.on = False
+    assert path.name in refusal or path.parent.name in refusal
+    assert re.search(again, refusal), refusal
+    return None
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run's folder, with its file to resume from and its checkpoint."""
+    folder = tmp_path_factory.mktemp("damage") / "run"
+    model = made_model()
+    train(model, TOKENIZER, made_stories(), replace(QUICK, epochs=1, folder=str(folder)))
+    save_checkpoint(folder / "kept", model, TOKENIZER, {"loss": 1.25})
+    return folder
+
+
+def same_tensors(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(saved, tmp_path, name):
+    shutil.copytree(saved / "kept", tmp_path / "kept")
+    original, words, metadata = load_checkpoint(tmp_path / "kept")
+    refused = 0
+    for content in mutations((saved / "kept" / name).read_bytes()):
+        got = read(
+            tmp_path / "kept" / name, content, lambda: load_checkpoint(tmp_path / "kept"), "again|update the code"
+        )
+        if got is None:
+            refused += 1
+            continue
+        model, tokenizer, told = got
+        assert same_tensors(model.state_dict(), original.state_dict())
+        assert (model.config, told, tokenizer.words) == (original.config, metadata, words.words)
+    assert refused > 0.9 * CASES
+
+
+def test_a_damaged_file_to_resume_from_is_refused_or_read_as_it_was(saved, tmp_path):
+    original, refused = _read_run(saved), 0
+    for content in mutations((saved / "resume.safetensors").read_bytes()):
+        got = read(tmp_path / "resume.safetensors", content, lambda: _read_run(tmp_path), "start the run again")
+        if got is None:
+            refused += 1
+            continue
+        assert same_tensors(got.tensors, original.tensors)
+        assert (got.state, got.identity) == (original.state, original.identity)
+    assert refused > 0.9 * CASES
+
+
+def test_a_damaged_tokenizer_is_refused_or_read_as_it_was(tmp_path):
+    tokenizer, refused = WordTokenizer.train(["Mia sat. Mia ran.", "the dog, the cat – 'tis"] * 3), 0
+    path = tmp_path / "words.json"
+    tokenizer.save(path)
+    for content in mutations(path.read_bytes()):
+        got = read(path, content, lambda: WordTokenizer.load(path), "again")
+        if got is None:
+            refused += 1
+        else:
+            assert (got.words, got.capitalized) == (tokenizer.words, tokenizer.capitalized)
+    assert refused > 0.9 * CASES
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """The same small vectors as fastText's .bin, as .vec and as .vec.gz."""
+    folder = tmp_path_factory.mktemp("vectors")
+    words = [f"w{i}" for i in range(20)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHE_DIR", str(folder / "cache"))
+        trained = train_vectors([" ".join(words)] * 3, dim=8, bucket=50, epochs=1)
+    rows = [f"{word} {' '.join(f'{x:.4f}' for x in trained[word])}" for word in words]
+    text = "\n".join([f"{len(words)} 8", *rows, ""]).encode()
+    contents = {".bin": trained.path.read_bytes(), ".vec": text, ".vec.gz": gzip.compress(text, mtime=0)}
+    return words, contents
+
+
+@pytest.mark.parametrize("kind", [".bin", ".vec", ".vec.gz"])
+def test_damaged_vectors_are_refused_or_are_still_vectors(vectors, tmp_path, kind):
+    """These formats have no checksum but that of .gz: a changed number in the others cannot be noticed, only that the file
+    is a whole one of finite numbers."""
+    words, contents = vectors
+    tokenizer, path, refused = WordTokenizer(words), tmp_path / f"v{kind}", 0
+    path.write_bytes(contents[kind])
+    original = load_vectors(path).matrix(tokenizer)
+    advice = "again|another copy|download|too old|for this language|Ask for more rows|before quantising"
+    for content in mutations(contents[kind]):
+
+        def load():
+            try:
+                return load_vectors(path).matrix(tokenizer)
+            except ValueError as error:  # of `matrix`, which knows no path
+                raise ValueError(f"{path}: {error}") from error
+
+        matrix = read(path, content, load, advice)
+        if matrix is None:
+            refused += 1
+        elif kind == ".vec.gz":
+            assert np.array_equal(matrix, original)
+        else:
+            assert matrix.shape[0] == len(tokenizer)
+            assert np.isfinite(matrix).all()
+    assert refused > {".bin": 0.2, ".vec": 0.5, ".vec.gz": 0.9}[kind] * CASES
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path(sys.argv[0] + ".exploded"),)
+
+
+def test_a_pickle_is_never_opened(saved, tmp_path):
+    """Under every name that is read: a pickle that would write a file, were it opened."""
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        shutil.rmtree(tmp_path / "kept", ignore_errors=True)
+        shutil.copytree(saved / "kept", tmp_path / "kept")
+        for content in (pickle.dumps(Bomb()), pickle.dumps({"weights": Bomb()}, protocol=0)):
+            load = lambda: load_checkpoint(tmp_path / "kept")
+            assert read(tmp_path / "kept" / name, content, load, "again") is None
+    for name in ("resume.safetensors", "v.bin", "v.vec", "v.vec.gz"):
+        load = lambda name=name: _read_run(tmp_path) if name.startswith("resume") else load_vectors(tmp_path / name)
+        assert read(tmp_path / name, pickle.dumps(Bomb()), load, "again|another copy") is None
+    assert not Path(sys.argv[0] + ".exploded").exists()
+
+
+def test_a_pickle_in_the_cache_of_vectors_is_never_opened(tmp_path, monkeypatch, capsys):
+    """Neither under another hash than its own, nor under its own."""
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
+    source = tmp_path / "v.vec"
+    source.write_text("1 2\na 1 2\n")
+    load_vectors(source, words=["a"])
+    (kept,) = (tmp_path / "cache").iterdir()
+    np.save(tmp_path / "objects.npy", np.array([Bomb()], object), allow_pickle=True)
+    content = (tmp_path / "objects.npy").read_bytes()
+    kept.write_bytes(content)
+    assert load_vectors(source, words=["a"])["a"].tolist() == [1, 2]
+    assert "is damaged" in capsys.readouterr().out
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.unlink()
+    forged = kept.with_name(f"{kept.name[:17]}{hashlib.sha256(content).hexdigest()[:32]}.npy")
+    forged.write_bytes(content)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        load_vectors(source, words=["a"])
+    assert not Path(sys.argv[0] + ".exploded").exists()
+
+
+def test_no_code_of_ours_opens_pickles():
+    """safetensors and JSON only. `np.load` refuses objects unless it is told not to."""
+    patterns = (
+        r"torch\.load\(|torch\.save\(|\bpickle\b|\bjoblib\b|\bdill\b|\bshelve\b|allow_pickle|(?<![\w.`])(?:eval|exec)\("
+    )
+    files = [path for folder in ("helpers", "report", "notebooks") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 15
+    found = [f"{path.name}: {match[0]}" for path in files for match in re.finditer(patterns, path.read_text())]
+    assert found == []
