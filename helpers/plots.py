@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle, product
 from pathlib import Path
+from unicodedata import category
 
 import ipywidgets as widgets
 import matplotlib
@@ -317,8 +318,10 @@ def head_grid(attention, tokens: Sequence[str], *, kind: str = "heatmap", first_
 
 
 def _words(tokens: Sequence[str]) -> list[str]:
-    """Words as labels: shortened, a blank made visible, and no `$` that would start a formula."""
+    """Words as labels: shortened, a blank made visible, no `$` that would start a formula, `�` for what no file can hold."""
+    unwritable = "Cc", "Cs", "Cn"  # control characters, lone surrogates, and what Unicode has not assigned
     short = (word if len(word) <= 14 else f"{word[:13]}…" for word in map(str, tokens))
+    short = ("".join("�" if category(letter) in unwritable else letter for letter in word) for word in short)
     return [word.replace("$", r"\$") if word.strip() else "␣" for word in short]
 
 

@@ -34,6 +34,7 @@ FLATTENING = 10.0  # the r-th word of a list has weight 1 / (r + FLATTENING): Zi
 _GRAMMAR = Path(__file__).with_name("bundled_grammar.toml")
 _SLOT = re.compile(r"\{(\w+)\}")
 _TOKEN = re.compile(r"'s\b|\w+(?:(?!'s\b)['-]\w+)*|[^\w\s]")  # the words that WordTokenizer sees in the grammar's text
+_MARK = re.compile(rb"[!-~]")  # something that is not white space, told without decoding
 _ACCEPTED = (
     "give 'bundled', 'tinystories' (from the Hugging Face Hub), a .txt, .parquet or .jsonl file, "
     "or a folder that holds train.* and validation.*"
@@ -407,7 +408,7 @@ def _read_text(path: Path) -> _Lazy:
     while start < len(content):
         end = content.find(SEPARATOR, start)
         end = len(content) if end < 0 else end
-        if content[start:end].strip():
+        if _MARK.search(content, start, end) or content[start:end].decode("utf-8", "replace").strip():
             bounds.extend((start, end))
         start = end + len(SEPARATOR)
     spans = np.array(bounds, dtype=np.int64).reshape(-1, 2)  # (stories, 2)
@@ -444,7 +445,10 @@ def _column(table, origin: str) -> _Lazy:
             f"{origin} has no column `text` of strings, only {table.features}: rename the column of stories"
         )
     column = table.data.column("text")
-    rows = np.fromiter((row for row, text in enumerate(column) if (text.as_py() or "").strip()), dtype=np.int64)
+    try:
+        rows = np.fromiter((row for row, text in enumerate(column) if (text.as_py() or "").strip()), dtype=np.int64)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{origin} holds text that is not UTF-8 ({error}): save it as UTF-8") from None
     if not len(rows):
         raise ValueError(f"{origin} holds no story: the column `text` has {len(column)} rows, none with a word")
     return _Lazy(rows, lambda row: column[row].as_py().strip())

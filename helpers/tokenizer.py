@@ -2,18 +2,20 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 
 from helpers.files import read_json, write_json
 
 SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
 FORMAT = 2  # of a saved tokenizer
+LONGEST = 100  # characters of a word; what is longer is read as several words
 
 # A word (inner apostrophes and hyphens belong to it, a possessive 's does not), or one punctuation mark.
 _TOKEN = re.compile(r"'s\b|\w+(?:(?!'s\b)['-]\w+)*|\.\.\.|--|[^\w\s]")
-_STRAIGHT = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "–": "--", "—": "--"})
+# İ because its lower case is two characters, which would be read as two words.
+_STRAIGHT = str.maketrans({"İ": "I", "“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "–": "--", "—": "--"})
 _STRIPPED = '.,!?;:"()[]'
 
 _ENDS_SENTENCE = {".", "!", "?"}
@@ -29,7 +31,7 @@ class WordTokenizer:
 
     keep_punctuation=True splits punctuation off as words of its own, so that generated text reads as text. False drops it:
     lower-case, split on white space, each piece stripped of `.,!?;:"()[]` (a piece that was only punctuation stays, as the
-    empty word).
+    empty word). A word of more than 100 characters is read as several of 100: nobody writes one, but files hold them.
     """
 
     pad_id, sos_id, eos_id, unk_id = range(4)
@@ -55,7 +57,7 @@ class WordTokenizer:
             )
         counts, mid_sentence, capitals = Counter(), Counter(), Counter()
         for text in texts:
-            pieces = _pieces(text, keep_punctuation)
+            pieces = list(_pieces(text, keep_punctuation))
             counts.update(piece.lower() for piece in pieces)
             for previous, piece in pairwise(pieces):
                 if previous[-1:].isalnum() or previous == ",":  # after a mark, a capital may only start a sentence
@@ -76,14 +78,18 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the words of a text, without special tokens; unknown words become `<unk>`."""
-        return [self._id_of.get(word, self.unk_id) for word in self.split(text)]
+        return list(self._ids(text))
+
+    def _ids(self, text: str) -> Iterator[int]:
+        for piece in _pieces(text, self.keep_punctuation):
+            yield self._id_of.get(piece.lower(), self.unk_id)
 
     def encode_story(self, text: str, length: int) -> list[int]:
         """`<sos>`, the words, `<eos>`, padded with `<pad>` to exactly `length` ids.
 
         A longer story is cut, and then has no `<eos>`: it did not end there.
         """
-        ids = [self.sos_id, *self.encode(text), self.eos_id][:length]
+        ids = [self.sos_id, *islice(self._ids(text), length), self.eos_id][:length]  # of a long text only the beginning
         return ids + [self.pad_id] * (length - len(ids))
 
     def word(self, token_id: int) -> str:
@@ -111,7 +117,9 @@ class WordTokenizer:
             shown = word
             if word[:1].isalpha():
                 proper = word in self.capitalized or word == "i" or word.startswith("i'")
-                shown = word[:1].upper() + word[1:] if capital or proper else word
+                first = word[:1].upper()
+                if (capital or proper) and first.lower() == word[:1]:  # not for ß, whose capital would be read as ss
+                    shown = first + word[1:]
                 capital = False
             if word == '"':
                 # Speech starts a sentence. After it, `?" asked Mia` goes on, `." Mia smiled` begins anew.
@@ -142,8 +150,12 @@ class WordTokenizer:
             raise ValueError(f"{path} is no saved tokenizer, it has no {error}: save or copy it again") from error
 
 
-def _pieces(text: str, keep_punctuation: bool) -> list[str]:
-    """The words of a text in their original case."""
-    if keep_punctuation:
-        return _TOKEN.findall(text.translate(_STRAIGHT))
-    return [piece.strip(_STRIPPED) for piece in text.split()]
+def _pieces(text: str, keep_punctuation: bool) -> Iterator[str]:
+    """The words of a text in their original case, one after the other: a text of megabytes need not be split at once."""
+    found = _TOKEN.finditer(text.translate(_STRAIGHT)) if keep_punctuation else re.finditer(r"\S+", text)
+    for match in found:
+        word = match[0] if keep_punctuation else match[0].strip(_STRIPPED)
+        if len(word) <= LONGEST:
+            yield word
+        else:
+            yield from (word[start : start + LONGEST] for start in range(0, len(word), LONGEST))

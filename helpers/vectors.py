@@ -387,7 +387,7 @@ def train_vectors(
         lines = [" ".join(tokenizer.split(text)) for text in texts]
         if not any(map(str.strip, lines)):
             raise ValueError("no words to train vectors from: the texts are empty")
-        (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        (folder / "text.txt").write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
         # glibc fills each new block with the complement of PERTURB, and asks the system for large ones, which are zero.
         environment = {name: value for name, value in os.environ.items() if not re.match("MALLOC_|GLIBC_", name)}
         environment |= {"MALLOC_PERTURB_": "255", "MALLOC_MMAP_THRESHOLD_": "65536"}

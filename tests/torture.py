@@ -26,6 +26,16 @@ def _namespaces() -> list[str]:
     return command if works else []
 
 
+def or_refused(load, *words: str):
+    """What `load()` gives; None where it raises a ValueError, whose text must hold one of the words."""
+    try:
+        return load()
+    except ValueError as error:
+        refusal = str(error)
+    assert any(word in refusal for word in words), refusal
+    return None
+
+
 def on_a_small_disk(kilobytes: int, folder, command: list[str]) -> subprocess.CompletedProcess:
     """Run a command that sees a disk of its own at `folder`. Skips the test where the system does not allow mounts."""
     if not _namespaces():
