@@ -522,15 +522,21 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
 
 def _from_hub(name: str) -> Path:
     """The folder into which the Hub's model was downloaded, now or earlier."""
-    from huggingface_hub import snapshot_download  # heavy, and needed by few
+    from huggingface_hub import HfApi, snapshot_download  # heavy, and needed by few
 
+    unreachable = None
     try:
-        return Path(snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES)))
+        HfApi().repo_info(name, timeout=20)  # the download would wait for ever for a server that does not answer
     except Exception as error:  # of its HTTP client, which is another one in each version
+        unreachable = error
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES), local_files_only=bool(unreachable)))
+    except Exception as error:
+        cause = unreachable or error
         raise ConnectionError(
             f"there is no folder {name} here, and the model {name} did not come from the Hugging Face Hub "
-            f"({type(error).__name__}: {error}). Check the name, connect to the network, and try again"
-        ) from error
+            f"({type(cause).__name__}: {cause}). Check the name, connect to the network, and try again"
+        ) from cause
 
 
 def load_or_train(

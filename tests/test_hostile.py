@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+import datasets
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -106,7 +107,8 @@ def test_any_bytes_are_stories_or_are_refused(content):
 @example(["a\ud800b", "c"], False)
 @example(["a\0b", "c"], True)
 def test_any_table_is_stories_or_is_refused(texts, escaped):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(folder, "cache"))
         path = Path(folder, "stories.jsonl")
         lines = [json.dumps({"text": text}, ensure_ascii=escaped) for text in texts]
         path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))

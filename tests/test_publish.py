@@ -78,7 +78,7 @@ class Hub(BaseHTTPRequestHandler):
                     {"type": "file", "path": name, "size": len(data), "oid": digest(data)}
                     for name, data in files.items()
                 ]
-                self.answer(200, tree if parts[5] == "tree" else {"id": "/".join(parts[3:5]), "sha": REVISION})
+                self.answer(200, tree if parts[5:6] == ["tree"] else {"id": "/".join(parts[3:5]), "sha": REVISION})
         else:
             content = self.repositories["/".join(parts[1:3])]["/".join(parts[5:])]
             self.answer(200, content, ETag=f'"{digest(content)}"')
