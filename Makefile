@@ -1,8 +1,9 @@
 # Everything in two commands, on a machine with Python 3.11 to 3.13 and make:
 #
 #   make report     install, execute every notebook, build build/report.html and build/report.pdf
-#   make test       install, lint, run every test, and compare every notebook with a fresh run
+#   make test       install, lint, run every test, and compare every notebook with a fresh run; the network is cut
 #
+#   make torture    the tests of reliability with many cases: killed runs, damaged files, hostile texts, broken servers
 #   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
 #   make publish CORPUS=path REPO=owner/name    the model that was trained on them, to the Hugging Face Hub
 #   make benchmark  speed beside other code, and below the machine's limit: figures/benchmark/
@@ -26,7 +27,7 @@ JOBS ?= 2
 LONGEST := notebooks/04_training.ipynb
 
 .DEFAULT_GOAL := report
-.PHONY: report test record publish benchmark render sync clean
+.PHONY: report test torture record publish benchmark render sync clean
 
 report: $(READY)
 	$(BIN)/python report/execute.py
@@ -35,8 +36,12 @@ report: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(LONGEST) notebooks tests \
+	$(BIN)/python tests/without_network.py $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	    $(LONGEST) notebooks tests \
 	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 900
+
+torture: $(READY)
+	TORTURE=1 $(BIN)/python tests/without_network.py $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m torture tests
 
 record: $(READY)
 	@test -n "$(CORPUS)" || { echo 'say which stories: make record CORPUS=path (or CORPUS=tinystories)' >&2; exit 2; }

@@ -204,7 +204,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import numpy as np
 from helpers.plots import AttentionExplorer
 one, two = np.load("weights.npy")
-AttentionExplorer({{"one": (list("abcd"), one), "two": (list("efgh"), two)}})
+AttentionExplorer({{"one": (list("abcd"), one), {HOSTILE!r}: ([{HOSTILE!r}, *"fgh"], two)}})
 """
     write_notebook(folder / "live.ipynb", ("code", code, []))
     with socket.socket() as free:
@@ -222,7 +222,7 @@ AttentionExplorer({{"one": (list("abcd"), one), "two": (list("efgh"), two)}})
             except OSError:
                 assert server.poll() is None, (folder / "log").read_text()
                 time.sleep(0.2)
-        yield address, AttentionExplorer({"one": (list("abcd"), weights[0]), "two": (list("efgh"), weights[1])})
+        yield address, AttentionExplorer({"one": (list("abcd"), weights[0]), HOSTILE: ([HOSTILE, *"fgh"], weights[1])})
     finally:
         server.terminate()
         server.wait(10)
@@ -235,9 +235,9 @@ def test_the_live_sliders_show_the_right_head(browser, live):
     page.locator(".widget-slider").first.wait_for(timeout=30_000)
 
     def shown():
-        """The bytes of the picture on the page."""
-        source = page.locator(".widget-image").get_attribute("src")
-        return bytes(page.evaluate("async s => [...new Uint8Array(await (await fetch(s)).arrayBuffer())]", source))
+        """The bytes of the picture on the page; none while the page exchanges it."""
+        read = "async s => { try { return [...new Uint8Array(await (await fetch(s)).arrayBuffer())] } catch { return [] } }"
+        return bytes(page.evaluate(read, page.locator(".widget-image").get_attribute("src")))
 
     def wait_for(picture):
         for _ in range(50):
@@ -254,7 +254,9 @@ def test_the_live_sliders_show_the_right_head(browser, live):
         control.value += 1
         assert expected.image.value != before
         assert wait_for(expected.image.value)
-    page.locator(".widget-dropdown select").select_option("two")
-    expected.sentence.value = "two"
+    page.locator(".widget-dropdown select").select_option(HOSTILE)
+    expected.sentence.value = HOSTILE
     assert wait_for(expected.image.value)
+    assert page.title() != "hacked"  # a sentence and a word that are markup are shown as text
+    assert page.locator("b").count() == 0
     page.close()

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -166,3 +167,12 @@ def test_notebooks_carry_the_address_of_the_repository(path):
     setups = [cell.source for cell in cells if cell.cell_type == "code" and "REPOSITORY = " in cell.source]
     assert len(setups) == 1
     assert f'REPOSITORY = "{address}"' in setups[0], "run `make sync`"
+
+
+@pytest.mark.skipif(
+    "WITHOUT_NETWORK" not in os.environ, reason="the network is not cut here: see tests/without_network.py"
+)
+def test_all_of_this_runs_without_a_network():
+    """The notebooks among it: `make test` runs them beside this test."""
+    with pytest.raises(OSError, match="unreachable"):
+        socket.create_connection(("192.0.2.1", 80), timeout=5)  # an address for examples
