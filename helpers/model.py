@@ -61,9 +61,10 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:  # (…, D) -> (…, D)
-        centred = x - x.mean(dim=-1, keepdim=True)  # (…, D)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # (…, D), for float16 cannot hold the squares
+        centred = wide - wide.mean(dim=-1, keepdim=True)  # (…, D)
         variance = centred.square().mean(dim=-1, keepdim=True)  # (…, 1)
-        return centred * torch.rsqrt(variance + self.eps) * self.gain + self.bias  # (…, D)
+        return (centred * torch.rsqrt(variance + self.eps)).to(x.dtype) * self.gain + self.bias  # (…, D)
 
 
 def sinusoidal_positions(length: int, d_model: int) -> Tensor:

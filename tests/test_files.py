@@ -6,11 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import torch
+from test_training import TOKENIZER, made_model
 from torture import cases, on_a_small_disk
 
 from helpers.files import read_json, write_json, write_whole
+from helpers.training import load_checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.torture
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path):
@@ -160,3 +166,56 @@ from test_training import QUICK, TOKENIZER, made_model, made_stories
 from helpers.training import train
 train(made_model(), TOKENIZER, made_stories(), replace(QUICK, dropout=0.1, folder=sys.argv[1]))
 """
+
+
+SAVE = """
+import sys
+sys.path[:0] = ["tests", "."]
+import numpy as np
+from test_training import TOKENIZER, made_model
+from helpers import plots
+from helpers.training import save_checkpoint
+folder, mark, times = sys.argv[1:]
+model = made_model(seed=int(mark))
+figures = plots.FigureFolder("bundled")
+for i in range(int(times)):
+    save_checkpoint(folder + "/kept", model, TOKENIZER, {"by": mark})
+    figures.save_numbers("numbers", {"by": mark, "numbers": list(range(5_000))})
+    if i % 10 == 0:
+        figures.save_figure(plots.heatmap(np.eye(3) * int(mark), list("abc")), "picture", alt=f"by {mark}")
+"""
+
+
+def test_two_processes_may_save_the_same_checkpoint_and_figures(tmp_path):
+    environment = os.environ | {"FIGURES_DIR": str(tmp_path / "figures")}
+    command = [sys.executable, "-c", SAVE, str(tmp_path)]
+    writers = [
+        subprocess.Popen([*command, mark, str(cases(20, 300))], env=environment, stderr=subprocess.PIPE, text=True)
+        for mark in "01"
+    ]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=200)
+        assert writer.returncode == 0, errors
+    model, _, metadata = load_checkpoint(tmp_path / "kept")
+    expected = made_model(seed=int(metadata["by"]))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+    numbers = json.loads((tmp_path / "figures" / "numbers.json").read_text())
+    assert numbers["numbers"] == list(range(5_000))
+    ElementTree.parse(tmp_path / "figures" / "picture.svg")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "config.json",
+        "model.safetensors",
+        "numbers.json",
+        "picture.svg",
+        "tokenizer.json",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "kept"]
+
+
+def test_a_folder_with_other_files_is_not_replaced_by_a_checkpoint(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"is no checkpoint \(thesis\.tex is there\)"):
+        save_checkpoint(tmp_path, made_model(), TOKENIZER)
+    with pytest.raises(FileExistsError, match="is no checkpoint"):
+        save_checkpoint(tmp_path / "thesis.tex", made_model(), TOKENIZER)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
