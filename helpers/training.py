@@ -524,13 +524,19 @@ def _from_hub(name: str) -> Path:
     """The folder into which the Hub's model was downloaded, now or earlier."""
     from huggingface_hub import HfApi, snapshot_download  # heavy, and needed by few
 
-    unreachable = None
+    wanted, unreachable = list(CHECKPOINT_FILES), None
     try:
         HfApi().repo_info(name, timeout=20)  # the download would wait for ever for a server that does not answer
     except Exception as error:  # of its HTTP client, which is another one in each version
         unreachable = error
     try:
-        return Path(snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES), local_files_only=bool(unreachable)))
+        try:
+            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=bool(unreachable)))
+        except Exception:
+            if unreachable:
+                raise
+            # Once more and from the beginning: what the first try left may be in the way.
+            return Path(snapshot_download(name, allow_patterns=wanted, force_download=True))
     except Exception as error:
         cause = unreachable or error
         raise ConnectionError(
