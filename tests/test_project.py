@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jupytext
 import pytest
+from licences import licences
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -176,3 +177,11 @@ def test_all_of_this_runs_without_a_network():
     """The notebooks among it: `make test` runs them beside this test."""
     with pytest.raises(OSError, match="unreachable"):
         socket.create_connection(("192.0.2.1", 80), timeout=5)  # an address for examples
+
+
+def test_every_package_names_a_licence_that_allows_its_use():
+    """Permissive ones, and those that ask to share changes of their own files only (MPL)."""
+    stated = licences()
+    assert len(stated) > 80
+    allowed = re.compile("MIT|BSD|Apache|ISC|MPL|Mozilla|PSF|Python Software Foundation|HPND|Unlicense|zlib", re.I)
+    assert {name: text for name, text in stated.items() if not allowed.search(text) or "GPL" in text} == {}
