@@ -229,7 +229,9 @@ AttentionExplorer({{"one": (list("abcd"), one), {HOSTILE!r}: ([{HOSTILE!r}, *"fg
         server.wait(10)
 
 
-@pytest.mark.skipif(ipywidgets.version_info[0] < 8, reason="this Voilà shows the widgets of ipywidgets 8, not of 7")
+@pytest.mark.skipif(
+    int(ipywidgets.__version__.split(".")[0]) < 8, reason="this Voilà shows the widgets of ipywidgets 8, not of 7"
+)
 def test_the_live_sliders_show_the_right_head(browser, live):
     address, expected = live
     page = browser.new_page()

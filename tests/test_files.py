@@ -2,19 +2,21 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from test_training import TOKENIZER, made_model
+from test_training import QUICK, TOKENIZER, made_model, made_stories
 from torture import cases, on_a_small_disk
 
 from helpers.files import read_json, write_json, write_whole
-from helpers.training import load_checkpoint, save_checkpoint
+from helpers.training import load_checkpoint, save_checkpoint, train
 
 pytestmark = pytest.mark.torture
 
@@ -219,3 +221,19 @@ def test_a_folder_with_other_files_is_not_replaced_by_a_checkpoint(tmp_path):
     with pytest.raises(FileExistsError, match="is no checkpoint"):
         save_checkpoint(tmp_path / "thesis.tex", made_model(), TOKENIZER)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_that_is_removed_in_mid_run_is_said_and_the_checkpoint_elsewhere_is_whole(tmp_path):
+    steps = []
+
+    def remove(row, model):
+        steps.append(row["step"])
+        if row["step"] == 4:
+            save_checkpoint(tmp_path / "kept", model, TOKENIZER)
+            shutil.rmtree(tmp_path / "run")
+
+    config = replace(QUICK, folder=str(tmp_path / "run"), checkpoint_every=1)
+    with pytest.raises(FileNotFoundError, match=r"cannot write .*log\.csv \(.*\): its folder is gone"):
+        train(made_model(), TOKENIZER, made_stories(), config, on_validation=remove)
+    assert steps == [1, 2, 4]
+    load_checkpoint(tmp_path / "kept")

@@ -300,6 +300,9 @@ def test_the_command_trains_resumes_and_refuses(tmp_path, monkeypatch):
     assert refused.returncode == 2
     assert "model is there already" in refused.stderr
     (tmp_path / "model").rename(tmp_path / "old")
+    refused = command([sys.executable])
+    assert refused.returncode == 2
+    assert "run holds a run already: go on with it by --resume" in refused.stderr
     refused = command([sys.executable], "--epochs", "1", "--resume")
     assert refused.returncode == 1
     assert "processes: 2 there, 1 here" in refused.stderr
