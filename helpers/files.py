@@ -55,10 +55,8 @@ def clear_left(path: Path) -> None:
 
 def cannot_write(path: str | Path, error: OSError) -> OSError:
     """The same error, saying which file could not be written and what to do."""
-    advice = _ADVICE.get(error.errno, "see to it")
-    return OSError(
-        error.errno, f"cannot write {path} ({error.strerror}): {advice}, then try again. Nothing else was changed"
-    )
+    advice = _ADVICE.get(error.errno, "make it writable")
+    return OSError(error.errno, f"cannot write {path} ({error.strerror}): {advice}, then try again")
 
 
 def write_json(path: str | Path, state: dict, format: int) -> None:

@@ -455,17 +455,20 @@ def _put(whole: Path, folder: Path) -> None:
     """
     clear_left(folder)
     new = whole.rename(_beside(folder, "new"))
-    while new.exists():  # no more once this process, or one that reads, has put it there
+    for _ in range(1_000):
         with suppress(FileNotFoundError):  # another process may take it away first
             shutil.rmtree(folder.rename(_beside(folder, "old")), ignore_errors=True)
         with suppress(OSError):  # another process may have put its own there: then that is the older one
             new.rename(folder)
+        if not new.exists():  # this process has put it there, or one that reads
+            return
+    raise OSError(f"cannot put {folder} in its place: the new checkpoint is whole, rename {new}")
 
 
 def _find(folder: Path) -> None:
-    """Finish the replacement of a folder that a killed process left unfinished."""
-    for new in sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.new")):
-        with suppress(OSError):  # it is there already
+    """Finish the replacement of a folder, where a killed process left it unfinished."""
+    for new in [] if folder.exists() else sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.new")):
+        with suppress(OSError):  # another process has done it
             new.rename(folder)
 
 
@@ -493,8 +496,7 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
     if isinstance(folder, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", folder) and not Path(folder).exists():
         folder = _from_hub(folder)
     folder = Path(folder)
-    if not folder.exists():
-        _find(folder)
+    _find(folder)
     for name in CHECKPOINT_FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(
@@ -555,6 +557,7 @@ def load_or_train(
     place for the checkpoint. Raises as `load_stories`, `train` and `load_checkpoint` do.
     """
     folder = Path(folder or CHECKPOINTS / corpus_name(corpus))
+    _find(folder)
     if folder.exists():
         return load_checkpoint(folder)
     config = config or TrainingConfig()

@@ -192,8 +192,8 @@ table(
 # %% [markdown]
 # Read them for their meaning: who does what, and does the next sentence know it? **Greedy** texts are near copies of each
 # other: the likeliest friend, the likeliest house, songs of the likeliest sounds. Even so a pony appears from nowhere. With
-# chance every detail differs. At **0.7**, at **1** and with either filter the sentences know of each other: pronouns fit, and
-# friends and songs come back under their own names. At **1.3** grammar breaks: *a lamb named who hid things*. The **last
+# chance most details differ; rules that share a seed may share some. At **0.7**, at **1** and with either filter the sentences know of each other: pronouns fit, and
+# friends and songs come back under their own names. At **1.3** grammar breaks: *a skinny lamb named who hid things*. The **last
 # prompt** shows what the model is. Its vocabulary lacks *because*, so it reads `<unk>`, and nearly always goes on as after a name:
 # *who lived …*. It has learnt these stories, not English.
 #
@@ -224,14 +224,15 @@ print(f"χ² = {chi_squared:.0f}: the draws follow the filtered distribution; an
 #   pairs, triples and fours stand in the true continuation too, lowered where the text is too short. The words of all stories
 #   are counted together; the mean of the stories' own BLEUs stands beside it. The prompt does not count.
 #
-# Beside them two references: the true continuation, and text of a *trigram* model, which has no network.
+# Beside them two references: the true continuation, and text of a *trigram* model. It has no network: it draws the next word by
+# how often that word followed the last two in training.
 #
 # **Predict.** Which text will have the lowest perplexity: the true one, the sampled, or the greedy one? And will it be the
 # best?
 #
 # A sampled text is one draw of many, so each sampling rule writes ten, with ten seeds. The intervals say what fifty other
-# stories and ten other seeds might have given (a bootstrap over both). Rules without chance have one text per story, so
-# there only the stories vary.
+# stories and ten other seeds might have given. They are a *bootstrap*: draw fifty stories and ten seeds with replacement, many
+# times, and see how far the numbers move. Rules without chance have one text per story, so there only the stories vary.
 
 # %%
 COUNT, SEEDS = 50, 10
@@ -301,7 +302,7 @@ assert perplexities["greedy"] < perplexities["the true continuation"] < perplexi
 print("greedy text is less surprising than the truth, trigram text far more: True")
 
 # %% [markdown]
-# The same on TinyStories, recorded. An earlier deliverable of the same assignment reported 691 and 0.0 there: its `generate` wrote
+# The same on TinyStories, recorded. The earlier deliverable, another answer to the same assignment, reported 691 and 0.0 there: its `generate` wrote
 # nothing, and what it scored was padding.
 
 # %%
@@ -311,7 +312,7 @@ score_table({name: known["continuations"][name] for name in measured} if known e
 # Low perplexity is not good writing. Greedy text and beams lie *below* the true continuation, on both corpora: they are less
 # surprising than real stories are. Text drawn at temperature 1 should surprise the model about as much as real text does, if
 # its probabilities are right. It nearly does: a little more than the truth on the bundled stories, a little less on
-# TinyStories. The trigram model knows three words at a time, and the model sees at once that such text goes nowhere.
+# TinyStories. The trigram model sees two words back and no more, and ours sees at once that such text goes nowhere.
 #
 # BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. It rewards what
 # is common: the less chance in a rule, the higher. Where two intervals overlap, a difference means little. And neither
@@ -368,12 +369,13 @@ figures.save_figure(
 
 # %% [markdown]
 # Each column is a step, the best candidate on top; the number is the log-probability of the whole beginning, blue boxes are
-# kept. Follow greedy's path, the best word of the best word of the best word: does it stay on top? Where several blue boxes
-# hang on one parent, the others of that column are dead: wide as it is, the search soon goes on from one of its beginnings.
+# kept. Follow greedy's path, the best word of the best word of the best word: it need not stay on top. Where all blue boxes of a
+# column hang on one parent, the other beginnings have died: wide as it is, the search soon goes on from one of them.
 #
-# Is it *right*? With texts of two words we can try all of them. A longer text is never likelier than its beginning, so only
-# first words that are as likely alone as the tenth-best pair of ten beams need a look. With a beam for each of them, the search
-# cannot miss one of the ten likeliest pairs. (With ten beams alone it may.)
+# Is it *right*? With texts of two words we can look for the ten likeliest by force. Adding a word never makes a text likelier. So a
+# first word that is less likely than the tenth-best pair found cannot begin a better pair: we skip it. All others we try with
+# every second word. Beam search with a beam for each of these first words must find the same ten. (With a beam for every
+# beginning, it *is* exhaustive search. With ten it may miss some.)
 
 # %%
 ten = generate(model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=10)[0].beams
@@ -387,7 +389,9 @@ every.sort(key=lambda pair: -pair[0])
 likeliest = [ids for _, ids in every[:10]]
 assert [one.ids for one in wide[:10]] == likeliest, "exhaustive search finds other pairs"
 print(f"of all {(len(tokenizer) - 4) ** 2:,} pairs of words, {len(wide)} beams find the ten likeliest: True")
-print(f"10 beams find {sum(one.ids in likeliest for one in ten)} of them")
+for width in (1, 2, 10):
+    narrow = generate(model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=width)[0].beams
+    print(f"of the {width} likeliest, {width} beams find {sum(one.ids in likeliest[:width] for one in narrow)}")
 
 # %% [markdown]
 # **Length.** Log-probabilities only fall, so long texts lose against short ones. The *length penalty* $\alpha$ compares
@@ -654,15 +658,16 @@ figures.save_figure(
         {name: (LENGTHS, [speed[length][name] for length in LENGTHS]) for name in ("with cache", "without")},
         x_label="new tokens per text",
         y_label="tokens per second, 20 texts",
-        title="With a cache, speed stays; without, it falls",
+        title="With a cache, speed holds; without, it falls",
         from_zero=True,
     ),
     "05_cache_speed",
-    alt="Tokens per second against text length: with the cache nearly flat, without it falling.",
+    alt="Tokens per second against text length: with the cache never falling much, without it falling.",
 )
 
 # %% [markdown]
-# One more token costs more and more without a cache, and about the same with one. Counted: after a prompt of $m$ tokens, $n$
+# One more token costs more and more without a cache, and about the same with one. (Short texts are slower with it, as they
+# share the cost of the prompt among few tokens.) Counted: after a prompt of $m$ tokens, $n$
 # new ones take about $mn + n^2/2$ token reads without a cache, and $m + n$ with it. The gain is smaller than that ratio, since
 # one long read uses a processor better than many short ones, and a small step has a price of its own.
 
@@ -775,10 +780,10 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# **No error appears, and neighbouring words still fit, while the logits drift.** Prefill is right in all three, so the first
-# new word is right. From the second on the logits are wrong. With wrong positions, or with another row's keys, nearly all pairs
-# of words are known from training. A careful reader notices all the same: *his best friend was a pretty village*; *his*
-# becomes *her*. With an empty cache the next word depends on the last word alone; as soon as a word comes back, the text runs in
+# **No error appears, and in two of the three nearly all neighbouring words fit, while the logits are wrong.** Prefill is right in
+# all three, so the first new word is right. From the second on the logits are wrong. With wrong positions, or with another row's
+# keys, nearly all pairs of words are known from training. A careful reader notices all the same: *his best friend was a pretty
+# village*; *his* becomes *her*. With an empty cache the next word depends on the last word alone; as soon as a word comes back, the text runs in
 # a circle. So do not judge a cache by its text. Compare its logits with those of one pass, on a *batch of different texts*: on a
 # single text, mixed rows would not be seen. The figure does not say how bad a difference is; a text can survive a large one.
 
