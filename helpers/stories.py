@@ -21,13 +21,18 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 
 import numpy as np
+
+from helpers.files import raise_if_full_or_locked
 
 HUB_NAME = "roneneldan/TinyStories"  # Eldan & Li 2023, "TinyStories: How Small Can Language Models Be"
 SEPARATOR = b"<|endoftext|>"  # stands between the stories of a .txt file
 CORPORA = ("bundled", "tinystories")  # those with a name; every other corpus is a path
 EXTENSIONS = (".txt", ".parquet", ".jsonl")
+SILENCE = 60.0  # seconds without a story after which the Hub is given up
 FLATTENING = 10.0  # the r-th word of a list has weight 1 / (r + FLATTENING): Zipf's law, flattened at the top
 
 _GRAMMAR = Path(__file__).with_name("bundled_grammar.toml")
@@ -63,8 +68,9 @@ def load_stories(source: str | Path = "bundled", train: int = 10_000, validation
     kept on disk), a folder that holds train.* and validation.*, or one file, whose last `validation` stories are held
     out. Files are .txt (stories separated by `<|endoftext|>`), .parquet or .jsonl (column `text`), read lazily.
 
-    Raises FileNotFoundError where there is nothing of that name, ConnectionError where the Hub cannot be reached, and
-    ValueError where a count is below 1, a file is empty or not what its extension says, or both splits share a story.
+    Raises FileNotFoundError where there is nothing of that name, ConnectionError where the Hub cannot be reached or falls
+    silent, ValueError where a count is below 1, a file is empty or not what its extension says, or both splits share a
+    story, and OSError where the cache of `datasets` cannot be written.
     """
     for split, count in (("train", train), ("validation", validation)):
         if count < 1:
@@ -327,6 +333,7 @@ def _hub_split(split: str, count: int) -> _Lazy:
             _stream, gen_kwargs={"load": datasets.load_dataset, "split": split, "count": count}, split=split
         )
     except Exception as error:
+        raise_if_full_or_locked(error, datasets.config.HF_DATASETS_CACHE)
         cause = error.__cause__ or error
         raise ConnectionError(
             f"TinyStories did not come from the Hugging Face Hub ({type(cause).__name__}: {cause}). Connect to the "
@@ -339,9 +346,41 @@ def _hub_split(split: str, count: int) -> _Lazy:
 def _stream(load: Callable, split: str, count: int) -> Iterator[dict]:
     from huggingface_hub import HfApi
 
-    HfApi().repo_info(HUB_NAME, repo_type="dataset", timeout=20)  # `load` asks a silent server for many minutes
-    rows = (row["text"] for row in load(HUB_NAME, split=split, streaming=True))
-    yield from ({"text": text} for text in islice((text for text in rows if text.strip()), count))
+    def texts() -> Iterator[str]:
+        rows = (row["text"] for row in load(HUB_NAME, split=split, streaming=True))
+        yield from islice((text for text in rows if text.strip()), count)
+
+    HfApi().repo_info(HUB_NAME, repo_type="dataset", timeout=20)  # without a network, `load` takes longer to say so
+    yield from ({"text": text} for text in _unless_silent(texts, SILENCE))
+
+
+def _unless_silent(texts: Callable[[], Iterator[str]], seconds: float) -> Iterator[str]:
+    """What texts() gives, one after the other. Raises TimeoutError when the next one does not come in so many seconds.
+
+    The client of the Hub asks a server that has fallen silent again and again, for many minutes. Here it does so in a thread
+    that nobody waits for.
+    """
+    arrived = Queue(maxsize=1_000)
+
+    def fetch():
+        try:
+            for text in texts():
+                arrived.put((text, None))
+            arrived.put((None, None))
+        except Exception as error:
+            arrived.put((None, error))
+
+    Thread(target=fetch, daemon=True).start()
+    while True:
+        try:
+            text, error = arrived.get(timeout=seconds)
+        except Empty:
+            raise TimeoutError(f"no story in {seconds:g} seconds") from None
+        if error:
+            raise error
+        if text is None:
+            return
+        yield text
 
 
 def _from_disk(path: Path, train: int, validation: int) -> Stories:
@@ -396,8 +435,9 @@ def _read(path: Path) -> _Lazy:
     """All stories of a file, lazily. Raises ValueError where there are none, or where it is of another kind."""
     if path.suffix not in EXTENSIONS:
         raise ValueError(f"{path} has an unknown extension: {_ACCEPTED}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty: {_ACCEPTED}")
+    with path.open("rb") as file:
+        if not file.read(1):
+            raise ValueError(f"{path} is empty: {_ACCEPTED}")
     return _read_text(path) if path.suffix == ".txt" else _read_table(path)
 
 
@@ -435,6 +475,7 @@ def _read_table(path: Path) -> _Lazy:
     try:
         table = make(str(path))
     except Exception as error:
+        raise_if_full_or_locked(error, datasets.config.HF_DATASETS_CACHE)
         cause = error.__cause__ or error
         raise ValueError(f"{path} could not be read as {path.suffix} ({type(cause).__name__}: {cause})") from error
     return _column(table, str(path))

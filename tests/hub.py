@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,14 +69,41 @@ class Hub(BaseHTTPRequestHandler):
             if files is None:
                 self.answer(401, {"error": "no such repository"}, X_Error_Code="RepoNotFound")
             else:
-                tree = [
-                    {"type": "file", "path": name, "size": len(data), "oid": digest(data)}
-                    for name, data in files.items()
-                ]
-                self.answer(200, tree if parts[5:6] == ["tree"] else {"id": "/".join(parts[3:5]), "sha": REVISION})
+                listed = parts[5:6] == ["tree"]
+                self.answer(
+                    200, self.tree(files, parts[7:]) if listed else {"id": "/".join(parts[3:5]), "sha": REVISION}
+                )
         else:
-            content = self.repositories["/".join(parts[1:3])]["/".join(parts[5:])]
-            self.answer(200, content, ETag=f'"{digest(content)}"')
+            if parts[1] == "datasets":
+                del parts[1]
+            content = self.repositories["/".join(parts[1:3])].get("/".join(parts[5:]))
+            if content is None:
+                self.answer(404, {"error": "no such file"}, X_Error_Code="EntryNotFound")
+            else:
+                self.send(content)
+
+    def tree(self, files, folder):
+        """What is in a folder, given as the parts of its path; that of its folders too, where it was asked for."""
+        entries, depth = {}, len(folder)
+        for name, data in files.items():
+            parts = name.split("/")
+            if parts[:depth] == folder and ("recursive=true" in self.path.lower() or len(parts) == depth + 1):
+                entries[name] = {"type": "file", "path": name, "size": len(data), "oid": digest(data)}
+            elif parts[:depth] == folder:
+                inner = "/".join(parts[: depth + 1])
+                entries[inner] = {"type": "directory", "path": inner, "size": 0, "oid": REVISION}
+        return list(entries.values())
+
+    def send(self, content):
+        """A file, or the part of it that was asked for."""
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        headers = {"ETag": f'"{digest(content)}"', "Accept-Ranges": "bytes"}
+        if wanted:
+            start, end = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+            self.answer(206, content[start : end + 1], **headers)
+        else:
+            self.answer(200, content, **headers)
 
     do_HEAD = do_GET
 

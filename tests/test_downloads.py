@@ -1,43 +1,56 @@
 """A Hub that stalls, breaks off, lies about a length, or sends something else: refused in words, and the next try works."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 from threading import Event
 
+import pandas
 import pytest
 from hub import REVISION, Hub, digest, hub_at
 from torture import MANY
 
 pytestmark = pytest.mark.torture
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = "model.safetensors"
 
 
 class Broken(Hub):
-    """The Hub with one fault: in what it answers about the repository ("api"), or in the weights ("file")."""
+    """The Hub with one fault: in what it answers about the repository ("api"), or in the weights or stories ("file")."""
 
     where, fault, closing = "", "", Event()
 
     def do_GET(self):
-        asked = "api" if "/api/models/" in self.path else "file" if MODEL in self.path else ""
-        if asked != self.where or (asked == "file" and self.command == "HEAD"):
+        if self.where == "api" and self.path.startswith(("/api/models/", "/api/datasets/")):
+            self.fail()
+        else:
             super().do_GET()
-        elif self.fault == "silent":
+
+    do_HEAD = do_GET
+
+    def send(self, content):
+        if self.where == "file" and self.command == "GET" and self.path.endswith((".safetensors", ".parquet")):
+            self.fail(content)
+        else:
+            super().send(content)
+
+    def fail(self, content=b"{}"):
+        if self.fault == "silent":
             self.closing.wait(100)
         elif self.fault in ("404", "500"):
             self.answer(int(self.fault), {"error": "broken"})
         elif self.fault == "page":
             self.answer(200, b"<!DOCTYPE html><html>Please log in</html>", ETag='"0"')
         else:
-            self.send_a_part(self.repositories["someone/stories"][MODEL])
+            self.send_a_part(content)
 
     def send_a_part(self, content):
         """Fewer bytes than were promised and then the end, or silence; or fewer promised than there are."""
         promised = len(content) - 1_000 if self.fault == "promises less" else len(content)
-        self.send_response(200)
+        self.send_response(206 if "Range" in self.headers else 200)
         for name, value in {
             "Content-Length": promised,
+            "Content-Range": f"bytes 0-{promised - 1}/{promised}",
             "ETag": f'"{digest(content)}"',
             "X-Repo-Commit": REVISION,
         }.items():
@@ -49,38 +62,57 @@ class Broken(Hub):
             self.closing.wait(100)
         self.close_connection = True
 
-    do_HEAD = do_GET
+
+def table(name, count):
+    """A .parquet file of stories."""
+    file = io.BytesIO()
+    pandas.DataFrame({"text": [f"{name} {i} was told." for i in range(count)]}).to_parquet(file)
+    return file.getvalue()
 
 
-LOAD = """
+LOAD = {
+    "a model": """
 from helpers.training import load_checkpoint
-print(load_checkpoint("someone/stories")[0].num_parameters())
-"""
+print(load_checkpoint("someone/stories")[0].num_parameters() > 4_000_000)
+""",
+    "stories": """
+from helpers import stories
+stories.SILENCE = 6.0
+found = stories.load_stories("tinystories", train=500, validation=50)
+print((len(found.train), found.train[-1], found.validation[-1]) == (500, "one 499 was told.", "other 49 was told."))
+""",
+}
 
 
-def load(environment, seconds):
-    command = [sys.executable, "-c", LOAD]
+def load(what, environment, seconds):
+    command = [sys.executable, "-c", LOAD[what]]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
 
 
-QUICK = [("api", "page"), ("file", "promises less")]
-SLOW = [("api", fault) for fault in ("silent", "404", "500")]  # the client waits, or tries again
-SLOW += [("file", fault) for fault in ("404", "500", "page", "breaks off", "stalls")]
+QUICK = [("a model", "api", "page"), ("a model", "file", "promises less"), ("stories", "file", "stalls")]
+SLOW = [("api", "silent"), ("api", "404"), ("api", "500"), ("api", "page")]  # the client waits, or tries again
+SLOW += [("file", fault) for fault in ("silent", "404", "500", "page", "breaks off", "stalls", "promises less")]
+CASES = [(what, *fault) for what in LOAD for fault in SLOW] if MANY else QUICK
 
 
-@pytest.mark.parametrize(("where", "fault"), [*QUICK, *(SLOW if MANY else [])])
-def test_a_broken_hub_is_refused_in_words_and_the_next_try_is_whole(tmp_path, monkeypatch, where, fault):
+@pytest.mark.parametrize(("what", "where", "fault"), CASES)
+def test_a_broken_hub_is_refused_in_words_and_the_next_try_is_whole(tmp_path, monkeypatch, what, where, fault):
     folder = ROOT / "checkpoints" / "bundled"
     monkeypatch.setattr(Broken, "where", where)
     monkeypatch.setattr(Broken, "fault", fault)
     with hub_at(Broken, tmp_path / "hub") as environment:
-        Hub.repositories = {"someone/stories": {path.name: path.read_bytes() for path in folder.iterdir()}}
-        done = load(environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "2"}, seconds=90)
+        Hub.repositories = {
+            "someone/stories": {path.name: path.read_bytes() for path in folder.iterdir()},
+            "roneneldan/TinyStories": {
+                "data/train-00000-of-00001.parquet": table("one", 2_000),
+                "data/validation-00000-of-00001.parquet": table("other", 200),
+            },
+        }
+        done = load(what, environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "2"}, seconds=90)
         assert done.returncode == 1
-        last = done.stderr.strip().splitlines()[-1]
-        assert "try again" in last or "again" in last, done.stderr
+        assert "again" in done.stderr.strip().splitlines()[-1], done.stderr
         Broken.where = "nowhere"  # mended
-        done = load(environment, seconds=60)
+        done = load(what, environment, seconds=60)
         assert done.returncode == 0, done.stderr
-        assert int(done.stdout) > 4_000_000
+        assert done.stdout.splitlines()[-1] == "True"
         Broken.closing.set()

@@ -11,6 +11,7 @@ import tracemalloc
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 
 import datasets
 import numpy as np
@@ -469,3 +470,18 @@ def test_tinystories_that_do_not_come(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ConnectionError, match=r"Couldn't reach the Hub.*offline, use load_stories\('bundled'\)"):
         load_stories("tinystories")
+
+
+@pytest.mark.usefixtures("reached")
+def test_a_hub_that_falls_silent_in_mid_stream_is_given_up(monkeypatch):
+    never = Event()
+
+    def load_dataset(*args, **kwargs):
+        yield {"text": TEN[0]}
+        never.wait(60)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(module, "SILENCE", 0.3)
+    with pytest.raises(ConnectionError, match=r"TimeoutError: no story in 0\.3 seconds"):
+        load_stories("tinystories")
+    never.set()
