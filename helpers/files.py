@@ -16,10 +16,13 @@ _ADVICE = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room within your quota",
     errno.ENOENT: "its folder is gone; make it again",
+    errno.EEXIST: "a file has the name of its folder; name another",
+    errno.ENOTDIR: "a file has the name of its folder; name another",
     errno.EACCES: "name a folder that you may write to",
     errno.EPERM: "name a folder that you may write to",
     errno.EROFS: "name a folder that can be written to",
 }
+_FULL_OR_LOCKED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
@@ -45,11 +48,24 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
         raise cannot_write(path, error) from error
 
 
-def clear_left(path: Path) -> None:
-    """Remove what killed processes left beside a file or folder that they were writing: hidden, and over an hour old."""
+def make_folder(path: str | Path) -> None:
+    """Make a folder, and those that it is in, unless it is there.
+
+    Raises OSError, with a word on what to do, where it cannot be made or written to.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "it may only be read")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def clear_left(path: Path, hours: float = 1) -> None:
+    """Remove what killed processes left beside a file or folder that they were writing: hidden, and older than that."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         with suppress(OSError):  # another process may do the same
-            if left.suffix in (".partial", ".new", ".old") and time.time() - left.stat().st_mtime > 3600:
+            if left.suffix in (".partial", ".new", ".old") and time.time() - left.stat().st_mtime > hours * 3600:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
@@ -57,6 +73,14 @@ def cannot_write(path: str | Path, error: OSError) -> OSError:
     """The same error, saying which file could not be written and what to do."""
     advice = _ADVICE.get(error.errno, "make it writable")
     return OSError(error.errno, f"cannot write {path} ({error.strerror}): {advice}, then try again")
+
+
+def raise_if_full_or_locked(error: BaseException, folder: str | Path) -> None:
+    """For an error of a library that keeps files in `folder`: where it could not write them, raise that, as `cannot_write`
+    says it. Any other error passes."""
+    for cause in (error, error.__cause__):
+        if isinstance(cause, OSError) and cause.errno in _FULL_OR_LOCKED:
+            raise cannot_write(folder, cause) from error
 
 
 def write_json(path: str | Path, state: dict, format: int) -> None:

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
-from helpers.files import write_whole
+from helpers.files import make_folder, write_whole
 from helpers.stories import corpus_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +106,7 @@ class FigureFolder:
         self._write(f"{name}.json", f"{text}\n".encode())
 
     def _write(self, name: str, content: bytes) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         write_whole(self.path / name, content)
 
 

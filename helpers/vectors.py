@@ -9,13 +9,15 @@ import gzip
 import hashlib
 import http.client
 import importlib.metadata
+import io
 import json
 import os
 import re
+import secrets
+import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -29,10 +31,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from helpers import tokenizer as tokenizer_module
+from helpers.files import clear_left, make_folder, write_whole
 from helpers.tokenizer import SPECIALS, WordTokenizer
 
 _MISSING, _FROM_NGRAMS, _IN_DICTIONARY = range(3)
 _AGAIN = "download or train it again"
+_WIDEST = 10_000  # dimensions of a text file's vectors
 
 
 class Coverage(NamedTuple):
@@ -255,8 +259,8 @@ def load_vectors(
     unpacked a second time. A download is unpacked while it runs, and is never stored itself.
     timeout: seconds without an answer after which a download is given up.
 
-    Raises FileNotFoundError for no such file, ConnectionError where a download fails or breaks off, and ValueError for
-    anything that is not a whole file of one of these formats.
+    Raises FileNotFoundError for no such file, ConnectionError where a download fails or breaks off, ValueError for
+    anything that is not a whole file of one of these formats, and OSError where the cache cannot be written.
     """
     source = str(source)
     if not _name(source).endswith((".bin", ".vec", ".vec.gz")):
@@ -277,7 +281,9 @@ def load_vectors(
         found, vectors = _read_text(source, limit, row_of, timeout)
         table = np.full((len(row_of), vectors.shape[1]), np.nan, np.float32)  # (len(words), dim), NaN: no vector
         table[[row_of[word] for word in found]] = vectors
-        np.save(folder / "rows.npy", table)
+        content = io.BytesIO()
+        np.save(content, table)
+        write_whole(folder / "rows.npy", content.getvalue())
         return folder / "rows.npy"
 
     stat = None if _is_remote(source) else Path(source).stat()
@@ -309,8 +315,14 @@ def _read_text(source: str, limit: int, wanted: Container[str] | None, timeout: 
             if not re.fullmatch(rb"[1-9]\d* [1-9]\d*\s*", first):
                 raise ValueError(f"it starts with {first[:40]!r}, not with the numbers of rows and dimensions")
             rows, dim = map(int, first.split())
-            bar = tqdm(lines, "streaming vectors", min(rows, limit), unit=" rows", disable=not _is_remote(source))
+            if dim > _WIDEST:
+                raise ValueError(f"its first line promises {dim:,} dimensions, more than any word vectors have")
+            longest = 4_000 + 40 * dim  # bytes of a row: what is compressed may unpack to a line without end
+            each = iter(lambda: lines.readline(longest), b"")
+            bar = tqdm(each, "streaming vectors", min(rows, limit), unit=" rows", disable=not _is_remote(source))
             for seen, line in enumerate(bar, start=1):
+                if len(line) == longest:
+                    raise ValueError(f"the row has {longest:,} bytes or more")
                 word, *values = line.rstrip(b" \r\n").split(b" ")
                 if seen > rows:
                     raise ValueError(f"its first line promises {rows:,} rows, and there are more")
@@ -375,7 +387,8 @@ def train_vectors(
     because the package sets a tenth of its table and leaves the rest as it finds it. The whole model is cached (see
     `cache_directory`), since unseen words are built from it: 4 * dim * (2 * words + bucket) bytes.
 
-    Raises ValueError where the texts have no words, ImportError where fastText is missing, RuntimeError where it fails.
+    Raises ValueError where the texts have no words, ImportError where fastText is missing, RuntimeError where it fails,
+    OSError where the cache cannot be written.
     """
     if isinstance(texts, str):
         raise ValueError("texts is one string: give a list of texts, one string for each story")
@@ -387,7 +400,7 @@ def train_vectors(
         lines = [" ".join(tokenizer.split(text)) for text in texts]
         if not any(map(str.strip, lines)):
             raise ValueError("no words to train vectors from: the texts are empty")
-        (folder / "text.txt").write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
+        write_whole(folder / "text.txt", "\n".join(lines) + "\n")
         # glibc fills each new block with the complement of PERTURB, and asks the system for large ones, which are zero.
         environment = {name: value for name, value in os.environ.items() if not re.match("MALLOC_|GLIBC_", name)}
         environment |= {"MALLOC_PERTURB_": "255", "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -395,6 +408,13 @@ def train_vectors(
         run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace")
         if run.returncode:
             raise RuntimeError(f"fastText failed (exit {run.returncode}) with {settings}: {run.stderr.strip()[-500:]}")
+        try:
+            FastTextBin(folder / "model.bin")
+        except (ValueError, FileNotFoundError) as error:  # fastText itself does not notice
+            raise OSError(
+                f"fastText could not write all of its vectors into {cache_directory()}: make room on the disk, or name "
+                "another folder in CACHE_DIR, then try again"
+            ) from error
         return folder / "model.bin"
 
     key = hashlib.sha256(json.dumps([_TRAIN, _fasttext_version(), settings, tokenizer.keep_punctuation]).encode())
@@ -425,17 +445,24 @@ def _cached(key: bytes, build: Callable[[Path], Path]) -> Path:
     two processes at once nor one that dies can leave half a file. A file that no longer has its hash is built again.
     """
     directory = cache_directory()
-    directory.mkdir(parents=True, exist_ok=True)
     stem = hashlib.sha256(key).hexdigest()[:16]
     for path in sorted(directory.glob(f"{stem}-*")):
         if path.name == f"{stem}-{_file_hash(path)}{path.suffix}":
             return path
         print(f"{path} is damaged: its content no longer has the hash in its name. It is built again.")
         path.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="partial-", dir=directory) as folder:
-        built = build(Path(folder))
+    make_folder(directory)
+    clear_left(directory / stem, hours=24)  # no training takes as long
+    partial = directory / f".{stem}.{secrets.token_hex(4)}.partial"
+    make_folder(partial)
+    try:
+        built = build(partial)
         path = directory / f"{stem}-{_file_hash(built)}{built.suffix}"
+        with open(built, "rb") as file:
+            os.fsync(file.fileno())  # all of it is on the disk before it has its name
         built.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 

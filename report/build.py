@@ -19,7 +19,7 @@ import typst
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
-from helpers.files import write_whole  # noqa: E402 - the repository need not be installed
+from helpers.files import make_folder, write_whole  # noqa: E402 - the repository need not be installed
 
 FIGURES = ROOT / "figures"
 TITLE = "A story transformer, from scratch"
@@ -93,7 +93,7 @@ def main() -> int:
     place = ROOT / "build" if folder == ROOT / "notebooks" else folder
     for target, build in ((place / "report.html", build_html), (place / "report.pdf", build_pdf)):
         begin = time.monotonic()
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         build(folder, target)
         shown = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
         print(f"{shown}: {target.stat().st_size / 1e6:.1f} MB in {time.monotonic() - begin:.1f} s")

@@ -26,7 +26,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.files import write_whole  # noqa: E402 - the repository need not be installed
+from helpers.files import make_folder, write_whole  # noqa: E402 - the repository need not be installed
 from helpers.stories import CORPORA, corpus_name  # noqa: E402
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -133,7 +133,7 @@ def machine_paths(notebook) -> list[str]:
 
 
 def write(notebook, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, jupytext.writes(notebook, fmt="ipynb").rstrip("\n") + "\n")
 
 

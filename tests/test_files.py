@@ -170,6 +170,59 @@ train(made_model(), TOKENIZER, made_stories(), replace(QUICK, dropout=0.1, folde
 """
 
 
+CACHES = """
+import json, os, subprocess, sys
+from pathlib import Path
+folder, problem = Path(sys.argv[1]), sys.argv[2]
+os.environ |= {"CACHE_DIR": str(folder / "vectors"), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+from helpers.stories import load_stories
+from helpers.vectors import load_vectors, train_vectors
+
+texts = [f"story {i} was told " + "again " * 50 for i in range(4_000)]
+outside = Path(sys.argv[3])
+(outside / "stories.jsonl").write_text("\\n".join(json.dumps({"text": text}) for text in texts))
+(outside / "v.vec").write_text("1 300\\nw0" + " 0.5" * 300 + "\\n")
+WORDS = [f"w{i}" for i in range(900)]
+ATTEMPTS = {
+    "trained vectors": lambda: train_vectors([" ".join(WORDS)], dim=100, bucket=2_000, epochs=1).matrix,
+    "a few of many vectors": lambda: load_vectors(outside / "v.vec", words=WORDS)["w0"],
+    "a table of stories": lambda: load_stories(outside / "stories.jsonl").train[0],
+}
+if problem == "read-only":
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+refusals = {}
+for name, attempt in ATTEMPTS.items():
+    for _ in range(2):  # what the first left is not taken for the whole by the second
+        try:
+            attempt()
+        except OSError as error:
+            refusals.setdefault(name, []).append(str(error))
+if problem == "full":
+    subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
+else:
+    subprocess.run(["mount", "-o", "remount,rw,size=100m", str(folder)], check=True)
+for attempt in ATTEMPTS.values():
+    attempt()
+print(json.dumps(refusals))
+"""
+
+
+@pytest.mark.parametrize("problem", ["full", "read-only"])
+def test_caches_on_a_disk_that_is_full_or_locked_hold_no_halves(tmp_path, problem):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = on_a_small_disk(500, disk, [sys.executable, "-c", CACHES, str(disk), problem, str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    refusals = json.loads(done.stdout.splitlines()[-1])
+    assert [len(refusals[name]) for name in refusals] == [2, 2, 2]
+    for name, folder in zip(refusals, ("vectors", "vectors", "hub"), strict=True):
+        for text in refusals[name]:
+            assert f"{disk / folder}" in text
+            assert (
+                "make room on the disk" in text if problem == "full" else "name a folder that can be written to" in text
+            )
+
+
 SAVE = """
 import sys
 sys.path[:0] = ["tests", "."]

@@ -465,6 +465,12 @@ BROKEN_TEXTS = {
     "no_number.vec": (edited("wörd9 ".encode(), "wörd9 x".encode()), "row 10: could not convert"),
     "nan.vec": (edited("wörd9 ".encode(), "wörd9 nan ".encode()), "row 10: 21 numbers"),
     "infinite.vec": (edited(b" -0.", b" inf -0."), "row 1"),
+    "wide.vec": (edited(b"50 20", b"50 20000000000"), "promises 20,000,000,000 dimensions"),
+    "endless.vec": (edited("wörd9 ".encode(), b"w" * 4_800 + b" "), "row 10: the row has 4,800 bytes or more"),
+    "endless.vec.gz": (
+        lambda path: path.write_bytes(gzip.compress(b"50 20\n" + bytes(30_000_000))),
+        "row 1: the row has 4,800 bytes or more",
+    ),
     "empty.vec": (lambda path: path.write_bytes(b""), "its first line does not end"),
     "empty.vec.gz": (lambda path: path.write_bytes(b""), "its first line does not end"),
 }
@@ -669,6 +675,20 @@ def test_a_damaged_cache_file_is_built_again_with_a_note(cache, capsys, damage):
     again = train_vectors(STORIES, **TINY)
     assert "is damaged" in capsys.readouterr().out
     assert again.path.read_bytes() == expected
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(cache):
+    vectors = train_vectors(STORIES, **TINY)
+    stem = vectors.path.name.partition("-")[0]
+    vectors.path.unlink()
+    old, new, other = (cache / f".{name}.partial" for name in (f"{stem}.0", f"{stem}.1", "other.2"))
+    for folder in (old, new, other):
+        folder.mkdir()
+        (folder / "model.bin").write_text("half")
+    for folder in (old, other):
+        os.utime(folder, (time.time() - 100_000,) * 2)
+    train_vectors(STORIES, **TINY)
+    assert {path.name for path in cache.iterdir()} == {new.name, other.name, vectors.path.name}
 
 
 def test_two_processes_at_once(cache):
