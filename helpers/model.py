@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from helpers.memory import checkpoint
 
+LONGEST_CONTEXT = 16_384  # tokens: the mask alone is a table of its square, one gigabyte
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -44,6 +46,11 @@ class ModelConfig:
             )
         if self.d_model % 2:
             raise ValueError(f"d_model={self.d_model} is odd: sinusoidal positions come in sine and cosine pairs")
+        if self.context_length > LONGEST_CONTEXT:
+            raise ValueError(
+                f"context_length={self.context_length}: more than {LONGEST_CONTEXT}, and the mask, its square, would fill "
+                "gigabytes; choose a shorter one"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is not a probability below 1")
 

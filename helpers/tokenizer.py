@@ -145,9 +145,14 @@ class WordTokenizer:
         """Read what `save` wrote. Raises ValueError where the file is not such a file, or was changed since."""
         state = read_json(path, FORMAT)
         try:
-            return cls(state["words"], state["capitalized"], state["keep_punctuation"])
+            words, capitalized, keep_punctuation = state["words"], state["capitalized"], state["keep_punctuation"]
         except KeyError as error:
             raise ValueError(f"{path} is no saved tokenizer, it has no {error}: save or copy it again") from error
+        if not all(
+            isinstance(one, list) and all(isinstance(word, str) for word in one) for one in (words, capitalized)
+        ):
+            raise ValueError(f"{path} is no saved tokenizer, its words are no list of words: save or copy it again")
+        return cls(words, capitalized, keep_punctuation)
 
 
 def _pieces(text: str, keep_punctuation: bool) -> Iterator[str]:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from helpers.files import cannot_write, clear_left, read_json, write_json, write_whole
+from helpers.files import clear_left, make_folder, raise_if_full_or_locked, read_json, write_json, write_whole
 from helpers.memory import keep_freed_memory, output_loss
 from helpers.model import Decoder, ModelConfig
 from helpers.stories import Stories, corpus_name, load_stories
@@ -70,17 +70,26 @@ class TrainingConfig:
     checkpoint_segments: tuple[int, ...] = ()  # less memory for more time: see Decoder.set_checkpointing
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "accumulation_steps", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps={self.max_steps}: must be at least 1, or None")
-        if not isinstance(self.checkpoint_segments, tuple | list):
-            raise ValueError(f"checkpoint_segments={self.checkpoint_segments!r}: give a tuple, such as (3,)")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule={self.schedule!r}: choose 'cosine' or 'constant'")
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise ValueError(f"precision={self.precision!r}: choose 'auto', 'bf16' or 'fp32'")
+        def check(names: str, rule: str, fits: Callable, or_none: bool = False) -> None:
+            for name in names.split():
+                value = getattr(self, name)
+                try:
+                    right = (value is None and or_none) or fits(value)
+                except TypeError:  # a word for a number
+                    right = False
+                if not right:
+                    raise ValueError(f"{name}={value!r}: must be {rule}{', or None' if or_none else ''}")
+
+        check("epochs batch_size accumulation_steps validate_every", "a whole number of at least 1", _counts)
+        check("max_steps checkpoint_every", "a whole number of at least 1", _counts, or_none=True)
+        check("warmup_steps", "a whole number, 0 or more", lambda steps: _counts(steps + 1))
+        check("learning_rate weight_decay", "a finite number, 0 or more", lambda number: 0 <= number < math.inf)
+        check("betas", "two numbers below 1", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas))
+        check("clip_norm", "above 0", lambda length: length > 0, or_none=True)
+        check("dropout", "a probability below 1", lambda probability: 0 <= probability < 1, or_none=True)
+        check("checkpoint_segments", "a tuple, such as (3,)", lambda counts: all(map(_counts, counts)))
+        check("schedule", "'cosine' or 'constant'", ("cosine", "constant").__contains__)
+        check("precision", "'auto', 'bf16' or 'fp32'", ("auto", "bf16", "fp32").__contains__)
 
     @classmethod
     def baseline(cls, **changes) -> "TrainingConfig":
@@ -95,6 +104,10 @@ class TrainingConfig:
             overwrite_eos=True,
         )
         return replace(recipe, **changes)
+
+
+def _counts(number) -> bool:
+    return isinstance(number, int) and number >= 1
 
 
 @dataclass
@@ -230,10 +243,7 @@ def train(
     history = History(state["rows"])
     folder = Path(config.folder) if config.folder and rank == 0 else None
     if folder:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        make_folder(folder)
     loss = _LossSum(model, tokenizer.pad_id)
     if processes > 1:
         loss = DistributedDataParallel(loss)  # from here on every process has the first one's parameters
@@ -367,12 +377,15 @@ def _sum_over_processes(device: torch.device, *numbers: float) -> list[float]:
 
 
 def pick_device(device: str = "auto") -> str:
-    """The named device, or the first of cuda, mps and cpu that is there."""
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """The named device, or the first of cuda, mps and cpu that is there. Raises ValueError where the named one is not."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(kind for kind in there if there[kind])
+    if not there.get(str(device).partition(":")[0]):
+        raise ValueError(
+            f"device={device!r} is not on this machine: choose 'auto', or one of {[*filter(there.get, there)]}"
+        )
+    return device
 
 
 def pick_precision(device: str) -> str:
@@ -428,10 +441,7 @@ def save_checkpoint(
             )
     partial, weights = _beside(folder, "partial"), _on_cpu(model.state_dict(), dtype)
     try:
-        try:
-            partial.mkdir(parents=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        make_folder(partial)
         write_whole(partial / "model.safetensors", save(weights, {"format": "pt"}))
         tokenizer.save(partial / "tokenizer.json")
         state = {"model": asdict(model.config), "metadata": metadata or {}, "weights_sha256": _digest(weights)}
@@ -504,8 +514,8 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
             )
     config = read_json(folder / "config.json", FORMAT)
     try:
-        sizes, metadata, weights_sha256 = config["model"], config["metadata"], config["weights_sha256"]
-        model = Decoder(ModelConfig(**sizes))
+        sizes, metadata = ModelConfig(**config["model"]), config["metadata"]
+        weights_sha256, tokenizer_sha256 = config["weights_sha256"], config["tokenizer_sha256"]
         weights = load_file(folder / "model.safetensors")
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be read as a checkpoint ({error}): save or copy it again") from error
@@ -514,17 +524,20 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
             f"{folder / 'model.safetensors'} holds other weights than its config.json says: copy all files again"
         )
     tokenizer = WordTokenizer.load(folder / "tokenizer.json")
-    if hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest() != config["tokenizer_sha256"]:
+    if hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest() != tokenizer_sha256:
         raise ValueError(
             f"{folder}: its tokenizer.json is not the one that its config.json names: copy all files again"
         )
-    _copy_weights(model, weights, folder)
+    _check_shapes(sizes, weights, folder)
+    model = Decoder(sizes)
+    model.load_state_dict(weights)
     return model.eval(), tokenizer, metadata
 
 
 def _from_hub(name: str) -> Path:
     """The folder into which the Hub's model was downloaded, now or earlier."""
     from huggingface_hub import HfApi, snapshot_download  # heavy, and needed by few
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     wanted, unreachable = list(CHECKPOINT_FILES), None
     try:
@@ -534,12 +547,13 @@ def _from_hub(name: str) -> Path:
     try:
         try:
             return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=bool(unreachable)))
-        except Exception:
-            if unreachable:
+        except Exception as error:
+            if unreachable or "Timeout" in type(error).__name__:
                 raise
             # Once more and from the beginning: what the first try left may be in the way.
             return Path(snapshot_download(name, allow_patterns=wanted, force_download=True))
     except Exception as error:
+        raise_if_full_or_locked(error, HF_HUB_CACHE)
         cause = unreachable or error
         raise ConnectionError(
             f"there is no folder {name} here, and the model {name} did not come from the Hugging Face Hub "
@@ -561,6 +575,7 @@ def load_or_train(
     if folder.exists():
         return load_checkpoint(folder)
     config = config or TrainingConfig()
+    make_folder(folder.parent)  # now, not after the training
     stories = load_stories(corpus, validation=500)
     tokenizer = WordTokenizer.train(stories.train)
     model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer))
@@ -601,9 +616,14 @@ def _minutes(model: Decoder, tokenizer: WordTokenizer, stories: Stories, config:
     return per_step * min(steps, config.max_steps or steps) / 60
 
 
-def _copy_weights(model: Decoder, weights: dict[str, Tensor], where: Path) -> None:
-    """Copy weights into the model, refusing names or shapes that are not its own."""
-    own = model.state_dict()
+def _check_shapes(sizes: ModelConfig, weights: dict[str, Tensor], where: Path) -> None:
+    """Refuse weights of other names or shapes than a model of these sizes has. It needs no memory for the model, which may
+    be as large as a stranger's config likes."""
+    try:
+        with torch.device("meta"):  # shapes without numbers, and no more layers than could be there
+            own = Decoder(replace(sizes, num_layers=min(sizes.num_layers, len(weights) + 1))).state_dict()
+    except (RuntimeError, TypeError) as error:  # sizes whose product is no number, or that are not whole
+        raise ValueError(f"{where} asks for a model that cannot be built ({error}): save or copy it again") from error
     wrong = [
         f"{name} is {tuple(weights[name].shape) if name in weights else 'missing'}, expected {tuple(tensor.shape)}"
         for name, tensor in own.items()
@@ -613,7 +633,6 @@ def _copy_weights(model: Decoder, weights: dict[str, Tensor], where: Path) -> No
         raise ValueError(
             f"{where} holds a model of another shape ({wrong[0]}): build the model with the config it was saved with"
         )
-    model.load_state_dict(weights)
 
 
 def _optimizer(model: Decoder, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -702,7 +721,9 @@ class _SavedRun:
             raise ValueError(
                 f"{self.path} belongs to another run ({'; '.join(changed)}): resume with the config it was started with"
             )
-        _copy_weights(model, {name[6:]: t for name, t in self.tensors.items() if name.startswith("model.")}, self.path)
+        weights = {name[6:]: tensor for name, tensor in self.tensors.items() if name.startswith("model.")}
+        _check_shapes(model.config, weights, self.path)
+        model.load_state_dict(weights)
         moments = optimizer.state_dict()
         for name, tensor in self.tensors.items():
             if name.startswith("optimizer."):
@@ -722,7 +743,10 @@ def main(arguments: list[str] | None = None) -> None:
     for setting in fields(TrainingConfig):
         parser.add_argument(f"--{setting.name.replace('_', '-')}", type=_literal, default=setting.default)
     options = vars(parser.parse_args(arguments))
-    config = TrainingConfig(**{setting.name: options[setting.name] for setting in fields(TrainingConfig)})
+    try:
+        config = TrainingConfig(**{setting.name: options[setting.name] for setting in fields(TrainingConfig)})
+    except ValueError as error:
+        parser.error(str(error))
     target = options["checkpoint"] or CHECKPOINTS / corpus_name(options["corpus"])
     if target.exists():
         parser.error(f"{target} is there already: name another place with --checkpoint, or delete it")
@@ -740,6 +764,7 @@ def main(arguments: list[str] | None = None) -> None:
         dist.init_process_group(timeout=timedelta(hours=6))
     rank, _ = _rank_and_processes()
     try:
+        make_folder(target.parent)  # now, not after hours of training
         stories = load_stories(options["corpus"], train=options["stories"], validation=500)
         tokenizer = WordTokenizer.train(stories.train)
         model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer) if rank == 0 else None)
@@ -750,6 +775,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(
                 f"step {last['step']}: validation loss {last['validation_loss']:.3f} nats per token; model in {target}"
             )
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:  # those that say what to do
+        parser.exit(1, f"{parser.prog}: {error}\n")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -129,6 +129,15 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
         WordTokenizer.load(path)
 
 
+@pytest.mark.parametrize("words", ["abc", ["a", 1], [["a"]], None, {"a": 1}])
+def test_words_that_are_no_list_of_words_are_refused(tmp_path, words):
+    path = tmp_path / "tokenizer.json"
+    for both in ({"words": words, "capitalized": []}, {"words": ["a"], "capitalized": words}):
+        write_json(path, both | {"keep_punctuation": True}, FORMAT)
+        with pytest.raises(ValueError, match="its words are no list of words"):
+            WordTokenizer.load(path)
+
+
 def test_a_vocabulary_with_a_word_twice_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     write_json(path, {"words": ["a", "a"], "capitalized": [], "keep_punctuation": True}, FORMAT)

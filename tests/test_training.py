@@ -5,7 +5,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -306,6 +306,14 @@ def test_the_command_trains_resumes_and_refuses(tmp_path, monkeypatch):
     refused = command([sys.executable], "--epochs", "1", "--resume")
     assert refused.returncode == 1
     assert "processes: 2 there, 1 here" in refused.stderr
+    assert "Traceback" not in refused.stderr  # one sentence that says what to do
+    refused = command([sys.executable], "--epochs", "many")
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("error: epochs='many': must be a whole number of at least 1\n")
+    corpus.write_text("")
+    refused = command([sys.executable], "--folder", tmp_path / "other")
+    assert refused.returncode == 1
+    assert re.fullmatch(r"helpers\.training: \S*counting\.txt is empty: give .*\n", refused.stderr)
 
 
 RUN = """
@@ -412,11 +420,36 @@ def test_a_vocabulary_larger_than_the_table_is_refused():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"epochs": 0}, {"schedule": "linear"}, {"precision": "fp16"}, {"max_steps": 0}, {"checkpoint_segments": 3}],
+    [
+        {"epochs": 0},
+        {"batch_size": "many"},
+        {"validate_every": 1.5},
+        {"max_steps": 0},
+        {"checkpoint_every": 0},
+        {"warmup_steps": -1},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -0.1},
+        {"betas": (0.9, 1.0)},
+        {"betas": 0.9},
+        {"clip_norm": 0},
+        {"dropout": 1.0},
+        {"checkpoint_segments": 3},
+        {"checkpoint_segments": (0,)},
+        {"schedule": "linear"},
+        {"precision": "fp16"},
+    ],
+    ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(changes):
-    with pytest.raises(ValueError, match=next(iter(changes))):
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))}: must be [\w']"):
         TrainingConfig(**changes)
+
+
+@pytest.mark.parametrize("device", ["tpu", ""] + ["mps"] * (not torch.backends.mps.is_available()))
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ValueError, match=f"device={device!r} is not on this machine: choose 'auto', or one of"):
+        train(made_model(), TOKENIZER, made_stories(), replace(QUICK, device=device))
 
 
 def test_precision_is_one_that_the_hardware_gains_by():
@@ -474,12 +507,39 @@ def change_config(folder: Path, format=FORMAT, **changes):
         ),
         (lambda f: save_file({"a": torch.zeros(1)}, f / "model.safetensors"), ValueError, "holds other weights"),
         (lambda f: WordTokenizer(["a"]).save(f / "tokenizer.json"), ValueError, "is not the one that its config"),
+        (
+            lambda f: write_json(f / "config.json", {"model": SIZES, "metadata": {}, "weights_sha256": ""}, FORMAT),
+            ValueError,
+            "cannot be read as a checkpoint",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_words(tmp_path, damage, error, message):
     save_checkpoint(tmp_path / "run", made_model(), TOKENIZER)
     damage(tmp_path / "run")
     with pytest.raises(error, match=message):
+        load_checkpoint(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"vocab_size": 10**12},
+        {"embedding_dim": 10**12},
+        {"d_model": 8 * 10**9},
+        {"num_layers": 10**12},
+        {"d_ff": 10**12},
+        {"context_length": 10**6},
+        {"d_ff": 32.0},
+        {"dropout": "much"},
+    ],
+    ids=str,
+)
+def test_a_config_that_asks_for_more_than_the_weights_are_is_refused_before_memory_is(tmp_path, sizes):
+    """With checksums that fit: a stranger may have written them. Such a model would need terabytes, or for ever to build."""
+    save_checkpoint(tmp_path / "run", made_model(), TOKENIZER)
+    change_config(tmp_path / "run", model=asdict(made_model().config) | sizes)
+    with pytest.raises(ValueError, match=r"run (holds a model of another shape|asks for a model|cannot be read)"):
         load_checkpoint(tmp_path / "run")
 
 
