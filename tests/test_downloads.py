@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from threading import Event
 
-import pandas
+import datasets
 import pytest
 from hub import REVISION, Hub, digest, hub_at
 from torture import MANY
@@ -66,7 +66,7 @@ class Broken(Hub):
 def table(name, count):
     """A .parquet file of stories."""
     file = io.BytesIO()
-    pandas.DataFrame({"text": [f"{name} {i} was told." for i in range(count)]}).to_parquet(file)
+    datasets.Dataset.from_dict({"text": [f"{name} {i} was told." for i in range(count)]}).to_parquet(file)
     return file.getvalue()
 
 
@@ -76,17 +76,20 @@ from helpers.training import load_checkpoint
 print(load_checkpoint("someone/stories")[0].num_parameters() > 4_000_000)
 """,
     "stories": """
+import sys
 from helpers import stories
-stories.SILENCE = 6.0
+stories.SILENCE = float(sys.argv[1])
 found = stories.load_stories("tinystories", train=500, validation=50)
 print((len(found.train), found.train[-1], found.validation[-1]) == (500, "one 499 was told.", "other 49 was told."))
 """,
 }
 
 
-def load(what, environment, seconds):
-    command = [sys.executable, "-c", LOAD[what]]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
+def load(what, environment, silence):
+    """In a process of its own. silence: seconds without an answer after which it gives up."""
+    environment = environment | {"HF_HUB_DOWNLOAD_TIMEOUT": f"{silence // 3}"}
+    command = [sys.executable, "-c", LOAD[what], str(silence)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
 QUICK = [("a model", "api", "page"), ("a model", "file", "promises less"), ("stories", "file", "stalls")]
@@ -108,11 +111,11 @@ def test_a_broken_hub_is_refused_in_words_and_the_next_try_is_whole(tmp_path, mo
                 "data/validation-00000-of-00001.parquet": table("other", 200),
             },
         }
-        done = load(what, environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "2"}, seconds=90)
+        done = load(what, environment, silence=6)
         assert done.returncode == 1
         assert "again" in done.stderr.strip().splitlines()[-1], done.stderr
         Broken.where = "nowhere"  # mended
-        done = load(what, environment, seconds=60)
+        done = load(what, environment, silence=60)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "True"
         Broken.closing.set()
