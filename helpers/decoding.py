@@ -61,13 +61,21 @@ def generate(
     Each prompt has a random stream of its own, from `seed` and its place in the list; None draws a fresh seed.
 
     top_k and num_beams may exceed the vocabulary: then nothing is cut off, and all beginnings are kept. max_new_tokens=0
-    gives empty texts. The smaller the temperature, the nearer to greedy; all above 0 work.
+    gives empty texts, no prompts an empty list. The smaller the temperature, the nearer to greedy; all above 0 work. The
+    smallest top_p leaves the likeliest token.
 
-    Raises ValueError where a setting makes no sense, or a prompt fills the context, FloatingPointError where the model's
-    scores are not numbers (NaN), as those of a model whose training went wrong.
+    Raises ValueError where a setting makes no sense, a prompt fills the context, or the tokenizer is another model's,
+    FloatingPointError where the model's scores are not numbers (NaN), as those of a model whose training went wrong.
     """
     if isinstance(prompts, str):
         raise ValueError("prompts is one string: give a list of prompts")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {index} is {prompt!r}: give strings")
+    numbers = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "top_k": top_k, "seed": seed}
+    for name, number in numbers.items():
+        if not (hasattr(number, "__index__") or (number is None and name in ("top_k", "seed"))):
+            raise ValueError(f"{name}={number!r} must be a whole number")
     if strategy not in ("sample", "greedy", "beam"):
         raise ValueError(f"strategy={strategy!r}: choose 'sample', 'greedy' or 'beam'")
     if not 0 < temperature < math.inf:
@@ -80,6 +88,9 @@ def generate(
         raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
     if num_beams < 1 or (num_beams > 1 and strategy != "beam"):
         raise ValueError(f"num_beams={num_beams} with strategy={strategy!r}: at least 1, and more for 'beam' only")
+    if not abs(length_penalty) <= 50:
+        raise ValueError(f"length_penalty={length_penalty} must be between -50 and 50: it is the power of a length")
+    model.config.check_vocabulary(len(tokenizer))
     rows = [[tokenizer.sos_id, *tokenizer.encode(prompt)] for prompt in prompts]
     for index, ids in enumerate(rows):
         if len(ids) >= model.config.context_length:
@@ -150,7 +161,8 @@ def filtered_distribution(
 ) -> Tensor:
     """logits (…, V) -> the probabilities (…, V) that sampling draws from; what is filtered out has probability 0."""
     best = logits.max(dim=-1, keepdim=True).values  # (…, 1), taken off first: no temperature is too small
-    scores = (logits - best) / max(temperature, torch.finfo(torch.float32).tiny)  # (…, V), the best at 0: no 0 / 0
+    least, most = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # or float32 makes them 0 and inf
+    scores = (logits - best) / min(max(temperature, least), most)  # (…, V), the best at 0: no 0 / 0
     if top_k is not None and top_k < scores.shape[-1]:
         kept, places = scores.topk(top_k)  # (…, k) each
         scores = torch.full_like(scores, float("-inf")).scatter(-1, places, kept)  # (…, V)
@@ -158,7 +170,7 @@ def filtered_distribution(
     if top_p is not None and top_p < 1:
         ranked, order = probabilities.sort(dim=-1, descending=True)  # (…, V) each
         before = ranked.cumsum(dim=-1) - ranked  # (…, V), probability of the likelier tokens
-        ranked = ranked.masked_fill(before >= top_p, 0.0)  # (…, V)
+        ranked = ranked.masked_fill(before >= max(top_p, least), 0.0)  # (…, V)
         probabilities = torch.zeros_like(ranked).scatter(-1, order, ranked / ranked.sum(dim=-1, keepdim=True))  # (…, V)
     return probabilities
 

@@ -1,10 +1,10 @@
 """Files that are there whole or not at all, and JSON that notices when it was damaged."""
 
 import errno
-import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -33,7 +33,7 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     Raises OSError, with a word on what to do, where it cannot be written; a file that was there stays as it was.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = beside(path, "partial")
     clear_left(path)
     try:
         try:
@@ -61,11 +61,24 @@ def make_folder(path: str | Path) -> None:
         raise cannot_write(path, error) from error
 
 
+def beside(path: Path, kind: str) -> Path:
+    """A hidden name beside a file or folder, for what becomes it. kind: "partial", or "new" or "old" for a whole one."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
+
+
+def left_beside(path: Path, *kinds: str) -> list[Path]:
+    """What has such a name now, of this file or folder and no other."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.({'|'.join(kinds)})")
+    with suppress(OSError):
+        return sorted(other for other in path.parent.iterdir() if pattern.fullmatch(other.name))
+    return []
+
+
 def clear_left(path: Path, hours: float = 1) -> None:
     """Remove what killed processes left beside a file or folder that they were writing: hidden, and older than that."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    for left in left_beside(path, "partial", "new", "old"):
         with suppress(OSError):  # another process may do the same
-            if left.suffix in (".partial", ".new", ".old") and time.time() - left.stat().st_mtime > hours * 3600:
+            if time.time() - left.stat().st_mtime > hours * 3600:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 

@@ -37,8 +37,9 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "embedding_dim", "d_model", "num_layers", "num_heads", "d_ff", "context_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: every size must be at least 1")
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size!r}: every size must be a whole number, at least 1")
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"d_model={self.d_model} is not divisible by num_heads={self.num_heads}: each head takes an equal share of "
@@ -53,6 +54,14 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is not a probability below 1")
+
+    def check_vocabulary(self, tokens: int) -> None:
+        """Raises ValueError where a tokenizer of so many tokens has more than the model's table."""
+        if tokens > self.vocab_size:
+            raise ValueError(
+                f"the vocabulary of {tokens} is larger than the model's table of {self.vocab_size}: train the tokenizer "
+                f"with vocab_size={self.vocab_size}, or build the model with more rows"
+            )
 
 
 class LayerNorm(nn.Module):

@@ -25,6 +25,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
@@ -77,7 +78,7 @@ class FigureFolder:
         """
         if not alt.strip():
             raise ValueError(f"figure {name!r} needs an alt text: say in one sentence what it shows")
-        alt = " ".join(alt.split())
+        alt = " ".join(_writable(alt).split())
         file = io.BytesIO()
         _render(figure, file, format="svg", metadata={"Date": None, "Creator": None, "Title": alt})
         self._write(f"{name}.svg", file.getvalue())
@@ -103,7 +104,7 @@ class FigureFolder:
         text = json.dumps(_plain(numbers), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
         one_line = re.compile(r"\[\n[^\[\]{}]*\]")  # a list of numbers: one line, not one each
         text = one_line.sub(lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)
-        self._write(f"{name}.json", f"{text}\n".encode())
+        self._write(f"{name}.json", f"{text}\n".encode("utf-8", "backslashreplace"))  # as JSON writes a lone surrogate
 
     def _write(self, name: str, content: bytes) -> None:
         make_folder(self.path)
@@ -113,12 +114,15 @@ class FigureFolder:
 def load_numbers(corpus: str, name: str) -> dict:
     """The numbers that the repository carries for a corpus: `figures/<corpus>/<name>.json`.
 
-    Raises FileNotFoundError where they have not been recorded.
+    Raises FileNotFoundError where they have not been recorded, ValueError where the file is damaged.
     """
-    path = ROOT / "figures" / corpus_name(corpus) / f"{name}.json"
+    path, record = ROOT / "figures" / corpus_name(corpus) / f"{name}.json", f"`make record CORPUS={corpus}`"
     if not path.is_file():
-        raise FileNotFoundError(f"{path.relative_to(ROOT)} is missing: record it with `make record CORPUS={corpus}`")
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise FileNotFoundError(f"{path.relative_to(ROOT)} is missing: record it with {record}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.relative_to(ROOT)} is damaged ({error}): record it again with {record}") from error
 
 
 def load_explorer(corpus: str, name: str) -> "AttentionExplorer":
@@ -151,6 +155,9 @@ class Picture:
 def _render(figure: Figure, file, **options) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for an emoji: not an error
+        for text in figure.findobj(Text):  # a `$` is a `$`, but for the numbers of a logarithmic axis
+            if "$" in text.get_text() and not re.search(r"^\$\\mathdefault|\\\$", text.get_text()):
+                text.set_parse_math(False)
         if figure.get_layout_engine() is not None:
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # laid out once, not again for each format
@@ -216,14 +223,14 @@ def table(rows: Sequence[Sequence | Mapping], columns: Sequence[str], caption: s
     sides = [">" if right else "<" for right in numeric]
     lines = ["  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip() for row in cells]
     if caption:
-        markdown = [f"*{_escape(caption)}*", "", *markdown]
+        markdown = [f"*{_escape(' '.join(caption.split()))}*", "", *markdown]
         lines = [caption, *lines]
     return Markdown("\n".join(markdown), "\n".join(lines))
 
 
 def _escape(text: str) -> str:
     """Text as Markdown that shows it as it is."""
-    return re.sub(r"([\\`*_$<>|\[\]])", r"\\\1", text)
+    return re.sub(r"([\\`*_~&$<>|\[\]])", r"\\\1", text)
 
 
 def _cell(value) -> str:
@@ -319,10 +326,13 @@ def head_grid(attention, tokens: Sequence[str], *, kind: str = "heatmap", first_
 
 def _words(tokens: Sequence[str]) -> list[str]:
     """Words as labels: shortened, a blank made visible, no `$` that would start a formula, `�` for what no file can hold."""
-    unwritable = "Cc", "Cs", "Cn"  # control characters, lone surrogates, and what Unicode has not assigned
-    short = (word if len(word) <= 14 else f"{word[:13]}…" for word in map(str, tokens))
-    short = ("".join("�" if category(letter) in unwritable else letter for letter in word) for word in short)
+    short = (_writable(word if len(word) <= 14 else f"{word[:13]}…") for word in map(str, tokens))
     return [word.replace("$", r"\$") if word.strip() else "␣" for word in short]
+
+
+def _writable(text: str) -> str:
+    """`�` for control characters, lone surrogates, and what Unicode has not assigned; white space stays."""
+    return "".join("�" if category(c) in ("Cc", "Cs", "Cn") and not c.isspace() else c for c in text)
 
 
 def _draw_heatmap(axes, matrix, rows, columns, limits=(0.0, 1.0)):

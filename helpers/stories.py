@@ -7,9 +7,11 @@ model can beat on average.
 """
 
 import functools
+import glob
 import hashlib
 import math
 import mmap
+import os
 import random
 import re
 import tomllib
@@ -443,24 +445,30 @@ def _read(path: Path) -> _Lazy:
 
 def _read_text(path: Path) -> _Lazy:
     """A .txt file is mapped, not read: what stays in memory is where each story begins and ends."""
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    bounds = array("q")
-    start = 3 if content[:3] == b"\xef\xbb\xbf" else 0  # a byte-order mark
-    while start < len(content):
-        end = content.find(SEPARATOR, start)
-        end = len(content) if end < 0 else end
-        if _MARK.search(content, start, end) or content[start:end].decode("utf-8", "replace").strip():
-            bounds.extend((start, end))
-        start = end + len(SEPARATOR)
+    path, bounds = path.resolve(), array("q")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        loaded = os.fstat(file.fileno())
+        start = 3 if content[:3] == b"\xef\xbb\xbf" else 0  # a byte-order mark
+        while start < len(content):
+            end = content.find(SEPARATOR, start)
+            end = len(content) if end < 0 else end
+            if _MARK.search(content, start, end) or content[start:end].decode("utf-8", "replace").strip():
+                bounds.extend((start, end))
+            start = end + len(SEPARATOR)
     spans = np.array(bounds, dtype=np.int64).reshape(-1, 2)  # (stories, 2)
     if not len(spans):
         raise ValueError(f"{path} holds white space only: {_ACCEPTED}")
 
     def read(row: int) -> str:
         start, end = spans[row]
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if (found.st_size, found.st_mtime_ns) != (loaded.st_size, loaded.st_mtime_ns):
+                raise ValueError(f"{path} was changed since it was loaded: load it again")
+            file.seek(start)
+            text = file.read(end - start)
         try:
-            return content[start:end].decode("utf-8").strip().replace("\r\n", "\n")
+            return text.decode("utf-8").strip().replace("\r\n", "\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 (byte {start + error.start}): save it as UTF-8 text") from None
 
@@ -473,7 +481,7 @@ def _read_table(path: Path) -> _Lazy:
 
     make = datasets.Dataset.from_parquet if path.suffix == ".parquet" else datasets.Dataset.from_json
     try:
-        table = make(str(path))
+        table = make(glob.escape(str(path)))  # they would read every file that a name like a[1] stands for
     except Exception as error:
         raise_if_full_or_locked(error, datasets.config.HF_DATASETS_CACHE)
         cause = error.__cause__ or error

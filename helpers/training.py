@@ -7,14 +7,12 @@ import argparse
 import ast
 import copy
 import csv
-import glob
 import hashlib
 import io
 import json
 import math
 import os
 import re
-import secrets
 import shutil
 import sys
 import time
@@ -33,7 +31,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from helpers.files import clear_left, make_folder, raise_if_full_or_locked, read_json, write_json, write_whole
+from helpers.files import (
+    beside,
+    clear_left,
+    left_beside,
+    make_folder,
+    raise_if_full_or_locked,
+    read_json,
+    write_json,
+    write_whole,
+)
 from helpers.memory import keep_freed_memory, output_loss
 from helpers.model import Decoder, ModelConfig
 from helpers.stories import Stories, corpus_name, load_stories
@@ -104,6 +111,11 @@ class TrainingConfig:
             overwrite_eos=True,
         )
         return replace(recipe, **changes)
+
+
+# Where a run is, and what it records at each validation.
+_BEGINNING = {"step": 0, "tokens": 0, "loss_sum": 0.0, "loss_tokens": 0, "seconds": 0.0, "rows": []}
+_COLUMNS = {"step", "tokens", "learning_rate", "train_loss", "validation_loss", "seconds"}
 
 
 def _counts(number) -> bool:
@@ -214,11 +226,7 @@ def train(
     Raises ValueError where vocabulary, model, or the file to resume from do not fit, FileNotFoundError where there is none,
     FloatingPointError where the loss is no longer finite; the files written before then stay as they were.
     """
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"the vocabulary of {len(tokenizer)} is larger than the model's table of {model.config.vocab_size}: "
-            f"train the tokenizer with vocab_size={model.config.vocab_size}, or build the model with more rows"
-        )
+    model.config.check_vocabulary(len(tokenizer))
     keep_freed_memory()
     device = pick_device(config.device)
     rank, processes = _rank_and_processes()
@@ -237,7 +245,7 @@ def train(
     total_steps = min(config.epochs * steps_per_epoch, config.max_steps or sys.maxsize)
     optimizer = _optimizer(model, config)
     identity = _identity(model, config, precision, train_ids, validation_ids)
-    state = {"step": 0, "tokens": 0, "loss_sum": 0.0, "loss_tokens": 0, "seconds": 0.0, "rows": []}
+    state = copy.deepcopy(_BEGINNING)
     if saved:
         state = saved.restore(model, optimizer, identity)
     history = History(state["rows"])
@@ -412,10 +420,12 @@ def _pick_precision_once(config: TrainingConfig, device: str, saved: "_SavedRun 
     """The same in every process, and in a resumed run: a probe by time may come out differently the next time."""
     if config.precision != "auto":
         return config.precision
-    picked = [saved.identity.get("precision") if saved else pick_precision(device)]
+    picked = saved.identity.get("precision") if saved else pick_precision(device)
     if _rank_and_processes()[1] > 1:
-        dist.broadcast_object_list(picked)
-    return picked[0]
+        half = torch.tensor(picked == "bf16", device=device).int()  # ()
+        dist.broadcast(half, 0)
+        picked = "bf16" if half.item() else "fp32"
+    return picked
 
 
 def save_checkpoint(
@@ -428,9 +438,11 @@ def save_checkpoint(
     """model.safetensors (weights as `dtype`), config.json (sizes, metadata, checksums) and tokenizer.json, all or none.
 
     A checkpoint that was there is replaced only when the new one is complete. Nothing in it can carry code.
-    Raises OSError where it cannot be written, FileExistsError where `folder` holds anything but a checkpoint.
+    Raises OSError where it cannot be written, FileExistsError where `folder` holds anything but a checkpoint, ValueError
+    where the tokenizer has more tokens than the model.
     """
     folder = Path(folder)
+    model.config.check_vocabulary(len(tokenizer))
     if folder.exists():
         others = (
             sorted({path.name for path in folder.iterdir()} - {*CHECKPOINT_FILES}) if folder.is_dir() else ["a file"]
@@ -439,7 +451,7 @@ def save_checkpoint(
             raise FileExistsError(
                 f"{folder} is no checkpoint ({others[0]} is there), and is not replaced: name another"
             )
-    partial, weights = _beside(folder, "partial"), _on_cpu(model.state_dict(), dtype)
+    partial, weights = beside(folder, "partial"), _on_cpu(model.state_dict(), dtype)
     try:
         make_folder(partial)
         write_whole(partial / "model.safetensors", save(weights, {"format": "pt"}))
@@ -452,11 +464,6 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _beside(folder: Path, kind: str) -> Path:
-    """A hidden name beside the folder's that nobody else has."""
-    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{kind}")
-
-
 def _put(whole: Path, folder: Path) -> None:
     """Let a whole folder take the name of another, whoever does the same at the same time.
 
@@ -464,10 +471,10 @@ def _put(whole: Path, folder: Path) -> None:
     where `_find` looks for it.
     """
     clear_left(folder)
-    new = whole.rename(_beside(folder, "new"))
+    new = whole.rename(beside(folder, "new"))
     for _ in range(1_000):
         with suppress(FileNotFoundError):  # another process may take it away first
-            shutil.rmtree(folder.rename(_beside(folder, "old")), ignore_errors=True)
+            shutil.rmtree(folder.rename(beside(folder, "old")), ignore_errors=True)
         with suppress(OSError):  # another process may have put its own there: then that is the older one
             new.rename(folder)
         if not new.exists():  # this process has put it there, or one that reads
@@ -477,7 +484,7 @@ def _put(whole: Path, folder: Path) -> None:
 
 def _find(folder: Path) -> None:
     """Finish the replacement of a folder, where a killed process left it unfinished."""
-    for new in [] if folder.exists() else sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.new")):
+    for new in [] if folder.exists() else left_beside(folder, "new"):
         with suppress(OSError):  # another process has done it
             new.rename(folder)
 
@@ -503,10 +510,31 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
     Raises FileNotFoundError where a file is missing, ConnectionError where the Hub does not give the model, ValueError
     where a file is damaged or of another shape.
     """
+    _find(Path(folder))
     if isinstance(folder, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", folder) and not Path(folder).exists():
         folder = _from_hub(folder)
     folder = Path(folder)
-    _find(folder)
+    for _ in range(100):
+        before = _replaced(folder)
+        try:
+            return _load_folder(folder)
+        except (ValueError, OSError):
+            _find(folder)
+            if _replaced(folder) == before:
+                raise
+            # Another process has put a new one there, and some of what was read is the old one's: read again.
+    return _load_folder(folder)
+
+
+def _replaced(folder: Path) -> tuple[int, int] | None:
+    """Something that changes when another folder takes this name; None where there is none."""
+    with suppress(FileNotFoundError):
+        stat = folder.stat()
+        return stat.st_ino, stat.st_mtime_ns
+    return None
+
+
+def _load_folder(folder: Path) -> tuple[Decoder, WordTokenizer, dict]:
     for name in CHECKPOINT_FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(
@@ -517,7 +545,7 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
         sizes, metadata = ModelConfig(**config["model"]), config["metadata"]
         weights_sha256, tokenizer_sha256 = config["weights_sha256"], config["tokenizer_sha256"]
         weights = load_file(folder / "model.safetensors")
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be read as a checkpoint ({error}): save or copy it again") from error
     if _digest(weights) != weights_sha256:
         raise ValueError(
@@ -528,6 +556,7 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
         raise ValueError(
             f"{folder}: its tokenizer.json is not the one that its config.json names: copy all files again"
         )
+    sizes.check_vocabulary(len(tokenizer))
     _check_shapes(sizes, weights, folder)
     model = Decoder(sizes)
     model.load_state_dict(weights)
@@ -688,17 +717,29 @@ def _read_run(folder: Path) -> "_SavedRun":
     path = folder / "resume.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: there is no run to resume in {folder}; start without resume_from")
+    advice = "delete it and start the run again"
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["format"] != str(FORMAT):
+            advice = f"update the code, or {advice}"
             raise ValueError(f"it has format {metadata['format']}, this code reads {FORMAT}")
         if _digest(tensors, metadata["state"], metadata["identity"]) != metadata["sha256"]:
             raise ValueError("its content no longer has the SHA-256 that it names")
-        return _SavedRun(path, tensors, json.loads(metadata["state"]), json.loads(metadata["identity"]))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): delete it and start the run again") from error
+        state, identity = json.loads(metadata["state"]), json.loads(metadata["identity"])
+        rows = isinstance(state, dict) and state.get("rows")
+        if not (
+            isinstance(identity, dict)
+            and isinstance(rows, list)
+            and all(type(state.get(key)) is type(value) for key, value in _BEGINNING.items())
+            and state["step"] >= 0
+            and all(isinstance(row, dict) and row.keys() == _COLUMNS for row in rows)
+        ):
+            raise ValueError("its state is not that of a run")
+        return _SavedRun(path, tensors, state, identity)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {advice}") from error
 
 
 @dataclass(frozen=True)
@@ -724,11 +765,15 @@ class _SavedRun:
         weights = {name[6:]: tensor for name, tensor in self.tensors.items() if name.startswith("model.")}
         _check_shapes(model.config, weights, self.path)
         model.load_state_dict(weights)
-        moments = optimizer.state_dict()
-        for name, tensor in self.tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                moments["state"].setdefault(int(index), {})[key] = tensor
+        moments, shapes = optimizer.state_dict(), {}
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, parameter in enumerate(trained):
+            own = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            shapes |= {f"optimizer.{index}.{key}": tuple(shape) for key, shape in own.items()}
+            moments["state"][index] = {key: self.tensors.get(f"optimizer.{index}.{key}") for key in own}
+        found = {name: tuple(t.shape) for name, t in self.tensors.items() if name.startswith("optimizer.")}
+        if found != shapes:
+            raise ValueError(f"{self.path} holds the moments of another model's optimizer: start the run again")
         optimizer.load_state_dict(moments)
         return self.state
 
@@ -741,13 +786,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, help="where the trained model goes (checkpoints/<corpus>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --folder")
     for setting in fields(TrainingConfig):
-        parser.add_argument(f"--{setting.name.replace('_', '-')}", type=_literal, default=setting.default)
+        kind = str if setting.type in (str, str | None) else _literal
+        parser.add_argument(f"--{setting.name.replace('_', '-')}", type=kind, default=setting.default)
     options = vars(parser.parse_args(arguments))
     try:
         config = TrainingConfig(**{setting.name: options[setting.name] for setting in fields(TrainingConfig)})
+        target = options["checkpoint"] or CHECKPOINTS / corpus_name(options["corpus"])
     except ValueError as error:
         parser.error(str(error))
-    target = options["checkpoint"] or CHECKPOINTS / corpus_name(options["corpus"])
     if target.exists():
         parser.error(f"{target} is there already: name another place with --checkpoint, or delete it")
     if options["resume"] and not config.folder:

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import secrets
 import shutil
 import struct
 import subprocess
@@ -23,7 +22,7 @@ import urllib.request
 import zlib
 from array import array
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -31,7 +30,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from helpers import tokenizer as tokenizer_module
-from helpers.files import clear_left, make_folder, write_whole
+from helpers.files import beside, clear_left, make_folder, write_whole
 from helpers.tokenizer import SPECIALS, WordTokenizer
 
 _MISSING, _FROM_NGRAMS, _IN_DICTIONARY = range(3)
@@ -159,8 +158,10 @@ class FastTextBin(WordVectors):
         self._check(quantised != 1, "is quantised, its vectors are not exact: use the .bin from before quantising")
         self._check((quantised, *found) == (0, *shape), f"is damaged, its parts disagree: {_AGAIN}")
         self._table_start = file.tell()
+        self._check(self._table_start + 4 * shape[0] * shape[1] < self._size, f"is cut short: {_AGAIN}")
         file.seek(self._table_start + 4 * shape[0] * shape[1])
         _, *found = struct.unpack("<B2q", file.read(17))
+        self._check(min(found) >= 0, f"is damaged, its parts disagree: {_AGAIN}")
         self._check(file.tell() + 4 * found[0] * found[1] <= self._size, f"is cut short: {_AGAIN}")
 
     def _read_dictionary(self, file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
@@ -447,13 +448,14 @@ def _cached(key: bytes, build: Callable[[Path], Path]) -> Path:
     directory = cache_directory()
     stem = hashlib.sha256(key).hexdigest()[:16]
     for path in sorted(directory.glob(f"{stem}-*")):
-        if path.name == f"{stem}-{_file_hash(path)}{path.suffix}":
-            return path
-        print(f"{path} is damaged: its content no longer has the hash in its name. It is built again.")
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process has found the damage
+            if path.name == f"{stem}-{_file_hash(path)}{path.suffix}":
+                return path
+            print(f"{path} is damaged: its content no longer has the hash in its name. It is built again.")
+            path.unlink()
     make_folder(directory)
     clear_left(directory / stem, hours=24)  # no training takes as long
-    partial = directory / f".{stem}.{secrets.token_hex(4)}.partial"
+    partial = beside(directory / stem, "partial")
     make_folder(partial)
     try:
         built = build(partial)

@@ -107,6 +107,22 @@ local function with_widths(tabular)
   return tabular
 end
 
+-- What other Markdown takes as it is: no citations from @, no subscripts from ~, no dashes from --.
+local plain_markdown = "markdown-citations-smart-strikeout-subscript-superscript"
+
+-- Typst reads = - + / or 1. at the beginning of a cell as a heading or a list, and pandoc lets them stand.
+local function as_typed(blocks)
+  if html then return blocks end
+  return blocks:walk {
+    Cell = function(cell)
+      for _, block in ipairs(cell.contents) do
+        if block.t == "Plain" then block.content:insert(1, pandoc.RawInline("typst", "#[]")) end
+      end
+      return cell
+    end,
+  }
+end
+
 -- A table's caption is a paragraph of italics before it.
 local function with_caption(blocks)
   local first, second = blocks[1], blocks[2]
@@ -127,7 +143,7 @@ local function best(blocks, notebook)
   for _, format in ipairs { "markdown", "html" } do
     for _, block in ipairs(blocks) do
       if block.t == "RawBlock" and block.format == format then
-        return format == "markdown" and with_caption(pandoc.read(block.text, "markdown").blocks) or { block }
+        return format == "markdown" and with_caption(as_typed(pandoc.read(block.text, plain_markdown).blocks)) or { block }
       end
     end
   end

@@ -187,7 +187,7 @@ def sync(paths: list[Path]) -> int:
     for path in [*paths, ROOT / "README.md"]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if with_repository(text) != text:
-            path.write_text(with_repository(text), encoding="utf-8")
+            write_whole(path, with_repository(text))
     for path in paths:
         target = NOTEBOOKS / f"{path.stem}.ipynb"
         notebook, done = read_source(path), {}

@@ -17,7 +17,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_tok
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.plots import load_numbers, table  # noqa: E402 - the repository need not be installed
+from helpers.files import make_folder, write_whole  # noqa: E402 - the repository need not be installed
+from helpers.plots import load_numbers, table  # noqa: E402
 from helpers.stories import corpus_name  # noqa: E402
 from helpers.training import CHECKPOINT_FILES, load_checkpoint  # noqa: E402
 
@@ -117,10 +118,10 @@ def prepare(corpus: str, name: str) -> Path:
     card = model_card(corpus, name)
     folder = ROOT / "build" / "hub" / corpus
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_folder(folder)
     for file in CHECKPOINT_FILES:
-        shutil.copyfile(ROOT / "checkpoints" / corpus / file, folder / file)
-    card.save(folder / "README.md")
+        write_whole(folder / file, (ROOT / "checkpoints" / corpus / file).read_bytes())
+    write_whole(folder / "README.md", str(card))
     return folder
 
 

@@ -118,6 +118,14 @@ def test_filters_by_hand():
         ({"max_new_tokens": -1}, "must not be negative"),
         ({"num_beams": 0, "strategy": "beam"}, "at least 1"),
         ({"num_beams": 4}, "more for 'beam' only"),
+        ({"max_new_tokens": 2.5}, r"max_new_tokens=2\.5 must be a whole number"),
+        ({"max_new_tokens": None}, "max_new_tokens=None must be a whole number"),
+        ({"top_k": float("nan")}, "top_k=nan must be a whole number"),
+        ({"num_beams": float("inf"), "strategy": "beam"}, "num_beams=inf must be a whole number"),
+        ({"seed": "a"}, "seed='a' must be a whole number"),
+        ({"length_penalty": float("nan"), "strategy": "beam"}, "between -50 and 50"),
+        ({"length_penalty": -1_000.0, "strategy": "beam"}, "between -50 and 50"),
+        ({"prompts": ["w1", None]}, "prompt 1 is None: give strings"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
@@ -232,12 +240,32 @@ def test_scores_that_are_not_numbers_are_said_and_leave_the_model_as_it_was(how)
     assert "forward" not in vars(model.output)
 
 
-@pytest.mark.parametrize("temperature", [1e-9, 1e-40, 5e-324])
-def test_the_smallest_temperatures_are_greedy(temperature):
+@pytest.mark.parametrize(
+    "how", [{"temperature": 1e-9}, {"temperature": 1e-40}, {"temperature": 5e-324}, {"top_p": 1e-46}, {"top_p": 5e-324}]
+)
+def test_the_smallest_temperatures_and_sets_are_greedy(how):
     model, prompts = made_model(), ["w1", "w2 w3", ""]
-    cold = generate(model, TOKENIZER, prompts, max_new_tokens=6, temperature=temperature, seed=0)
+    cold = generate(model, TOKENIZER, prompts, max_new_tokens=6, seed=0, **how)
     greedy = generate(model, TOKENIZER, prompts, max_new_tokens=6, strategy="greedy")
     assert [one.ids for one in cold] == [one.ids for one in greedy]
+
+
+@pytest.mark.parametrize("temperature", [1e30, 3.5e38, 1e308])
+def test_the_largest_temperatures_draw_each_word_alike(temperature):
+    logits = torch.tensor([3.0, 0.0, -50.0, float("-inf")])  # (V,), the last may not come out
+    assert filtered_distribution(logits, temperature).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+    generate(made_model(), TOKENIZER, ["w1"], max_new_tokens=3, temperature=temperature, seed=0)
+
+
+@pytest.mark.parametrize("length_penalty", [-50, 50.0])
+def test_the_largest_length_penalties_give_numbers(length_penalty):
+    how = {"max_new_tokens": 10, "strategy": "beam", "num_beams": 3, "length_penalty": length_penalty}
+    assert all(math.isfinite(beam.score) for beam in generate(made_model(), TOKENIZER, ["w1"], **how)[0].beams)
+
+
+def test_another_models_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="is larger than the model's table of"):
+        generate(made_model(), WordTokenizer([f"w{i}" for i in range(500)]), ["w400"], max_new_tokens=3)
 
 
 def test_more_than_the_vocabulary_can_give():

@@ -28,13 +28,14 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
-    names = ".a.txt.0.partial", ".a.txt.1.partial", ".b.txt.2.partial", ".a.txt.3.txt"
+    ends = ("a.txt.00000000.partial", "a.txt.00000001.partial", "b.txt.00000002.partial", "a.txt.00000003.txt")
+    names = [f".{end}" for end in (*ends, "a.txt.b.00000004.partial", "a.txt.bbbbbbbb.c.partial")]
     for name in names:
         (tmp_path / name).touch()
     for name in names[1:]:
         os.utime(tmp_path / name, (time.time() - 4000,) * 2)
     write_whole(tmp_path / "a.txt", "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*names, "a.txt"} - {".a.txt.1.partial"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*names, "a.txt"} - {names[1]})
 
 
 def test_a_folder_that_is_gone_is_said(tmp_path):
@@ -265,6 +266,29 @@ def test_two_processes_may_save_the_same_checkpoint_and_figures(tmp_path):
         "tokenizer.json",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "kept"]
+
+
+READ = """
+import sys, time
+from helpers.training import load_checkpoint
+end, seen = time.monotonic() + float(sys.argv[2]), []
+while time.monotonic() < end:
+    seen.append(load_checkpoint(sys.argv[1])[2]["by"])
+print(len(seen))
+"""
+
+
+def test_a_checkpoint_can_be_read_while_another_process_replaces_it(tmp_path):
+    save_checkpoint(tmp_path / "kept", made_model(seed=1), TOKENIZER, {"by": "0"})
+    times, seconds = cases((30, 2), (500, 20))
+    environment = os.environ | {"FIGURES_DIR": str(tmp_path / "figures")}
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READ, str(tmp_path / "kept"), str(seconds)], stderr=subprocess.PIPE, text=True
+    )
+    writer = subprocess.Popen([sys.executable, "-c", SAVE, str(tmp_path), "1", str(times)], env=environment)
+    _, errors = reader.communicate(timeout=200)
+    assert reader.returncode == 0, errors
+    assert writer.wait(200) == 0
 
 
 def test_a_folder_with_other_files_is_not_replaced_by_a_checkpoint(tmp_path):

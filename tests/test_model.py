@@ -221,6 +221,7 @@ def test_queries_keys_and_values_start_as_three_xavier_matrices():
         ({"num_heads": 0}, "at least 1"),
         ({"d_model": 9, "num_heads": 3}, "is odd"),
         ({"dropout": 1.0}, "not a probability below 1"),
+        ({"num_heads": 2.0}, "a whole number"),
         ({"context_length": 16_385}, "would fill gigabytes; choose a shorter one"),
     ],
 )

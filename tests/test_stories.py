@@ -393,6 +393,25 @@ def test_clear_errors(tmp_path):
     assert "rename the file" in error_of(write(tmp_path / "bundled.txt", TEN), validation=1)
 
 
+def test_a_text_file_that_changes_after_loading_is_noticed(tmp_path, monkeypatch):
+    path = write(tmp_path / "tales.txt", TEN)
+    monkeypatch.chdir(tmp_path)
+    stories = load_stories("tales.txt", validation=2)
+    monkeypatch.chdir("/")
+    assert stories.train[0] == TEN[0]
+    path.write_bytes(path.read_bytes()[:20])
+    for row in (0, 5):
+        with pytest.raises(ValueError, match=r"tales\.txt was changed since it was loaded: load it again"):
+            stories.train[row]
+
+
+def test_a_name_is_no_pattern(tmp_path):
+    write(tmp_path / "a1.jsonl", ["another's"] * 2)
+    for name in ("a[1].jsonl", "a*.jsonl"):
+        write(tmp_path / name, TEN)
+        assert list(load_stories(tmp_path / name, validation=2).train) == TEN[:8]
+
+
 def test_clear_errors_of_tables(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"story": "One."}\n')
     assert "no column `text`" in error_of(tmp_path / "a.jsonl")

@@ -1,7 +1,9 @@
 """Training: the loss, the schedule, exact resume, checkpoints, and what is said when something is wrong."""
 
+import hashlib
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -371,6 +373,48 @@ def test_resuming_another_run_is_refused(tmp_path):
         train(made_model(), TOKENIZER, made_stories(), QUICK, resume_from=tmp_path)
 
 
+FORGED = {
+    "moments of one number": lambda t, s, i: t.update({n: torch.zeros(1) for n in t if ".exp_avg" in n}),
+    "no moments": lambda t, s, i: [t.pop(n) for n in [*t] if n.startswith("optimizer.")],
+    "one moment too few": lambda t, s, i: t.pop("optimizer.0.exp_avg_sq"),
+    "one moment too many": lambda t, s, i: t.update({"optimizer.999.exp_avg": torch.zeros(3)}),
+    "a moment of no number": lambda t, s, i: t.update({"optimizer.zero.exp_avg": torch.zeros(3)}),
+    "weights of another shape": lambda t, s, i: t.update({"model.norm.gain": torch.zeros(3)}),
+    "no step": lambda t, s, i: s.pop("step"),
+    "a word for the step": lambda t, s, i: s.update(step="2"),
+    "a negative step": lambda t, s, i: s.update(step=-3),
+    "no rows": lambda t, s, i: s.pop("rows"),
+    "rows of numbers": lambda t, s, i: s.update(rows=[1, 2]),
+    "rows that lack a column": lambda t, s, i: s["rows"][0].pop("tokens"),
+    "another config": lambda t, s, i: i.update(seed=99),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_file_to_resume_from_is_refused_though_its_checksum_fits(tmp_path, name):
+    """Wrong moments would make the optimizer write outside of its memory."""
+    train(made_model(), TOKENIZER, made_stories(), replace(QUICK, epochs=1, folder=str(tmp_path)))
+    saved = training._read_run(tmp_path)
+    FORGED[name](saved.tensors, saved.state, saved.identity)
+    texts = {"state": json.dumps(saved.state), "identity": json.dumps(saved.identity)}
+    metadata = texts | {"format": str(FORMAT), "sha256": training._digest(saved.tensors, *texts.values())}
+    save_file(saved.tensors, tmp_path / "resume.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"resume\.safetensors (cannot be read|holds|belongs)"):
+        train(made_model(), TOKENIZER, made_stories(), replace(QUICK, epochs=1), resume_from=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "1", "[" * 100_000])
+def test_a_file_to_resume_from_with_another_state_is_refused(tmp_path, text):
+    for texts in ({"state": text, "identity": "{}"}, {"state": json.dumps(training._BEGINNING), "identity": text}):
+        metadata = texts | {"format": str(FORMAT), "sha256": training._digest({}, *texts.values())}
+        save_file({}, tmp_path / "resume.safetensors", metadata)
+        with pytest.raises(ValueError, match="delete it and start the run again"):
+            training._read_run(tmp_path)
+    save_file({}, tmp_path / "resume.safetensors", metadata | {"format": "3"})
+    with pytest.raises(ValueError, match=r"has format 3, this code reads 2.*: update the code, or delete it"):
+        training._read_run(tmp_path)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path):
     stories, config = made_stories(), replace(QUICK, folder=str(tmp_path))
     train(made_model(), TOKENIZER, stories, replace(config, epochs=1))
@@ -519,6 +563,33 @@ def test_a_damaged_checkpoint_is_refused_in_words(tmp_path, damage, error, messa
     damage(tmp_path / "run")
     with pytest.raises(error, match=message):
         load_checkpoint(tmp_path / "run")
+
+
+def test_a_tokenizer_of_another_model_is_neither_saved_nor_loaded_with_it(tmp_path):
+    other = WordTokenizer([f"w{i}" for i in range(100)])
+    with pytest.raises(ValueError, match="vocabulary of 104 is larger than the model's table of 40"):
+        save_checkpoint(tmp_path / "run", made_model(), other)
+    assert list(tmp_path.iterdir()) == []
+    save_checkpoint(tmp_path / "run", made_model(), TOKENIZER)
+    other.save(tmp_path / "run" / "tokenizer.json")
+    digest = hashlib.sha256((tmp_path / "run" / "tokenizer.json").read_bytes()).hexdigest()
+    change_config(tmp_path / "run", tokenizer_sha256=digest)
+    with pytest.raises(ValueError, match="vocabulary of 104 is larger"):
+        load_checkpoint(tmp_path / "run")
+
+
+def test_a_replacement_that_was_killed_is_found_under_its_own_name_only(tmp_path, monkeypatch):
+    """The folder of a checkpoint is gone, the new one is whole beside it: of `kept.v2`, and not of `kept`."""
+    save_checkpoint(tmp_path / "models" / "kept.v2", made_model(), TOKENIZER, {"is": "v2"})
+    left = tmp_path / "models" / ".kept.v2.0123abcd.new"
+    (tmp_path / "models" / "kept.v2").rename(left)
+    os.utime(left, (0, 0))  # long ago
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "models" / "kept")
+    save_checkpoint(tmp_path / "models" / "kept", made_model(), TOKENIZER, {"is": "kept"})
+    monkeypatch.chdir(tmp_path)
+    assert load_checkpoint("models/kept.v2")[2] == {"is": "v2"}  # it reads like a name of the Hub
+    assert load_checkpoint("models/kept")[2] == {"is": "kept"}
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,18 @@ def test_bin_with_a_changed_header_is_refused(models, tmp_path, offset, value, m
         load_vectors(tmp_path / "changed.bin")
 
 
+def test_a_bin_that_promises_more_than_memory_is_refused(models, tmp_path):
+    """In both places, so that they agree."""
+    data, whole = bytearray((models / "one_character.bin").read_bytes()), FastTextBin(models / "one_character.bin")
+    table = whole._table_start - 16
+    rows = struct.unpack_from("<q", data, table)[0]
+    for at, form, value in ((8, "<i", 2**31 - 1), (table, "<2q", (rows, 2**31 - 1))):
+        struct.pack_into(form, data, at, *np.atleast_1d(value).tolist())
+    (tmp_path / "large.bin").write_bytes(data)
+    with pytest.raises(ValueError, match="is cut short"):
+        load_vectors(tmp_path / "large.bin")
+
+
 @pytest.mark.parametrize("name", ["quantised", "pruned"])
 def test_compressed_models_are_refused(models, name):
     with pytest.raises(ValueError, match=f"is {name}, its vectors are not exact: use"):
@@ -681,7 +693,9 @@ def test_what_a_killed_process_left_is_removed_a_day_later(cache):
     vectors = train_vectors(STORIES, **TINY)
     stem = vectors.path.name.partition("-")[0]
     vectors.path.unlink()
-    old, new, other = (cache / f".{name}.partial" for name in (f"{stem}.0", f"{stem}.1", "other.2"))
+    old, new, other = (
+        cache / f".{name}.partial" for name in (f"{stem}.0000000a", f"{stem}.0000000b", "other.0000000c")
+    )
     for folder in (old, new, other):
         folder.mkdir()
         (folder / "model.bin").write_text("half")
