@@ -114,10 +114,8 @@ local plain_markdown = "markdown-citations-smart-strikeout-subscript-superscript
 local function as_typed(blocks)
   if html then return blocks end
   return blocks:walk {
-    Cell = function(cell)
-      for _, block in ipairs(cell.contents) do
-        if block.t == "Plain" then block.content:insert(1, pandoc.RawInline("typst", "#[]")) end
-      end
+    Plain = function(cell)
+      cell.content:insert(1, pandoc.RawInline("typst", "#[]"))
       return cell
     end,
   }

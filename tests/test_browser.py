@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
+from torture import MARKUP
 
 from helpers import plots
 from helpers.plots import AttentionExplorer
@@ -190,6 +191,24 @@ def test_words_are_shown_as_text(browser, tmp_path, monkeypatch):
     assert page.locator("b").count() == 0
     assert HOSTILE in page.locator(".explorer svg > text").first.text_content()
     assert page.locator("figcaption, caption, td, th, pre").filter(has_text="<b>bold</b>").count() >= 6
+    page.close()
+
+
+def test_words_that_are_markup_are_shown_as_they_are(browser, tmp_path):
+    table = plots.table([[word] for word in MARKUP], ["= h"], caption="\n\n# head ".join(MARKUP))._repr_mimebundle_()
+    write_notebook(
+        tmp_path / "notebooks" / "01_one.ipynb",
+        ("markdown", "# 01 · One", None),
+        ("code", "1", [{"output_type": "display_data", "data": table, "metadata": {}}]),
+    )
+    build.build_html(tmp_path / "notebooks", tmp_path / "report.html")
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.locator("tbody td").all_text_contents() == MARKUP
+    assert page.locator("thead th").all_text_contents() == ["= h"]
+    (caption,) = page.locator("caption").all_text_contents()
+    assert caption.split() == ["Table", "1.1.", *" # head ".join(MARKUP).split()]
+    assert page.locator("h1").count() == 2  # the report's title and the chapter
     page.close()
 
 

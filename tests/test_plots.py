@@ -4,6 +4,7 @@ import re
 import struct
 import zlib
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -131,6 +132,16 @@ def test_numbers_are_written_sorted_and_rounded(folder, monkeypatch):
     assert load_numbers("bundled", "04") == expected
     with pytest.raises(FileNotFoundError, match="make record"):
         load_numbers("tinystories", "04")
+    path = folder.path.parent / "figures" / "bundled" / "04.json"
+    path.write_text(text[:40], encoding="utf-8")
+    with pytest.raises(ValueError, match=r"04\.json is damaged .*: record it again with `make record"):
+        load_numbers("bundled", "04")
+
+
+def test_numbers_hold_words_that_utf_8_cannot(folder, monkeypatch):
+    folder.save_numbers("04", {"word": "a\ud800b", "other": "é"})
+    text = (folder.path / "04.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"word": "a\ud800b", "other": "é"}
 
 
 def test_words_are_text_and_never_a_formula(folder):
@@ -140,6 +151,19 @@ def test_words_are_text_and_never_a_formula(folder):
     figure = plots.heatmap(np.eye(3), ["$x$", "", "an-unusually-long-word"])
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [r"\$x\$", "␣", "an-unusually-…"]
     folder.save_figure(figure, "odd", alt="odd words")  # a formula with an error would raise here
+
+
+def test_titles_are_text_too(folder):
+    figure = plots.bars({r"$\frac$": 1.0}, x_label="$ in $\\", title=r"$\frac{$ and $x$")
+    folder.save_figure(figure, "odd", alt="a\0b \ud800\n $x$ <b> \u0085c")
+    root = ElementTree.parse(folder.path / "odd.svg").getroot()
+    assert "a�b � $x$ <b> c" in "".join(root.itertext())
+    figure = plots.compare_curves({"$x$": ([1, 2], [1e-3, 1e3])}, title="$", log_y=True)
+    figure.axes[0].set_xscale("log")
+    folder.save_figure(figure, "log", alt="numbers of a logarithmic axis are formulas")
+    ticks = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert ticks
+    assert all(label.get_parse_math() for label in ticks)
 
 
 def test_a_word_without_a_glyph_is_not_an_error(folder, recwarn):

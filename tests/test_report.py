@@ -1,5 +1,6 @@
 """Executing notebooks and rendering them, tried on small ones in a folder of their own."""
 
+import json
 import re
 import sys
 from importlib import import_module
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import typst
 from matplotlib import pyplot as plt
+from torture import MARKUP
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "report"))
@@ -128,6 +130,30 @@ def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch, tmp_path):
     build.build_pdf(project, project / "report.pdf")
     assert (project / "report.pdf").read_bytes().startswith(b"%PDF")
     assert not list(project.glob("*.partial"))
+
+
+def test_words_that_are_markup_are_text_on_paper(project, monkeypatch, tmp_path):
+    write_source(
+        project,
+        "01_first",
+        "# %% [markdown]\n# # 01 · First\n\n"
+        f"# %%\nimport sys\n\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import plots\n\n"
+        f"# %%\nplots.table({[[word] for word in MARKUP]!r}, ['= h'], caption={chr(10).join(['', '# head', *MARKUP])!r})\n\n"
+        f"# %%\nprint({chr(10).join(MARKUP)!r})",
+    )
+    assert command(monkeypatch) == 0
+    text = tmp_path / "text.typ"
+    build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
+    headings = json.loads(typst.query(str(text), "heading", field="level", root="/"))
+    assert headings == [1, 1]  # the contents, and the chapter
+    cells = re.findall(r"^    \[(.*)\],$", text.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(cells) == len(MARKUP)
+    # Nothing of a word is left that typst would obey: each of its marks is escaped, and none stands at the beginning.
+    for cell in cells:
+        inside = cell.removeprefix("#[]")
+        assert inside != cell
+        assert not re.search(r"(?<!\\)[#$@<`*_\[\]]", re.sub(r"\\\\", "", inside)), cell
+    build.build_pdf(project, project / "report.pdf")
 
 
 def test_a_picture_taller_than_the_page_is_not_cut_on_paper(tmp_path):
