@@ -78,7 +78,7 @@ class FigureFolder:
         """
         if not alt.strip():
             raise ValueError(f"figure {name!r} needs an alt text: say in one sentence what it shows")
-        alt = " ".join(_writable(alt).split())
+        alt = _writable(" ".join(alt.split()))
         file = io.BytesIO()
         _render(figure, file, format="svg", metadata={"Date": None, "Creator": None, "Title": alt})
         self._write(f"{name}.svg", file.getvalue())
@@ -331,8 +331,8 @@ def _words(tokens: Sequence[str]) -> list[str]:
 
 
 def _writable(text: str) -> str:
-    """`�` for control characters, lone surrogates, and what Unicode has not assigned; white space stays."""
-    return "".join("�" if category(c) in ("Cc", "Cs", "Cn") and not c.isspace() else c for c in text)
+    """`�` for control characters, lone surrogates, and what Unicode has not assigned: no file can hold all of them."""
+    return "".join("�" if category(letter) in ("Cc", "Cs", "Cn") else letter for letter in text)
 
 
 def _draw_heatmap(axes, matrix, rows, columns, limits=(0.0, 1.0)):

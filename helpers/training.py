@@ -54,7 +54,10 @@ FORMAT = 2  # of a checkpoint, and of a file to resume from
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The defaults are the recipe of notebook 04, which also shows others."""
+    """How to train. The defaults are the recipe of notebook 04, which also shows others.
+
+    Raises ValueError where a setting makes no sense.
+    """
 
     epochs: int = 3
     batch_size: int = 32  # stories that one process reads at a time
@@ -223,8 +226,9 @@ def train(
     mini-batch or process they are in; the last step of an epoch sees what is left. The first process alone logs, saves and
     calls on_validation.
 
-    Raises ValueError where vocabulary, model, or the file to resume from do not fit, FileNotFoundError where there is none,
-    FloatingPointError where the loss is no longer finite; the files written before then stay as they were.
+    Raises ValueError where vocabulary, model, device, or the file to resume from do not fit, FileNotFoundError where there
+    is none, OSError where config.folder cannot be written, FloatingPointError where the loss is no longer finite; the files
+    written before then stay as they were.
     """
     model.config.check_vocabulary(len(tokenizer))
     keep_freed_memory()
@@ -521,8 +525,7 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
         except (ValueError, OSError):
             _find(folder)
             if _replaced(folder) == before:
-                raise
-            # Another process has put a new one there, and some of what was read is the old one's: read again.
+                raise  # else another process has put a new one there, and what was read is partly the old one's
     return _load_folder(folder)
 
 
@@ -764,7 +767,6 @@ class _SavedRun:
             )
         weights = {name[6:]: tensor for name, tensor in self.tensors.items() if name.startswith("model.")}
         _check_shapes(model.config, weights, self.path)
-        model.load_state_dict(weights)
         moments, shapes = optimizer.state_dict(), {}
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(trained):
@@ -774,6 +776,7 @@ class _SavedRun:
         found = {name: tuple(t.shape) for name, t in self.tensors.items() if name.startswith("optimizer.")}
         if found != shapes:
             raise ValueError(f"{self.path} holds the moments of another model's optimizer: start the run again")
+        model.load_state_dict(weights)
         optimizer.load_state_dict(moments)
         return self.state
 
