@@ -273,49 +273,41 @@ def test_two_processes_are_one_with_twice_the_accumulation(tmp_path):
     ]
 
 
-def test_the_command_trains_resumes_and_refuses(tmp_path, monkeypatch):
+def test_the_command_trains_resumes_and_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "vectors"))
     corpus = tmp_path / "counting.txt"
     corpus.write_text("<|endoftext|>".join(f"w{i % 30} w{i // 30} w{i * 7 % 30}." for i in range(560)))
-    options = [
-        "-m",
-        "helpers.training",
-        "--corpus",
-        corpus,
-        "--folder",
-        tmp_path / "run",
-        "--checkpoint",
-        tmp_path / "model",
-    ]
+    options = ["--corpus", corpus, "--folder", tmp_path / "run", "--checkpoint", tmp_path / "model", "--epochs", "1"]
     options += ["--batch-size", "8", "--accumulation-steps", "2", "--betas", "(0.9, 0.99)", "--precision", "fp32"]
-    options += ["--device", "cpu", "--overwrite-eos", "false", "--clip-norm", "none"]
+    options = [*map(str, options), "--device", "cpu", "--overwrite-eos", "false", "--clip-norm", "none"]
 
-    def command(start, *more):
-        return subprocess.run([*start, *options, *more], capture_output=True, text=True, check=False)
+    def refused(code, *more):
+        """What the command says when it ends with this code: a sentence."""
+        with pytest.raises(SystemExit) as ended:
+            training.main([*options, *more])
+        assert ended.value.code == code
+        return capsys.readouterr().err
 
-    done = command([*TORCHRUN, "2"], "--epochs", "1")
+    command = [*TORCHRUN, "2", "-m", "helpers.training", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"step 2: validation loss \d\.\d+ nats per token; model in .*model", done.stdout)
     model, _, metadata = load_checkpoint(tmp_path / "model")
     assert (metadata["step"], model.num_parameters()) == (2, 8_940_768)
-    refused = command([sys.executable])
-    assert refused.returncode == 2
-    assert "model is there already" in refused.stderr
+    assert "model is there already" in refused(2)
     (tmp_path / "model").rename(tmp_path / "old")
-    refused = command([sys.executable])
-    assert refused.returncode == 2
-    assert "run holds a run already: go on with it by --resume" in refused.stderr
-    refused = command([sys.executable], "--epochs", "1", "--resume")
-    assert refused.returncode == 1
-    assert "processes: 2 there, 1 here" in refused.stderr
-    assert "Traceback" not in refused.stderr  # one sentence that says what to do
-    refused = command([sys.executable], "--epochs", "many")
-    assert refused.returncode == 2
-    assert refused.stderr.endswith("error: epochs='many': must be a whole number of at least 1\n")
+    assert "run holds a run already: go on with it by --resume" in refused(2)
+    assert re.fullmatch(
+        r"helpers\.training: \S+ belongs to another run .*processes: 2 there, 1 here.*\n", refused(1, "--resume")
+    )
+    assert refused(2, "--epochs", "many").endswith("error: epochs='many': must be a whole number of at least 1\n")
+    (tmp_path / "file").touch()
+    assert "a file has the name of its folder" in refused(
+        1, "--checkpoint", str(tmp_path / "file" / "model"), "--resume"
+    )
     corpus.write_text("")
-    refused = command([sys.executable], "--folder", tmp_path / "other")
-    assert refused.returncode == 1
-    assert re.fullmatch(r"helpers\.training: \S*counting\.txt is empty: give .*\n", refused.stderr)
+    empty = refused(1, "--folder", str(tmp_path / "2026"))  # a number may be a name
+    assert re.fullmatch(r"helpers\.training: \S*counting\.txt is empty: give .*\n", empty)
 
 
 RUN = """
