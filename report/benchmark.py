@@ -152,9 +152,10 @@ class EarlierModel(nn.Module):
 
 
 def our_step(
-    size: ModelConfig, precision: str, batch: int = BATCH, context: int = CONTEXT, device: str = "cpu", model=None
+    size: ModelConfig, precision: str, batch: int | None = None, context: int = CONTEXT, device: str = "cpu", model=None
 ):
-    """One optimizer step of helpers.training, the recipe of notebook 04."""
+    """One optimizer step of helpers.training, the recipe of notebook 04. batch: stories (None: BATCH)."""
+    batch = batch or BATCH
     torch.manual_seed(0)
     model = (model or Decoder(size)).to(device).train()
     config = TrainingConfig(batch_size=batch)

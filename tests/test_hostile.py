@@ -58,7 +58,7 @@ TEXT = st.one_of(
 )
 
 
-@settings(max_examples=cases(150, 40_000))
+@settings(max_examples=cases(150, 50_000))
 @given(st.lists(TEXT, max_size=4), TEXT, st.booleans(), st.integers(5, 40))
 @example(["<eos> <pad> <sos> <unk>"], "<eos>", False, 9)
 @example(["İ", "ß ß"], "ß. ß", True, 9)
@@ -87,7 +87,7 @@ def all_stories(path):
     return [*stories.train, *stories.validation]
 
 
-@settings(max_examples=cases(150, 40_000))
+@settings(max_examples=cases(150, 50_000))
 @given(st.one_of(st.binary(max_size=300), TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))))
 @example(b"\xc2\x85<|endoftext|>a<|endoftext|>b")
 def test_any_bytes_are_stories_or_are_refused(content):
