@@ -456,6 +456,7 @@ def save_checkpoint(
                 f"{folder} is no checkpoint ({others[0]} is there), and is not replaced: name another"
             )
     partial, weights = beside(folder, "partial"), _on_cpu(model.state_dict(), dtype)
+    make_folder(folder.parent)
     try:
         make_folder(partial)
         write_whole(partial / "model.safetensors", save(weights, {"format": "pt"}))

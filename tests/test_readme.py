@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.model import Decoder, ModelConfig
+from helpers.stories import SILENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -103,3 +104,8 @@ def test_every_link_leads_to_a_file():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_hub_is_given_up_when_the_readme_says():
+    assert "where it falls\nsilent later, after about a minute" in README
+    assert SILENCE == 60

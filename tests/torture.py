@@ -15,20 +15,8 @@ MARKUP = [
     *("<script>alert(1)</script>", "<b>bold</b>", "&copy; &lt;", "<eos>", "javascript:alert(1)", "{{x}}"),
     *("[a](javascript:alert(1))", "![a](b.png)", "@eve", "~~a~~ a~b~c a^b^c", "a -- b... 'c' \"d\"", "`code`{=html}"),
     *("a | b", "*b* _i_ **c**", "\\", "\\*", "[^1]", "^[note]", ":smile:", "https://a.b", "$\\frac$ $x$", "$"),
-    *(
-        "= A title",
-        "== x",
-        "- x",
-        "+ x",
-        "/ a: b",
-        "1. x",
-        '#read("/etc/passwd")',
-        "#[x]",
-        "// no",
-        "/* no */",
-        "-",
-        "~",
-    ),
+    *("= A title", "== x", "- x", "+ x", "/ a: b", "1. x", "-", "~", "// no", "/* no */"),
+    *('#read("/etc/passwd")', "#[x]"),
 ]
 MANY = os.environ.get("TORTURE") == "1"
 
