@@ -1,4 +1,6 @@
-"""What every test run shares: tests and notebooks write to a temporary folder, and tracked files stay as they are."""
+"""What every test run shares: tests and notebooks write to a temporary folder, and tracked files
+stay as they are.
+"""
 
 import hashlib
 import os
@@ -18,8 +20,12 @@ settings.load_profile("course")
 
 def fingerprint() -> dict[str, str]:
     """The digest of every file that a notebook could overwrite, by its path."""
-    paths = (path for pattern in WRITTEN_BY_NOTEBOOKS for path in ROOT.glob(pattern) if path.is_file())
-    return {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    paths = (
+        path for pattern in WRITTEN_BY_NOTEBOOKS for path in ROOT.glob(pattern) if path.is_file()
+    )
+    return {
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+    }
 
 
 def pytest_configure(config):
@@ -32,7 +38,9 @@ def pytest_configure(config):
     workers = config.getoption("numprocesses", None) or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["TQDM_DISABLE"] = "1"  # a progress bar is an output, and the stored notebooks carry none
+    os.environ["TQDM_DISABLE"] = (
+        "1"  # a progress bar is an output, and the stored notebooks carry none
+    )
     config.before = fingerprint()
     config.changed = []
 
@@ -43,12 +51,16 @@ def pytest_sessionfinish(session):
         return
     shutil.rmtree(config.figures_dir, ignore_errors=True)
     after = fingerprint()
-    config.changed = sorted(path for path in config.before.keys() | after if config.before.get(path) != after.get(path))
+    config.changed = sorted(
+        path for path in config.before.keys() | after if config.before.get(path) != after.get(path)
+    )
     if config.changed:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter, config):
     if config.changed:
-        terminalreporter.section("FAILED: the tests changed files that the repository carries", red=True)
+        terminalreporter.section(
+            "FAILED: the tests changed files that the repository carries", red=True
+        )
         terminalreporter.write_line("\n".join(config.changed))

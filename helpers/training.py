@@ -1,4 +1,5 @@
-"""Training: batches of stories, the loss over real tokens, the loop, and checkpoints that are exact to resume from.
+"""Training: batches of stories, the loss over real tokens, the loop, and checkpoints that are exact
+to resume from.
 
 On several GPUs or machines: `torchrun --nproc-per-node N -m helpers.training --help`.
 """
@@ -70,14 +71,20 @@ class TrainingConfig:
     clip_norm: float | None = 1.0  # the gradient's largest allowed length
     dropout: float | None = None  # None: as the model was built
     max_steps: int | None = None  # stop here, the schedule fitted to it
-    validate_every: int = 50  # optimizer steps; also at steps 1, 2, 4, 8, … and at the end of each epoch
+    validate_every: int = (
+        50  # optimizer steps; also at steps 1, 2, 4, 8, … and at the end of each epoch
+    )
     precision: str = "auto"  # "bf16", "fp32", or whichever this processor is faster at
-    overwrite_eos: bool = False  # the comparison protocol's flaw: the last token of a cut story becomes <eos>
+    overwrite_eos: bool = (
+        False  # the comparison protocol's flaw: the last token of a cut story becomes <eos>
+    )
     seed: int = 0
     device: str = "auto"  # "cuda", "mps", "cpu", or the first of these that is there
     folder: str | None = None  # log.csv, timing.csv and the file to resume from are written here
     checkpoint_every: int | None = None  # steps between files to resume from; None: once an epoch
-    checkpoint_segments: tuple[int, ...] = ()  # less memory for more time: see Decoder.set_checkpointing
+    checkpoint_segments: tuple[
+        int, ...
+    ] = ()  # less memory for more time: see Decoder.set_checkpointing
 
     def __post_init__(self):
         def check(names: str, rule: str, fits: Callable, or_none: bool = False) -> None:
@@ -88,22 +95,45 @@ class TrainingConfig:
                 except TypeError:  # a word for a number
                     right = False
                 if not right:
-                    raise ValueError(f"{name}={value!r}: must be {rule}{', or None' if or_none else ''}")
+                    raise ValueError(
+                        f"{name}={value!r}: must be {rule}{', or None' if or_none else ''}"
+                    )
 
-        check("epochs batch_size accumulation_steps validate_every", "a whole number of at least 1", _counts)
+        check(
+            "epochs batch_size accumulation_steps validate_every",
+            "a whole number of at least 1",
+            _counts,
+        )
         check("max_steps checkpoint_every", "a whole number of at least 1", _counts, or_none=True)
         check("warmup_steps", "a whole number, 0 or more", lambda steps: _counts(steps + 1))
-        check("learning_rate weight_decay", "a finite number, 0 or more", lambda number: 0 <= number < math.inf)
-        check("betas", "two numbers below 1", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas))
+        check(
+            "learning_rate weight_decay",
+            "a finite number, 0 or more",
+            lambda number: 0 <= number < math.inf,
+        )
+        check(
+            "betas",
+            "two numbers below 1",
+            lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+        )
         check("clip_norm", "above 0", lambda length: length > 0, or_none=True)
-        check("dropout", "a probability below 1", lambda probability: 0 <= probability < 1, or_none=True)
-        check("checkpoint_segments", "a tuple, such as (3,)", lambda counts: all(map(_counts, counts)))
+        check(
+            "dropout",
+            "a probability below 1",
+            lambda probability: 0 <= probability < 1,
+            or_none=True,
+        )
+        check(
+            "checkpoint_segments", "a tuple, such as (3,)", lambda counts: all(map(_counts, counts))
+        )
         check("schedule", "'cosine' or 'constant'", ("cosine", "constant").__contains__)
         check("precision", "'auto', 'bf16' or 'fp32'", ("auto", "bf16", "fp32").__contains__)
 
     @classmethod
     def baseline(cls, **changes) -> "TrainingConfig":
-        """The assignment's recipe and the protocol of its comparison: Adam at a constant 3e-4, dropout 0.1."""
+        """The assignment's recipe and the protocol of its comparison: Adam at a constant 3e-4,
+        dropout 0.1.
+        """
         recipe = cls(
             learning_rate=3e-4,
             betas=(0.9, 0.999),
@@ -127,9 +157,11 @@ def _counts(number) -> bool:
 
 @dataclass
 class History:
-    """What a run recorded: a row per validation, with step, tokens, learning_rate, train_loss, validation_loss, seconds.
+    """What a run recorded: a row per validation, with step, tokens, learning_rate, train_loss,
+    validation_loss, seconds.
 
-    Losses are mean nats per token; train_loss is the mean since the row before; tokens and seconds count from the start.
+    Losses are mean nats per token; train_loss is the mean since the row before; tokens and seconds
+    count from the start.
     """
 
     rows: list[dict] = field(default_factory=list)
@@ -138,7 +170,7 @@ class History:
         return [row[name] for row in self.rows]
 
     def save(self, folder: Path) -> None:
-        """log.csv, which a resumed run repeats to the bit, and timing.csv, which no two runs share."""
+        """log.csv, which a resumed run repeats to the bit, and timing.csv, which it cannot."""
         for name, drop in (
             ("log.csv", {"seconds"}),
             ("timing.csv", {"train_loss", "validation_loss", "learning_rate"}),
@@ -153,7 +185,9 @@ class History:
 def encode_stories(
     tokenizer: WordTokenizer, texts: Sequence[str], length: int, overwrite_eos: bool = False
 ) -> Tensor:  # (N, length)
-    """Every story as `length` ids. overwrite_eos replaces the last id of a cut story by `<eos>`, for comparisons only."""
+    """Every story as `length` ids. overwrite_eos replaces the last id of a cut story by `<eos>`,
+    for comparisons only.
+    """
     ids = np.empty((len(texts), length), dtype=np.int32)  # (N, length)
     for i, text in enumerate(texts):
         ids[i] = tokenizer.encode_story(text, length)
@@ -163,18 +197,26 @@ def encode_stories(
 
 
 def loss_sum(model: Decoder, ids: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Teacher forcing on ids (B, T): each token predicts the next. Sum of losses in nats, and the number of targets.
+    """Teacher forcing on ids (B, T): each token predicts the next. Sum of losses in nats, and the
+    number of targets.
 
-    The loss of a batch is the ratio of the two: a mean over real tokens, in which `<pad>` has no part.
+    The loss of a batch is the ratio of the two: a mean over real tokens, in which `<pad>` has no
+    part.
     """
     inputs, targets = ids[:, :-1], ids[:, 1:]  # (B, T-1) each
     hidden, _ = model.hidden(inputs)  # (B, T-1, D)
-    total = output_loss(hidden, model.output.weight, model.output.bias, targets, ignore_index=pad_id)  # ()
+    total = output_loss(
+        hidden, model.output.weight, model.output.bias, targets, ignore_index=pad_id
+    )  # ()
     return total, (targets != pad_id).sum()
 
 
-def mean_loss(model: Decoder, ids: Tensor, pad_id: int, precision: str = "auto", batch_size: int = 64) -> float:
-    """Mean loss in nats per real token over encoded stories (N, T), dropout off. Leaves the model's mode as it was."""
+def mean_loss(
+    model: Decoder, ids: Tensor, pad_id: int, precision: str = "auto", batch_size: int = 64
+) -> float:
+    """Mean loss in nats per real token over encoded stories (N, T), dropout off. Leaves the model's
+    mode as it was.
+    """
     total, count = _loss_and_count(model, ids, pad_id, precision, batch_size)
     if count == 0:
         raise ValueError("no tokens to measure the loss on: the texts are empty")
@@ -197,7 +239,9 @@ def _loss_and_count(
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then constant or half a cosine down to zero. Loshchilov & Hutter 2017, "SGDR", equation 5."""
+    """Linear warm-up, then constant or half a cosine down to zero. Loshchilov & Hutter 2017,
+    "SGDR", equation 5.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -217,18 +261,20 @@ def train(
 ) -> History:
     """Train `model` in place on stories.train, validate on stories.validation.
 
-    Step n depends on the config and on n alone: its stories come from the epoch's seeded shuffle, its dropout from a seed of
-    its own. A run resumed from `resume_from` (the folder of an earlier run of the same config) therefore repeats, to the
-    bit on the same machine, what an uninterrupted one does. on_validation(row, model) is called after each validation.
+    Step n depends on the config and on n alone: its stories come from the epoch's seeded shuffle,
+    its dropout from a seed of its own. A run resumed from `resume_from` (the folder of an earlier
+    run of the same config) therefore repeats, to the bit on the same machine, what an uninterrupted
+    one does. on_validation(row, model) is called after each validation.
 
-    An optimizer step sees batch_size · accumulation_steps stories in each process of the default process group
-    (`torch.distributed`), where there is one. Its gradient is that of the mean loss over all their tokens, whichever
-    mini-batch or process they are in; the last step of an epoch sees what is left. The first process alone logs, saves and
-    calls on_validation.
+    An optimizer step sees batch_size · accumulation_steps stories in each process of the default
+    process group (`torch.distributed`), where there is one. Its gradient is that of the mean loss
+    over all their tokens, whichever mini-batch or process they are in; the last step of an epoch
+    sees what is left. The first process alone logs, saves and calls on_validation.
 
-    Raises ValueError where vocabulary, model, device, or the file to resume from do not fit, FileNotFoundError where there
-    is none, OSError where config.folder cannot be written, FloatingPointError where the loss is no longer finite; the files
-    written before then stay as they were.
+    Raises ValueError where vocabulary, model, device, or the file to resume from do not fit,
+    FileNotFoundError where there is none, OSError where config.folder cannot be written,
+    FloatingPointError where the loss is no longer finite; the files written before then stay as
+    they were.
     """
     model.config.check_vocabulary(len(tokenizer))
     keep_freed_memory()
@@ -242,7 +288,9 @@ def train(
     model.set_checkpointing(*config.checkpoint_segments)
     length = model.config.context_length
     train_ids = encode_stories(tokenizer, stories.train, length, config.overwrite_eos)  # (N, T)
-    validation_ids = encode_stories(tokenizer, stories.validation, length, config.overwrite_eos)  # (M, T)
+    validation_ids = encode_stories(
+        tokenizer, stories.validation, length, config.overwrite_eos
+    )  # (M, T)
 
     stories_per_step = config.batch_size * config.accumulation_steps * processes
     steps_per_epoch = math.ceil(len(train_ids) / stories_per_step)
@@ -258,16 +306,25 @@ def train(
         make_folder(folder)
     loss = _LossSum(model, tokenizer.pad_id)
     if processes > 1:
-        loss = DistributedDataParallel(loss)  # from here on every process has the first one's parameters
+        loss = DistributedDataParallel(
+            loss
+        )  # from here on every process has the first one's parameters
 
     started = time.perf_counter() - state["seconds"]
     random_devices = [model.output.weight.device] if torch.device(device).type == "cuda" else []
-    silent = rank > 0 or os.environ.get("TQDM_DISABLE") == "1"  # the bar of notebooks does not read it by itself
+    # the bar of notebooks does not read it by itself
+    silent = rank > 0 or os.environ.get("TQDM_DISABLE") == "1"
     with (
         torch.random.fork_rng(random_devices),  # the caller's random stream stays as it is
-        # Every two seconds: thousands of messages would fill the queue of a front end that is slow to read them.
+        # Every two seconds: thousands of messages would fill the queue of a front end that is slow
+        # to read them.
         tqdm(
-            total=total_steps, initial=state["step"], desc="training", unit="step", mininterval=2.0, disable=silent
+            total=total_steps,
+            initial=state["step"],
+            desc="training",
+            unit="step",
+            mininterval=2.0,
+            disable=silent,
         ) as bar,
         ExitStack() as at_the_end,
     ):
@@ -281,7 +338,9 @@ def train(
                 train_ids[order[first : first + stories_per_step]].long().to(device)
             )  # (B, T), that of all processes
             rate = learning_rate_at(step, total_steps, config)
-            total, count = _update(loss, optimizer, batch, tokenizer.pad_id, rate, step, config, precision)
+            total, count = _update(
+                loss, optimizer, batch, tokenizer.pad_id, rate, step, config, precision
+            )
 
             done = step + 1
             state["step"], state["tokens"] = done, state["tokens"] + count
@@ -291,12 +350,15 @@ def train(
             epoch_ends = done % steps_per_epoch == 0 or done == total_steps
             early = done & (done - 1) == 0  # 1, 2, 4, 8, …: the loss falls fastest at the start
             if epoch_ends or early or done % config.validate_every == 0:
-                mine = _loss_and_count(model, validation_ids[rank::processes], tokenizer.pad_id, precision)
+                mine = _loss_and_count(
+                    model, validation_ids[rank::processes], tokenizer.pad_id, precision
+                )
                 validation_loss, validation_tokens = _sum_over_processes(batch.device, *mine)
                 if not math.isfinite(validation_loss):
                     raise FloatingPointError(
-                        f"the validation loss is {validation_loss} after step {done}: lower learning_rate="
-                        f"{config.learning_rate}; files written before this step are untouched"
+                        f"the validation loss is {validation_loss} after step {done}: lower "
+                        f"learning_rate={config.learning_rate}; files written before this step "
+                        "are untouched"
                     )
                 row = {
                     "step": done,
@@ -308,11 +370,16 @@ def train(
                 }
                 state["loss_sum"], state["loss_tokens"] = 0.0, 0
                 history.rows.append(row)
-                losses = {"train": f"{row['train_loss']:.3f}", "validation": f"{row['validation_loss']:.3f}"}
+                losses = {
+                    "train": f"{row['train_loss']:.3f}",
+                    "validation": f"{row['validation_loss']:.3f}",
+                }
                 bar.set_postfix(losses, refresh=False)
                 if folder:
                     history.save(folder)
-            if folder and (epoch_ends or (config.checkpoint_every and done % config.checkpoint_every == 0)):
+            if folder and (
+                epoch_ends or (config.checkpoint_every and done % config.checkpoint_every == 0)
+            ):
                 state["seconds"] = time.perf_counter() - started
                 _save_run(folder, model, optimizer, identity, state)
             if on_validation and rank == 0 and history.rows and history.rows[-1]["step"] == done:
@@ -341,7 +408,9 @@ def _update(
     config: TrainingConfig,
     precision: str,
 ) -> tuple[float, int]:
-    """One optimizer step on the batch (B, T) of all processes. Returns the sum of its losses in nats, and of its targets."""
+    """One optimizer step on the batch (B, T) of all processes. Returns the sum of its losses in
+    nats, and of its targets.
+    """
     rank, processes = _rank_and_processes()
     # Counted over the whole batch: a mean of the mini-batches' means would be another loss.
     count = (batch[:, 1:] != pad_id).sum()  # ()
@@ -358,12 +427,14 @@ def _update(
         total += part.item()
     (total,) = _sum_over_processes(batch.device, total)
     gradients = [p.grad for p in loss.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)  # (), the same in every process by now: all go on, or none
+    norm = torch.nn.utils.get_total_norm(
+        gradients
+    )  # (), the same in every process by now: all go on, or none
     if not (math.isfinite(total) and norm.isfinite()):
         raise FloatingPointError(
-            f"the loss is {total / count.item()} and its gradient's length {norm.item()} at step {step + 1}: lower "
-            f"learning_rate={config.learning_rate}, lengthen the warm-up, or set clip_norm; files written before this step "
-            "are untouched"
+            f"the loss is {total / count.item()} and its gradient's length {norm.item()} at step "
+            f"{step + 1}: lower learning_rate={config.learning_rate}, lengthen the warm-up, or "
+            "set clip_norm; files written before this step are untouched"
         )
     if config.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(loss.parameters(), config.clip_norm, norm)
@@ -383,31 +454,46 @@ def _rank_and_processes() -> tuple[int, int]:
 def _sum_over_processes(device: torch.device, *numbers: float) -> list[float]:
     if _rank_and_processes()[1] == 1:
         return list(numbers)
-    sums = torch.tensor(numbers, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
+    sums = torch.tensor(
+        numbers, dtype=torch.float64, device=device if device.type == "cuda" else "cpu"
+    )
     dist.all_reduce(sums)
     return sums.tolist()
 
 
 def pick_device(device: str = "auto") -> str:
-    """The named device, or the first of cuda, mps and cpu that is there. Raises ValueError where the named one is not."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The named device, or the first of cuda, mps and cpu that is there. Raises ValueError where
+    the named one is not.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if device == "auto":
         return next(kind for kind in there if there[kind])
     if not there.get(str(device).partition(":")[0]):
         raise ValueError(
-            f"device={device!r} is not on this machine: choose 'auto', or one of {[*filter(there.get, there)]}"
+            f"device={device!r} is not on this machine: choose 'auto', or one of "
+            f"{[*filter(there.get, there)]}"
         )
     return device
 
 
 def pick_precision(device: str) -> str:
-    """ "bf16" where the hardware multiplies it at least 1.3 times as fast as fp32, by a timed probe; else "fp32".
+    """bf16 where the hardware multiplies it at least 1.3 times as fast as fp32, by a timed probe;
+    else "fp32".
 
-    The probe is needed on a CPU: bf16 that is emulated can be 50 times slower than fp32, native bf16 3 times faster.
+    The probe is needed on a CPU: bf16 that is emulated can be 50 times slower than fp32, native
+    bf16 3 times faster.
     """
     kind = torch.device(device).type
     if kind != "cpu":
-        return "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return (
+            "bf16"
+            if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "fp32"
+        )
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(256, 512, dtype=dtype)  # (256, 512)
@@ -421,7 +507,9 @@ def pick_precision(device: str) -> str:
 
 
 def _pick_precision_once(config: TrainingConfig, device: str, saved: "_SavedRun | None") -> str:
-    """The same in every process, and in a resumed run: a probe by time may come out differently the next time."""
+    """The same in every process, and in a resumed run: a probe by time may come out differently the
+    next time.
+    """
     if config.precision != "auto":
         return config.precision
     picked = saved.identity.get("precision") if saved else pick_precision(device)
@@ -439,21 +527,25 @@ def save_checkpoint(
     metadata: dict | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """model.safetensors (weights as `dtype`), config.json (sizes, metadata, checksums) and tokenizer.json, all or none.
+    """model.safetensors (weights as `dtype`), config.json (sizes, metadata, checksums) and
+    tokenizer.json, all or none.
 
-    A checkpoint that was there is replaced only when the new one is complete. Nothing in it can carry code.
-    Raises OSError where it cannot be written, FileExistsError where `folder` holds anything but a checkpoint, ValueError
-    where the tokenizer has more tokens than the model.
+    A checkpoint that was there is replaced only when the new one is complete. Nothing in it can
+    carry code. Raises OSError where it cannot be written, FileExistsError where `folder` holds
+    anything but a checkpoint, ValueError where the tokenizer has more tokens than the model.
     """
     folder = Path(folder)
     model.config.check_vocabulary(len(tokenizer))
     if folder.exists():
         others = (
-            sorted({path.name for path in folder.iterdir()} - {*CHECKPOINT_FILES}) if folder.is_dir() else ["a file"]
+            sorted({path.name for path in folder.iterdir()} - {*CHECKPOINT_FILES})
+            if folder.is_dir()
+            else ["a file"]
         )
         if others:
             raise FileExistsError(
-                f"{folder} is no checkpoint ({others[0]} is there), and is not replaced: name another"
+                f"{folder} is no checkpoint ({others[0]} is there), and is not replaced: name "
+                "another"
             )
     partial, weights = beside(folder, "partial"), _on_cpu(model.state_dict(), dtype)
     make_folder(folder.parent)
@@ -461,8 +553,14 @@ def save_checkpoint(
         make_folder(partial)
         write_whole(partial / "model.safetensors", save(weights, {"format": "pt"}))
         tokenizer.save(partial / "tokenizer.json")
-        state = {"model": asdict(model.config), "metadata": metadata or {}, "weights_sha256": _digest(weights)}
-        state["tokenizer_sha256"] = hashlib.sha256((partial / "tokenizer.json").read_bytes()).hexdigest()
+        state = {
+            "model": asdict(model.config),
+            "metadata": metadata or {},
+            "weights_sha256": _digest(weights),
+        }
+        state["tokenizer_sha256"] = hashlib.sha256(
+            (partial / "tokenizer.json").read_bytes()
+        ).hexdigest()
         write_json(partial / "config.json", state, FORMAT)
         _put(partial, folder)
     finally:
@@ -472,15 +570,17 @@ def save_checkpoint(
 def _put(whole: Path, folder: Path) -> None:
     """Let a whole folder take the name of another, whoever does the same at the same time.
 
-    Two steps: the old one goes away, the new one takes its place. Who is killed in between leaves the new one as `.new`,
-    where `_find` looks for it.
+    Two steps: the old one goes away, the new one takes its place. Who is killed in between leaves
+    the new one as `.new`, where `_find` looks for it.
     """
     clear_left(folder)
     new = whole.rename(beside(folder, "new"))
     for _ in range(1_000):
         with suppress(FileNotFoundError):  # another process may take it away first
             shutil.rmtree(folder.rename(beside(folder, "old")), ignore_errors=True)
-        with suppress(OSError):  # another process may have put its own there: then that is the older one
+        with suppress(
+            OSError
+        ):  # another process may have put its own there: then that is the older one
             new.rename(folder)
         if not new.exists():  # this process has put it there, or one that reads
             return
@@ -511,12 +611,16 @@ def _digest(tensors: dict[str, Tensor], *texts: str) -> str:
 def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
     """Model (float32, in eval mode), tokenizer and metadata, as `save_checkpoint` wrote them.
 
-    folder: where they are; or "owner/name", a model on the Hugging Face Hub, where there is no such folder.
-    Raises FileNotFoundError where a file is missing, ConnectionError where the Hub does not give the model, ValueError
-    where a file is damaged or of another shape.
+    folder: where they are; or "owner/name", a model on the Hugging Face Hub, where there is no such
+    folder. Raises FileNotFoundError where a file is missing, ConnectionError where the Hub does not
+    give the model, ValueError where a file is damaged or of another shape.
     """
     _find(Path(folder))
-    if isinstance(folder, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", folder) and not Path(folder).exists():
+    if (
+        isinstance(folder, str)
+        and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", folder)
+        and not Path(folder).exists()
+    ):
         folder = _from_hub(folder)
     folder = Path(folder)
     for _ in range(100):
@@ -526,7 +630,7 @@ def load_checkpoint(folder: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
         except (ValueError, OSError):
             _find(folder)
             if _replaced(folder) == before:
-                raise  # else another process has put a new one there, and what was read is partly the old one's
+                raise  # else another process has replaced it meanwhile
     return _load_folder(folder)
 
 
@@ -542,7 +646,8 @@ def _load_folder(folder: Path) -> tuple[Decoder, WordTokenizer, dict]:
     for name in CHECKPOINT_FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder / name} is missing: {folder} is no complete checkpoint; save or copy it again"
+                f"{folder / name} is missing: {folder} is no complete checkpoint; save or copy it "
+                "again"
             )
     config = read_json(folder / "config.json", FORMAT)
     try:
@@ -550,15 +655,19 @@ def _load_folder(folder: Path) -> tuple[Decoder, WordTokenizer, dict]:
         weights_sha256, tokenizer_sha256 = config["weights_sha256"], config["tokenizer_sha256"]
         weights = load_file(folder / "model.safetensors")
     except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{folder} cannot be read as a checkpoint ({error}): save or copy it again") from error
+        raise ValueError(
+            f"{folder} cannot be read as a checkpoint ({error}): save or copy it again"
+        ) from error
     if _digest(weights) != weights_sha256:
         raise ValueError(
-            f"{folder / 'model.safetensors'} holds other weights than its config.json says: copy all files again"
+            f"{folder / 'model.safetensors'} holds other weights than its config.json says: copy "
+            "all files again"
         )
     tokenizer = WordTokenizer.load(folder / "tokenizer.json")
     if hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest() != tokenizer_sha256:
         raise ValueError(
-            f"{folder}: its tokenizer.json is not the one that its config.json names: copy all files again"
+            f"{folder}: its tokenizer.json is not the one that its config.json names: copy all "
+            "files again"
         )
     sizes.check_vocabulary(len(tokenizer))
     _check_shapes(sizes, weights, folder)
@@ -574,12 +683,16 @@ def _from_hub(name: str) -> Path:
 
     wanted, unreachable = list(CHECKPOINT_FILES), None
     try:
-        HfApi().repo_info(name, timeout=20)  # the download would wait for ever for a server that does not answer
+        HfApi().repo_info(
+            name, timeout=20
+        )  # the download would wait for ever for a server that does not answer
     except Exception as error:  # of its HTTP client, which is another one in each version
         unreachable = error
     try:
         try:
-            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=bool(unreachable)))
+            return Path(
+                snapshot_download(name, allow_patterns=wanted, local_files_only=bool(unreachable))
+            )
         except Exception as error:
             if unreachable or "Timeout" in type(error).__name__:
                 raise
@@ -589,19 +702,23 @@ def _from_hub(name: str) -> Path:
         raise_if_full_or_locked(error, HF_HUB_CACHE)
         cause = unreachable or error
         raise ConnectionError(
-            f"there is no folder {name} here, and the model {name} did not come from the Hugging Face Hub "
-            f"({type(cause).__name__}: {cause}). Check the name, connect to the network, and try again"
+            f"there is no folder {name} here, and the model {name} did not come from the Hugging "
+            f"Face Hub ({type(cause).__name__}: {cause}). Check the name, connect to the network, "
+            "and try again"
         ) from cause
 
 
 def load_or_train(
-    corpus: str | Path = "bundled", config: TrainingConfig | None = None, folder: str | Path | None = None
+    corpus: str | Path = "bundled",
+    config: TrainingConfig | None = None,
+    folder: str | Path | None = None,
 ) -> tuple[Decoder, WordTokenizer, dict]:
-    """The trained model of a corpus, its tokenizer and metadata: read from checkpoints/<corpus>/, which is trained first
-    where it is not there, after a word on how many minutes that takes.
+    """The trained model of a corpus, its tokenizer and metadata: read from checkpoints/<corpus>/,
+    which is trained first where it is not there, after a word on how many minutes that takes.
 
-    Training is that of notebook 04: vectors of the training stories, then `config` (None: the defaults). folder: another
-    place for the checkpoint. Raises as `load_stories`, `train` and `load_checkpoint` do.
+    Training is that of notebook 04: vectors of the training stories, then `config` (None: the
+    defaults). folder: another place for the checkpoint. Raises as `load_stories`, `train` and
+    `load_checkpoint` do.
     """
     folder = Path(folder or CHECKPOINTS / corpus_name(corpus))
     _find(folder)
@@ -613,73 +730,113 @@ def load_or_train(
     tokenizer = WordTokenizer.train(stories.train)
     model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer))
     print(
-        f"{folder.name}: no trained model yet; training takes about {_minutes(model, tokenizer, stories, config):.0f} min"
+        f"{folder.name}: no trained model yet; training takes about "
+        f"{_minutes(model, tokenizer, stories, config):.0f} min"
     )
     history = train(model, tokenizer, stories, config)
     save_trained(folder, model, tokenizer, history, stories.name)
     return load_checkpoint(folder)
 
 
-def new_model(stories: Stories, tokenizer: WordTokenizer, vectors=None, seed: int = 0, **start) -> Decoder:
-    """An untrained model of the assignment's size; of the bundled stories one with their own, smaller vocabulary.
+def new_model(
+    stories: Stories, tokenizer: WordTokenizer, vectors=None, seed: int = 0, **start
+) -> Decoder:
+    """An untrained model of the assignment's size; of the bundled stories one with their own,
+    smaller vocabulary.
 
-    vectors: word vectors to start from, in the manner that `start` tells `Decoder.load_vectors`; None: random ones.
+    vectors: word vectors to start from, in the manner that `start` tells `Decoder.load_vectors`;
+    None: random ones.
     """
     torch.manual_seed(seed)
-    model = Decoder(ModelConfig(vocab_size=len(tokenizer) if stories.name == "bundled" else ModelConfig.vocab_size))
+    model = Decoder(
+        ModelConfig(
+            vocab_size=len(tokenizer) if stories.name == "bundled" else ModelConfig.vocab_size
+        )
+    )
     if vectors is not None:
         model.load_vectors(vectors.matrix(tokenizer, rows=model.config.vocab_size), **start)
     return model
 
 
-def save_trained(folder: str | Path, model: Decoder, tokenizer: WordTokenizer, history: History, corpus: str) -> None:
-    """The checkpoint that `load_or_train` reads: weights in bfloat16, half the size, and the losses that they reached."""
+def save_trained(
+    folder: str | Path, model: Decoder, tokenizer: WordTokenizer, history: History, corpus: str
+) -> None:
+    """The checkpoint that `load_or_train` reads: weights in bfloat16, half the size, and the losses
+    that they reached.
+    """
     last = history.rows[-1]
-    metadata = {"corpus": corpus} | {key: last[key] for key in ("step", "tokens", "train_loss", "validation_loss")}
+    metadata = {"corpus": corpus} | {
+        key: last[key] for key in ("step", "tokens", "train_loss", "validation_loss")
+    }
     save_checkpoint(folder, model, tokenizer, metadata, dtype=torch.bfloat16)
 
 
-def _minutes(model: Decoder, tokenizer: WordTokenizer, stories: Stories, config: TrainingConfig) -> float:
+def _minutes(
+    model: Decoder, tokenizer: WordTokenizer, stories: Stories, config: TrainingConfig
+) -> float:
     """How long `train` will take here, from a few steps of a copy."""
     per_update = config.batch_size * config.accumulation_steps
     few = replace(stories, train=stories.train[: 4 * per_update], validation=stories.validation[:1])
-    rows = train(copy.deepcopy(model), tokenizer, few, replace(config, max_steps=4, folder=None)).rows
-    per_step = (rows[-1]["seconds"] - rows[0]["seconds"]) / max(1, rows[-1]["step"] - rows[0]["step"])
+    rows = train(
+        copy.deepcopy(model), tokenizer, few, replace(config, max_steps=4, folder=None)
+    ).rows
+    per_step = (rows[-1]["seconds"] - rows[0]["seconds"]) / max(
+        1, rows[-1]["step"] - rows[0]["step"]
+    )
     steps = config.epochs * math.ceil(len(stories.train) / per_update)
     return per_step * min(steps, config.max_steps or steps) / 60
 
 
 def _check_shapes(sizes: ModelConfig, weights: dict[str, Tensor], where: Path) -> None:
-    """Refuse weights of other names or shapes than a model of these sizes has. It needs no memory for the model, which may
-    be as large as a stranger's config likes."""
+    """Refuse weights of other names or shapes than a model of these sizes has. It needs no memory
+    for the model, which may be as large as a stranger's config likes.
+    """
     try:
         with torch.device("meta"):  # shapes without numbers, and no more layers than could be there
-            own = Decoder(replace(sizes, num_layers=min(sizes.num_layers, len(weights) + 1))).state_dict()
-    except (RuntimeError, TypeError) as error:  # sizes whose product is no number, or that are not whole
-        raise ValueError(f"{where} asks for a model that cannot be built ({error}): save or copy it again") from error
+            own = Decoder(
+                replace(sizes, num_layers=min(sizes.num_layers, len(weights) + 1))
+            ).state_dict()
+    except (
+        RuntimeError,
+        TypeError,
+    ) as error:  # sizes whose product is no number, or that are not whole
+        raise ValueError(
+            f"{where} asks for a model that cannot be built ({error}): save or copy it again"
+        ) from error
     wrong = [
-        f"{name} is {tuple(weights[name].shape) if name in weights else 'missing'}, expected {tuple(tensor.shape)}"
+        f"{name} is {tuple(weights[name].shape) if name in weights else 'missing'}, expected "
+        f"{tuple(tensor.shape)}"
         for name, tensor in own.items()
         if name not in weights or weights[name].shape != tensor.shape
     ] + [f"{name} is not part of the model" for name in weights if name not in own]
     if wrong:
         raise ValueError(
-            f"{where} holds a model of another shape ({wrong[0]}): build the model with the config it was saved with"
+            f"{where} holds a model of another shape ({wrong[0]}): build the model with the "
+            "config it was saved with"
         )
 
 
 def _optimizer(model: Decoder, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019); weight decay on matrices, not on word vectors, gains and biases."""
+    """AdamW (Loshchilov & Hutter 2019); weight decay on matrices, not on word vectors, gains and
+    biases.
+    """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [p for name, p in trained.items() if p.dim() == 2 and not name.startswith("embedding")]
+    matrices = [
+        p for name, p in trained.items() if p.dim() == 2 and not name.startswith("embedding")
+    ]
     others = [p for name, p in trained.items() if p.dim() != 2 or name.startswith("embedding")]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def _epoch_order(stories: int, epoch: int, config: TrainingConfig) -> Tensor:  # (N,)
     """The order in which an epoch reads the stories; it depends on the seed and the epoch alone."""
-    return torch.randperm(stories, generator=torch.Generator().manual_seed(_seed(config.seed, "epoch", epoch)))
+    return torch.randperm(
+        stories, generator=torch.Generator().manual_seed(_seed(config.seed, "epoch", epoch))
+    )
 
 
 def _seed(*parts) -> int:
@@ -694,7 +851,9 @@ def _autocast(device: str, precision: str):
 
 
 def _identity(model: Decoder, config: TrainingConfig, precision: str, *encoded: Tensor) -> dict:
-    """What must agree for a resumed run to be the same run: model, settings, the precision that was chosen, the stories."""
+    """What must agree for a resumed run to be the same run: model, settings, the precision that was
+    chosen, the stories.
+    """
     elsewhere = {"device", "folder", "checkpoint_every", "checkpoint_segments"}
     settings = {key: value for key, value in asdict(config).items() if key not in elsewhere}
     settings |= {
@@ -712,7 +871,10 @@ def _save_run(folder: Path, model: Decoder, optimizer, identity: dict, state: di
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in moments.items()}
-    tensors, texts = _on_cpu(tensors), {"state": json.dumps(state), "identity": json.dumps(identity)}
+    tensors, texts = (
+        _on_cpu(tensors),
+        {"state": json.dumps(state), "identity": json.dumps(identity)},
+    )
     metadata = texts | {"format": str(FORMAT), "sha256": _digest(tensors, *texts.values())}
     write_whole(folder / "resume.safetensors", save(tensors, metadata))
 
@@ -720,7 +882,9 @@ def _save_run(folder: Path, model: Decoder, optimizer, identity: dict, state: di
 def _read_run(folder: Path) -> "_SavedRun":
     path = folder / "resume.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: there is no run to resume in {folder}; start without resume_from")
+        raise FileNotFoundError(
+            f"{path} is missing: there is no run to resume in {folder}; start without resume_from"
+        )
     advice = "delete it and start the run again"
     try:
         with safe_open(path, "pt") as file:
@@ -756,7 +920,9 @@ class _SavedRun:
     identity: dict
 
     def restore(self, model: Decoder, optimizer, identity: dict) -> dict:
-        """Put weights and moments back; returns the rest. Raises ValueError where it is another run's."""
+        """Put weights and moments back; returns the rest. Raises ValueError where it is another
+        run's.
+        """
         changed = [
             f"{key}: {self.identity.get(key)} there, {value} here"
             for key, value in identity.items()
@@ -764,19 +930,30 @@ class _SavedRun:
         ]
         if changed:
             raise ValueError(
-                f"{self.path} belongs to another run ({'; '.join(changed)}): resume with the config it was started with"
+                f"{self.path} belongs to another run ({'; '.join(changed)}): resume with the "
+                "config it was started with"
             )
-        weights = {name[6:]: tensor for name, tensor in self.tensors.items() if name.startswith("model.")}
+        weights = {
+            name[6:]: tensor for name, tensor in self.tensors.items() if name.startswith("model.")
+        }
         _check_shapes(model.config, weights, self.path)
         moments, shapes = optimizer.state_dict(), {}
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(trained):
             own = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             shapes |= {f"optimizer.{index}.{key}": tuple(shape) for key, shape in own.items()}
-            moments["state"][index] = {key: self.tensors.get(f"optimizer.{index}.{key}") for key in own}
-        found = {name: tuple(t.shape) for name, t in self.tensors.items() if name.startswith("optimizer.")}
+            moments["state"][index] = {
+                key: self.tensors.get(f"optimizer.{index}.{key}") for key in own
+            }
+        found = {
+            name: tuple(t.shape)
+            for name, t in self.tensors.items()
+            if name.startswith("optimizer.")
+        }
         if found != shapes:
-            raise ValueError(f"{self.path} holds the moments of another model's optimizer: start the run again")
+            raise ValueError(
+                f"{self.path} holds the moments of another model's optimizer: start the run again"
+            )
         model.load_state_dict(weights)
         optimizer.load_state_dict(moments)
         return self.state
@@ -787,45 +964,73 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="helpers.training", description=main.__doc__)
     parser.add_argument("--corpus", default="bundled", help="bundled, tinystories, or a path")
     parser.add_argument("--stories", type=int, default=10_000, help="how many to train on")
-    parser.add_argument("--checkpoint", type=Path, help="where the trained model goes (checkpoints/<corpus>)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="where the trained model goes (checkpoints/<corpus>)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --folder")
     for setting in fields(TrainingConfig):
         kind = str if setting.type in (str, str | None) else _literal
-        parser.add_argument(f"--{setting.name.replace('_', '-')}", type=kind, default=setting.default)
+        parser.add_argument(
+            f"--{setting.name.replace('_', '-')}", type=kind, default=setting.default
+        )
     options = vars(parser.parse_args(arguments))
     try:
-        config = TrainingConfig(**{setting.name: options[setting.name] for setting in fields(TrainingConfig)})
+        config = TrainingConfig(
+            **{setting.name: options[setting.name] for setting in fields(TrainingConfig)}
+        )
         target = options["checkpoint"] or CHECKPOINTS / corpus_name(options["corpus"])
     except ValueError as error:
         parser.error(str(error))
     if target.exists():
-        parser.error(f"{target} is there already: name another place with --checkpoint, or delete it")
+        parser.error(
+            f"{target} is there already: name another place with --checkpoint, or delete it"
+        )
     if options["resume"] and not config.folder:
         parser.error("--resume needs the --folder of the run to go on with")
-    if config.folder and not options["resume"] and Path(config.folder, "resume.safetensors").exists():
+    if (
+        config.folder
+        and not options["resume"]
+        and Path(config.folder, "resume.safetensors").exists()
+    ):
         parser.error(
-            f"{config.folder} holds a run already: go on with it by --resume, delete it, or name another folder"
+            f"{config.folder} holds a run already: go on with it by --resume, delete it, or name "
+            "another folder"
         )
 
     if "WORLD_SIZE" in os.environ:  # set by torchrun
         if pick_device(config.device).startswith("cuda"):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # The other processes wait while the first one trains the word vectors. NCCL serves GPUs, gloo everything else.
+        # The other processes wait while the first one trains the word vectors. NCCL serves GPUs,
+        # gloo everything else.
         dist.init_process_group(timeout=timedelta(hours=6))
     rank, _ = _rank_and_processes()
     try:
         make_folder(target.parent)  # now, not after hours of training
         stories = load_stories(options["corpus"], train=options["stories"], validation=500)
         tokenizer = WordTokenizer.train(stories.train)
-        model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer) if rank == 0 else None)
-        history = train(model, tokenizer, stories, config, resume_from=config.folder if options["resume"] else None)
+        model = new_model(
+            stories, tokenizer, train_vectors(stories.train, tokenizer) if rank == 0 else None
+        )
+        history = train(
+            model,
+            tokenizer,
+            stories,
+            config,
+            resume_from=config.folder if options["resume"] else None,
+        )
         if rank == 0:
             save_trained(target, model, tokenizer, history, stories.name)
             last = history.rows[-1]
             print(
-                f"step {last['step']}: validation loss {last['validation_loss']:.3f} nats per token; model in {target}"
+                f"step {last['step']}: validation loss {last['validation_loss']:.3f} nats per "
+                f"token; model in {target}"
             )
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:  # those that say what to do
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+        FloatingPointError,
+    ) as error:  # those that say what to do
         parser.exit(1, f"{parser.prog}: {error}\n")
     finally:
         if dist.is_initialized():

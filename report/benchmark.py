@@ -1,12 +1,13 @@
-"""How fast the code is: beside other code on the same machine, and below the limit that the machine sets.
+"""How fast the code is: beside other code on the same machine, and below the limit that the machine
+sets.
 
 python report/benchmark.py           a few minutes -> figures/benchmark/speed.json, and a table
 python report/benchmark.py --quick   the same in small, to see that it works; writes nothing
 
-What is compared runs in turns, in one process, after a run to warm up; a ratio is the median of the ratios of the turns.
-The limit is the time of the same work's matrix products alone, each measured by itself: nothing else would have to be
-computed. Notebook 06 and the README show the numbers. Times belong to the machine they were measured on; ratios carry over
-better.
+What is compared runs in turns, in one process, after a run to warm up; a ratio is the median of the
+ratios of the turns. The limit is the time of the same work's matrix products alone, each measured
+by itself: nothing else would have to be computed. Notebook 06 and the README show the numbers.
+Times belong to the machine they were measured on; ratios carry over better.
 """
 
 import argparse
@@ -40,7 +41,14 @@ from helpers.model import Decoder, KVCache, ModelConfig, MultiHeadAttention, sin
 from helpers.plots import FigureFolder, load_numbers  # noqa: E402
 from helpers.stories import load_stories  # noqa: E402
 from helpers.tokenizer import WordTokenizer  # noqa: E402
-from helpers.training import TrainingConfig, _LossSum, _optimizer, _update, load_checkpoint, pick_device  # noqa: E402
+from helpers.training import (  # noqa: E402
+    TrainingConfig,
+    _LossSum,
+    _optimizer,
+    _update,
+    load_checkpoint,
+    pick_device,
+)
 from helpers.vectors import train_vectors  # noqa: E402
 
 SIZE = ModelConfig()
@@ -49,14 +57,15 @@ GOAL = 21.44  # validation perplexity of the earlier deliverable after its three
 PROMPT, NEW = 4, 59  # words of a prompt; <sos>, these and 59 new tokens fill the context
 
 
-# Measuring -----------------------------------------------------------------------------------------------------------
+# Measuring ----------------------------------------------------------------------------------------
 
 
 def in_turns(
     runs: dict[str, Callable[[], object]], turns: int, before: Callable[[str], None] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each turn. One turn before the first warms up. before(name): called before each run, which is
-    then repeated, and timed the second time."""
+    """Seconds of each run in each turn. One turn before the first warms up. before(name): called
+    before each run, which is then repeated, and timed the second time.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
@@ -79,7 +88,11 @@ def synchronize() -> None:
 
 def rate(work: float, seconds: list[float]) -> dict[str, float]:
     """Work per second: the median, the slowest and the fastest turn."""
-    return {"median": work / statistics.median(seconds), "low": work / max(seconds), "high": work / min(seconds)}
+    return {
+        "median": work / statistics.median(seconds),
+        "low": work / max(seconds),
+        "high": work / min(seconds),
+    }
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
@@ -93,16 +106,22 @@ def alone(function: Callable[[], object], turns: int) -> float:
     return statistics.median(in_turns({"": function}, turns)[""])
 
 
-# The earlier deliverable's training step, written anew from its description, in our sizes -----------------------------
+# The earlier deliverable's training step, written anew from its description, in our sizes ---------
 
 
 class EarlierNorm(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.gain, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))  # (D,) each
+        self.gain, self.bias = (
+            nn.Parameter(torch.ones(width)),
+            nn.Parameter(torch.zeros(width)),
+        )  # (D,) each
 
     def forward(self, x: Tensor) -> Tensor:  # (…, D) -> (…, D)
-        mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)  # (…, 1) each
+        mean, variance = (
+            x.mean(-1, keepdim=True),
+            x.var(-1, keepdim=True, unbiased=False),
+        )  # (…, 1) each
         return self.gain * (x - mean) / torch.sqrt(variance + 1e-5) + self.bias  # (…, D)
 
 
@@ -121,12 +140,19 @@ class EarlierBlock(nn.Module):
         B, T, D = x.shape
         y = self.norms[0](x)  # (B, T, D)
         q, k, v = (
-            layer(y).view(B, T, self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            layer(y).view(B, T, self.heads, -1).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
         )  # (B, H, T, K)
-        scores = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(mask == 0, -1e9)  # (B, H, T, T)
+        scores = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(
+            mask == 0, -1e9
+        )  # (B, H, T, T)
         mixed = self.dropout(scores.softmax(-1)) @ v  # (B, H, T, K)
-        x = x + self.dropout(self.output(mixed.transpose(1, 2).contiguous().view(B, T, D)))  # (B, T, D)
-        return x + self.dropout(self.contract(self.dropout(F.gelu(self.expand(self.norms[1](x))))))  # (B, T, D)
+        x = x + self.dropout(
+            self.output(mixed.transpose(1, 2).contiguous().view(B, T, D))
+        )  # (B, T, D)
+        return x + self.dropout(
+            self.contract(self.dropout(F.gelu(self.expand(self.norms[1](x)))))
+        )  # (B, T, D)
 
 
 class EarlierModel(nn.Module):
@@ -141,20 +167,29 @@ class EarlierModel(nn.Module):
         self.register_buffer("positions", sinusoidal_positions(size.context_length, size.d_model))
 
     def forward(self, ids: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
-        x = self.dropout(self.projection(self.embedding(ids)) + self.positions[: ids.shape[1]])  # (B, T, D)
+        x = self.dropout(
+            self.projection(self.embedding(ids)) + self.positions[: ids.shape[1]]
+        )  # (B, T, D)
         mask = torch.tril(torch.ones(ids.shape[1], ids.shape[1], device=ids.device))  # (T, T)
         for block in self.blocks:
             x = block(x, mask)  # (B, T, D)
         return self.output(self.norm(x))  # (B, T, V)
 
 
-# Training ------------------------------------------------------------------------------------------------------------
+# Training -----------------------------------------------------------------------------------------
 
 
 def our_step(
-    size: ModelConfig, precision: str, batch: int | None = None, context: int = CONTEXT, device: str = "cpu", model=None
+    size: ModelConfig,
+    precision: str,
+    batch: int | None = None,
+    context: int = CONTEXT,
+    device: str = "cpu",
+    model=None,
 ):
-    """One optimizer step of helpers.training, the recipe of notebook 04. batch: stories (None: BATCH)."""
+    """One optimizer step of helpers.training, the recipe of notebook 04. batch: stories (None:
+    BATCH).
+    """
     batch = batch or BATCH
     torch.manual_seed(0)
     model = (model or Decoder(size)).to(device).train()
@@ -172,7 +207,9 @@ def earlier_step(size: ModelConfig = SIZE):
 
     def step():
         logits = model(ids[:, :-1])  # (B, T-1, V)
-        loss = F.cross_entropy(logits.reshape(-1, size.vocab_size), ids[:, 1:].reshape(-1), ignore_index=0)  # ()
+        loss = F.cross_entropy(
+            logits.reshape(-1, size.vocab_size), ids[:, 1:].reshape(-1), ignore_index=0
+        )  # ()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -182,7 +219,9 @@ def earlier_step(size: ModelConfig = SIZE):
 
 
 def gpt2(size: ModelConfig = SIZE) -> GPT2LMHeadModel:
-    """A GPT-2 of our sizes, without dropout, its output layer not tied to the embedding, as ours is not."""
+    """A GPT-2 of our sizes, without dropout, its output layer not tied to the embedding, as ours is
+    not.
+    """
     config = GPT2Config(
         vocab_size=size.vocab_size,
         n_positions=size.context_length,
@@ -209,7 +248,9 @@ def gpt2_step(precision: str):
     ids = torch.randint(4, SIZE.vocab_size, (BATCH, CONTEXT))  # (B, T)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()  # (B, T-1) each
     config = TrainingConfig()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=config.betas, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=config.betas, weight_decay=0.0, fused=True
+    )
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -227,11 +268,16 @@ def products(size: ModelConfig, rows: int) -> list[tuple[int, int, int]]:
     """The linear layers of one pass over `rows` tokens, as (rows, inputs, outputs)."""
     D, F_ = size.d_model, size.d_ff
     block = [(D, 3 * D), (D, D), (D, F_), (F_, D)]
-    return [(rows, i, o) for i, o in [(size.embedding_dim, D), *block * size.num_layers, (D, size.vocab_size)]]
+    return [
+        (rows, i, o)
+        for i, o in [(size.embedding_dim, D), *block * size.num_layers, (D, size.vocab_size)]
+    ]
 
 
 def training_limit(precision: str, turns: int) -> float:
-    """Seconds of a training step's matrix products: each layer forward, and its two backward; attention's two and four."""
+    """Seconds of a training step's matrix products: each layer forward, and its two backward;
+    attention's two and four.
+    """
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     T, H = CONTEXT - 1, SIZE.num_heads
     K = SIZE.d_model // H
@@ -247,8 +293,9 @@ def training_limit(precision: str, turns: int) -> float:
 
 
 def memory_of(name: str) -> None:
-    """Our training keeps the large blocks that it frees (`keep_freed_memory`); other code has what glibc settles on by
-    itself. See `man 3 mallopt`."""
+    """Our training keeps the large blocks that it frees (`keep_freed_memory`); other code has what
+    glibc settles on by itself. See `man 3 mallopt`.
+    """
     if name.startswith("ours"):
         keep_freed_memory()
     elif platform.libc_ver()[0] == "glibc":
@@ -284,16 +331,22 @@ def measure_training(turns: int) -> dict:
         "rows": rows,
         "limit_ms": {precision: s * 1e3 for precision, s in limits.items()},
         "ratios": {name: ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items()},
-        "ratios_with_our_memory": {name: ratio(shared[a], shared[b]) for name, (a, b) in pairs.items()},
+        "ratios_with_our_memory": {
+            name: ratio(shared[a], shared[b]) for name, (a, b) in pairs.items()
+        },
     }
 
 
 def steps_to(goal: float, rows: list[dict]) -> float:
-    """Where a recorded curve of validation losses first passes a perplexity, on the line between two records."""
+    """Where a recorded curve of validation losses first passes a perplexity, on the line between
+    two records.
+    """
     target = math.log(goal)
     for before, after in pairwise(rows):
         if after["validation_loss"] <= target:
-            share = (before["validation_loss"] - target) / (before["validation_loss"] - after["validation_loss"])
+            share = (before["validation_loss"] - target) / (
+                before["validation_loss"] - after["validation_loss"]
+            )
             return before["step"] + share * (after["step"] - before["step"])
     raise ValueError(f"the recorded run never reaches a perplexity of {goal}")
 
@@ -320,7 +373,9 @@ def time_to_goal(training: dict, **vectors) -> dict:
 
 
 def seconds_for_vectors(count: int = 10_000) -> float:
-    """Of training word vectors on bundled stories. Ours starts from such vectors, the earlier deliverable does not."""
+    """Of training word vectors on bundled stories. Ours starts from such vectors, the earlier
+    deliverable does not.
+    """
     stories = load_stories("bundled", train=count)
     tokenizer = WordTokenizer.train(stories.train)
     with tempfile.TemporaryDirectory() as folder, patch.dict("os.environ", CACHE_DIR=folder):
@@ -329,12 +384,13 @@ def seconds_for_vectors(count: int = 10_000) -> float:
         return time.perf_counter() - start
 
 
-# Decoding ------------------------------------------------------------------------------------------------------------
+# Decoding -----------------------------------------------------------------------------------------
 
 
 def decoding_limit(rows: int, dtype: torch.dtype, turns: int) -> float:
-    """Seconds of the linear layers for NEW tokens of `rows` texts, one after the other as a model has them; packed or not,
-    whichever is quicker."""
+    """Seconds of the linear layers for NEW tokens of `rows` texts, one after the other as a model
+    has them; packed or not, whichever is quicker.
+    """
     layers = nn.ModuleList(nn.Linear(i, o) for _, i, o in products(SIZE, rows)).to(dtype)
     inputs = [torch.randn(rows, layer.in_features).to(dtype) for layer in layers]  # (rows, in) each
 
@@ -347,8 +403,12 @@ def decoding_limit(rows: int, dtype: torch.dtype, turns: int) -> float:
             return NEW * min(plain, alone(run, 10 * turns))
 
 
-def measure_decoding(dtype: torch.dtype, turns: int, cases=((1, 1), (20, 1), (64, 1), (5, 5), (5, 10))) -> list:
-    """Tokens of finished texts per second, ours and Hugging Face's `generate`, and the limit, for each (prompts, beams)."""
+def measure_decoding(
+    dtype: torch.dtype, turns: int, cases=((1, 1), (20, 1), (64, 1), (5, 5), (5, 10))
+) -> list:
+    """Tokens of finished texts per second, ours and Hugging Face's `generate`, and the limit, for
+    each (prompts, beams).
+    """
     tokenizer = WordTokenizer([f"w{i}" for i in range(SIZE.vocab_size - 4)])
     torch.manual_seed(0)
     ours = Decoder(SIZE).eval()
@@ -358,7 +418,9 @@ def measure_decoding(dtype: torch.dtype, turns: int, cases=((1, 1), (20, 1), (64
     numbers = []
     for prompts, beams in cases:
         texts = [" ".join(f"w{i + j}" for j in range(PROMPT)) for i in range(prompts)]
-        ids = torch.tensor([[tokenizer.sos_id, *tokenizer.encode(text)] for text in texts])  # (P, 5)
+        ids = torch.tensor(
+            [[tokenizer.sos_id, *tokenizer.encode(text)] for text in texts]
+        )  # (P, 5)
         how = {"strategy": "beam", "num_beams": beams} if beams > 1 else {"strategy": "greedy"}
 
         def run_ours(texts=texts, how=how):
@@ -372,15 +434,21 @@ def measure_decoding(dtype: torch.dtype, turns: int, cases=((1, 1), (20, 1), (64
 
         seconds = in_turns({"ours": run_ours, "theirs": run_theirs}, turns)
         limit = decoding_limit(prompts * beams, dtype, turns)
-        row = {"work": f"{prompts} prompt{'s' * (prompts > 1)}, {f'{beams} beams' if beams > 1 else 'greedy'}"}
-        row |= {"ours": rate(prompts * NEW, seconds["ours"]), "Hugging Face": rate(prompts * NEW, seconds["theirs"])}
+        row = {
+            "work": f"{prompts} prompt{'s' * (prompts > 1)}, "
+            + (f"{beams} beams" if beams > 1 else "greedy")
+        }
+        row |= {
+            "ours": rate(prompts * NEW, seconds["ours"]),
+            "Hugging Face": rate(prompts * NEW, seconds["theirs"]),
+        }
         row |= {"limit": prompts * NEW / limit, "ratio": ratio(seconds["ours"], seconds["theirs"])}
         numbers.append(row)
     return numbers
 
 
 def perplexities() -> dict[str, float]:
-    """Of the bundled model on bundled validation stories, its weights in float32 and in bfloat16."""
+    """Of the bundled model on bundled validation stories, weights in float32 and in bfloat16."""
     model, tokenizer, _ = load_checkpoint(ROOT / "checkpoints" / "bundled")
     texts = load_stories("bundled", validation=200).validation
     return {
@@ -389,7 +457,7 @@ def perplexities() -> dict[str, float]:
     }
 
 
-# Vectors -------------------------------------------------------------------------------------------------------------
+# Vectors ------------------------------------------------------------------------------------------
 
 OURS = """
 import resource, sys, time
@@ -399,7 +467,8 @@ tokenizer = WordTokenizer([f"word{i}" for i in range(0, 2_000_000, 200)])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 matrix = load_vectors(sys.argv[1]).matrix(tokenizer)
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(matrix))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(time.perf_counter() - start, peak, len(matrix))
 """
 THEIRS = """
 import resource, sys, time
@@ -409,17 +478,27 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 model = fasttext.load_model(sys.argv[1])
 matrix = numpy.stack([model.get_word_vector(word) for word in words])
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(matrix))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(time.perf_counter() - start, peak, len(matrix))
 """
 
 
-def write_large_bin(path: Path, words: int = 2_000_000, bucket: int = 2_000_000, dim: int = 300) -> None:
-    """A fastText .bin as large as `cc.en.300.bin`. It has words, but no numbers: these are holes in the file, which read as
-    zeros and take no disk."""
-    header = struct.pack("<2i12id", 793712314, 12, dim, 5, 1, 1, 5, 1, 2, 2, bucket, 5, 5, 100, 1e-4)
+def write_large_bin(
+    path: Path, words: int = 2_000_000, bucket: int = 2_000_000, dim: int = 300
+) -> None:
+    """A fastText .bin as large as `cc.en.300.bin`. It has words, but no numbers: these are holes in
+    the file, which read as zeros and take no disk.
+    """
+    header = struct.pack(
+        "<2i12id", 793712314, 12, dim, 5, 1, 1, 5, 1, 2, 2, bucket, 5, 5, 100, 1e-4
+    )
     with open(path, "wb") as file:
         file.write(header + struct.pack("<3i2q", words, words, 0, 99, -1))
-        file.write(b"".join(f"word{i}".encode() + b"\0" + struct.pack("<qb", words - i, 0) for i in range(words)))
+        file.write(
+            b"".join(
+                f"word{i}".encode() + b"\0" + struct.pack("<qb", words - i, 0) for i in range(words)
+            )
+        )
         for rows in (words + bucket, words):
             file.write(struct.pack("<B2q", 0, rows, dim))
             file.truncate(file.tell() + rows * dim * 4)
@@ -436,22 +515,34 @@ def measure_vectors(turns: int = 3, **size) -> dict:
             runs = []
             for _ in range(count):
                 done = subprocess.run(
-                    [sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True, check=True
+                    [sys.executable, "-c", script, str(path)],
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                    check=True,
                 )
                 runs.append([float(value) for value in done.stdout.split()])
-            found[name] = {"seconds": statistics.median(r[0] for r in runs), "gb": max(r[1] for r in runs) * unit / 1e9}
+            found[name] = {
+                "seconds": statistics.median(r[0] for r in runs),
+                "gb": max(r[1] for r in runs) * unit / 1e9,
+            }
     return found
 
 
-# Cost as work grows --------------------------------------------------------------------------------------------------
+# Cost as work grows -------------------------------------------------------------------------------
 
 
 def measure_scaling(turns: int, quick: bool = False) -> dict[str, dict]:
-    """Milliseconds of a training step against batch, context, layers and vocabulary, and of a decoding step against the
-    number of tokens in the cache; everything that is not named is the default."""
+    """Milliseconds of a training step against batch, context, layers and vocabulary, and of a
+    decoding step against the number of tokens in the cache; everything that is not named is the
+    default.
+    """
     series = {
         "stories in a batch": (lambda n: our_step(SIZE, "bf16", batch=n), (8, 16, 32, 64)),
-        "tokens of context": (lambda n: our_step(with_size(context_length=n), "bf16", context=n), (32, 64, 128, 256)),
+        "tokens of context": (
+            lambda n: our_step(with_size(context_length=n), "bf16", context=n),
+            (32, 64, 128, 256),
+        ),
         "blocks": (lambda n: our_step(with_size(num_layers=n), "bf16"), (1, 3, 6, 12)),
         "words in the vocabulary": (
             lambda n: our_step(with_size(vocab_size=n), "bf16"),
@@ -462,7 +553,10 @@ def measure_scaling(turns: int, quick: bool = False) -> dict[str, dict]:
     for name, (make, sizes) in series.items():
         sizes = sizes[:2] if quick else sizes
         seconds = in_turns({str(n): make(n) for n in sizes}, turns)
-        numbers[name] = {"x": list(sizes), "ms": [statistics.median(seconds[str(n)]) * 1e3 for n in sizes]}
+        numbers[name] = {
+            "x": list(sizes),
+            "ms": [statistics.median(seconds[str(n)]) * 1e3 for n in sizes],
+        }
     lengths = (64, 128) if quick else (64, 256, 512, 1024)
     seconds = in_turns({str(n): decoding_step(n) for n in lengths}, 10 * turns)
     numbers["tokens in the cache"] = {
@@ -492,7 +586,7 @@ def decoding_step(length: int, rows: int = 20):
     return step
 
 
-# On a GPU ------------------------------------------------------------------------------------------------------------
+# On a GPU -----------------------------------------------------------------------------------------
 
 
 class FusedAttention(MultiHeadAttention):
@@ -500,7 +594,9 @@ class FusedAttention(MultiHeadAttention):
 
     def forward(self, x: Tensor, mask: Tensor, remember=None) -> tuple[Tensor, None]:
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)  # (B, H, T, K)
+        q, k, v = (
+            self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
+        )  # (B, H, T, K)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, K)
         return self.output(mixed.transpose(1, 2).reshape(B, T, D)), None
 
@@ -513,17 +609,21 @@ def fused(size: ModelConfig) -> Decoder:
 
 
 def tflops(size: ModelConfig, batch: int) -> float:
-    """10¹² operations of a step's matrix products, forward and backward: three products a layer, and 2 operations for each
-    multiplication with its addition."""
+    """10¹² operations of a step's matrix products, forward and backward: three products a layer,
+    and 2 operations for each multiplication with its addition.
+    """
     tokens = batch * (size.context_length - 1)
     linear = sum(2 * rows * i * o for rows, i, o in products(size, tokens))
     attention = size.num_layers * 2 * 2 * tokens * (size.context_length - 1) * size.d_model
     return 3 * (linear + attention) / 1e12
 
 
-def measure_gpu(turns: int, device: str = "cuda", sizes: dict[str, tuple[ModelConfig, int]] | None = None) -> dict:
-    """Our model beside the same one with PyTorch's attention, both compiled: training, with the share of what the device's
-    largest product reaches, and greedy decoding."""
+def measure_gpu(
+    turns: int, device: str = "cuda", sizes: dict[str, tuple[ModelConfig, int]] | None = None
+) -> dict:
+    """Our model beside the same one with PyTorch's attention, both compiled: training, with the
+    share of what the device's largest product reaches, and greedy decoding.
+    """
     large = with_size(d_model=768, num_layers=12, num_heads=12, d_ff=3072, context_length=256)
     sizes = sizes or {"8.9 M parameters": (SIZE, 512), "100 M parameters": (large, 128)}
     side = 8192 if device == "cuda" else 256
@@ -540,8 +640,12 @@ def measure_gpu(turns: int, device: str = "cuda", sizes: dict[str, tuple[ModelCo
         numbers[name] = {
             "tokens_per_second": {kind: rate(tokens, s) for kind, s in seconds.items()},
             "ratio": ratio(seconds["ours"], seconds["with PyTorch's attention"]),
-            "utilisation": tflops(size, batch) / statistics.median(seconds["ours"]) / numbers["product_tflops"],
-            "decoded_tokens_per_second": {rows: decoded_on(device, size, rows, turns) for rows in (1, 64)},
+            "utilisation": tflops(size, batch)
+            / statistics.median(seconds["ours"])
+            / numbers["product_tflops"],
+            "decoded_tokens_per_second": {
+                rows: decoded_on(device, size, rows, turns) for rows in (1, 64)
+            },
         }
     return numbers
 
@@ -554,18 +658,24 @@ def decoded_on(device: str, size: ModelConfig, rows: int, turns: int) -> float:
         model.output.bias[tokenizer.eos_id] = -1e9
     texts = [" ".join(f"w{i + j}" for j in range(PROMPT)) for i in range(rows)]
     new = size.context_length - PROMPT - 1
-    seconds = alone(lambda: generate(model, tokenizer, texts, max_new_tokens=new, strategy="greedy"), turns)
+    seconds = alone(
+        lambda: generate(model, tokenizer, texts, max_new_tokens=new, strategy="greedy"), turns
+    )
     return rows * new / seconds
 
 
-# All of it -----------------------------------------------------------------------------------------------------------
+# All of it ----------------------------------------------------------------------------------------
 
 
 def measure(turns: int, quick: bool = False) -> dict:
     keep_freed_memory()
     device = pick_device()
     numbers: dict = {
-        "machine": {"threads": torch.get_num_threads(), "torch": torch.__version__, "system": platform.system()},
+        "machine": {
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "system": platform.system(),
+        },
         "training": measure_training(turns),
     }
     numbers["to_the_goal"] = time_to_goal(numbers["training"], **({"count": 200} if quick else {}))
@@ -575,7 +685,9 @@ def measure(turns: int, quick: bool = False) -> dict:
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
     numbers["perplexity"] = perplexities()
-    numbers["vectors"] = measure_vectors(**({"turns": 1, "words": 20_000, "bucket": 10_000} if quick else {}))
+    numbers["vectors"] = measure_vectors(
+        **({"turns": 1, "words": 20_000, "bucket": 10_000} if quick else {})
+    )
     numbers["scaling"] = measure_scaling(turns, quick)
     numbers["gpu"] = measure_gpu(turns) if device == "cuda" else None
     return numbers
@@ -583,7 +695,10 @@ def measure(turns: int, quick: bool = False) -> dict:
 
 def show(numbers: dict) -> None:
     for name, row in numbers["training"]["rows"].items():
-        print(f"training step, {name:32} {row['ms']:7.0f} ms {row['tokens_per_second']['median']:8,.0f} tokens/s")
+        print(
+            f"training step, {name:32} {row['ms']:7.0f} ms "
+            f"{row['tokens_per_second']['median']:8,.0f} tokens/s"
+        )
     print(f"its matrix products alone: {numbers['training']['limit_ms']}")
     for key in ("ratios", "ratios_with_our_memory"):
         print(f"{key}: {json.dumps(numbers['training'][key])}")
@@ -591,15 +706,24 @@ def show(numbers: dict) -> None:
     for precision, rows in numbers["decoding"].items():
         for row in rows:
             times = "{median:.2f} x ({low:.2f} to {high:.2f})".format(**row["ratio"])
-            speeds = f"{row['ours']['median']:7,.0f}, Hugging Face {row['Hugging Face']['median']:7,.0f}"
-            print(f"{precision} {row['work']:22} {speeds}, limit {row['limit']:7,.0f} tokens/s; {times}")
+            speeds = (
+                f"{row['ours']['median']:7,.0f}, Hugging Face {row['Hugging Face']['median']:7,.0f}"
+            )
+            print(
+                f"{precision} {row['work']:22} {speeds}, limit {row['limit']:7,.0f} tokens/s; "
+                f"{times}"
+            )
     for name in ("perplexity", "vectors", "scaling", "gpu"):
         print(f"{name}: {json.dumps(numbers[name])}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one turn of small cases; writes nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one turn of small cases; writes nothing"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="transformers")
     numbers = measure(1 if options.quick else 9, options.quick)

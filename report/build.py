@@ -1,7 +1,9 @@
-"""The executed notebooks as one self-contained page and one PDF. Offline: pandoc and typst come as Python wheels.
+"""The executed notebooks as one self-contained page and one PDF. Offline: pandoc and typst come as
+Python wheels.
 
-python report/build.py                      notebooks/*.ipynb -> build/report.html and build/report.pdf
-python report/build.py build/tinystories    the notebooks of that folder -> report.html and report.pdf in it
+python report/build.py                      notebooks/*.ipynb -> build/report.html and
+build/report.pdf python report/build.py build/tinystories    the notebooks of that folder ->
+report.html and report.pdf in it
 
 The results come first, then the chapters in order. cells.lua turns cells into pages for both forms.
 """
@@ -30,17 +32,26 @@ READER = "ipynb+citations+tex_math_dollars+pipe_tables+raw_html"
 
 def in_order(folder: Path) -> list[str]:
     """The notebooks' names, results first. Ends the program where there is none."""
-    names = sorted((path.name for path in folder.glob("*.ipynb")), key=lambda name: (not name.startswith(FIRST), name))
+    names = sorted(
+        (path.name for path in folder.glob("*.ipynb")),
+        key=lambda name: (not name.startswith(FIRST), name),
+    )
     if not names:
         raise SystemExit(f"{folder} holds no notebook: execute them first, with `make report`")
     return names
 
 
 def pandoc(folder: Path, target: Path, *options: str) -> None:
-    """The notebooks of `folder` to one file. Ends the program where pandoc complains: a gap is an error."""
+    """The notebooks of `folder` to one file. Ends the program where pandoc complains: a gap is an
+    error.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     metadata = {"title": TITLE, "subtitle": project["description"], "lang": "en-GB"}
-    metadata |= {"reference-section-title": "References", "link-citations": "true", "toc-title": "Contents"}
+    metadata |= {
+        "reference-section-title": "References",
+        "link-citations": "true",
+        "toc-title": "Contents",
+    }
     metadata |= {"repository": project["urls"]["Repository"], "figures": str(FIGURES)}
     command = [
         pypandoc.get_pandoc_path(),
@@ -48,7 +59,11 @@ def pandoc(folder: Path, target: Path, *options: str) -> None:
         *("--file-scope", f"--from={READER}", "--ipynb-output=all", f"--output={target}"),
         *("--standalone", "--toc", "--toc-depth=2", *options),
         f"--lua-filter={HERE / 'cells.lua'}",
-        *("--citeproc", f"--bibliography={HERE / 'references.bib'}", f"--csl={HERE / 'numbers.csl'}"),
+        *(
+            "--citeproc",
+            f"--bibliography={HERE / 'references.bib'}",
+            f"--csl={HERE / 'numbers.csl'}",
+        ),
         *(f"--metadata={key}={value}" for key, value in metadata.items()),
         "--fail-if-warnings",
     ]
@@ -58,10 +73,15 @@ def pandoc(folder: Path, target: Path, *options: str) -> None:
 
 
 def build_html(folder: Path, target: Path) -> None:
-    """One page that needs nothing beside it: pictures, style and script are inside, formulas are MathML."""
+    """One page that needs nothing beside it: pictures, style and script are inside, formulas are
+    MathML.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         script = Path(scratch, "script.html")
-        script.write_text(f"<script>\n{(HERE / 'page.js').read_text(encoding='utf-8')}</script>\n", encoding="utf-8")
+        script.write_text(
+            f"<script>\n{(HERE / 'page.js').read_text(encoding='utf-8')}</script>\n",
+            encoding="utf-8",
+        )
         page = Path(scratch, "report.html")
         options = "--to=html5", "--embed-resources", "--mathml", f"--css={HERE / 'style.css'}"
         pandoc(folder, page, *options, f"--include-after-body={script}")
@@ -69,10 +89,17 @@ def build_html(folder: Path, target: Path) -> None:
 
 
 def build_pdf(folder: Path, target: Path) -> None:
-    """The same text for paper. Code that only draws is left out, and the explorer is the picture of one head."""
+    """The same text for paper. Code that only draws is left out, and the explorer is the picture of
+    one head.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch, "report.typ")
-        variables = {"papersize": "a4", "fontsize": "10pt", "mainfont": "Libertinus Serif", "page-numbering": "1"}
+        variables = {
+            "papersize": "a4",
+            "fontsize": "10pt",
+            "mainfont": "Libertinus Serif",
+            "page-numbering": "1",
+        }
         variables |= {"margin.x": "24mm", "margin.y": "26mm"}
         options = [f"--variable={key}={value}" for key, value in variables.items()]
         pandoc(
@@ -84,8 +111,12 @@ def build_pdf(folder: Path, target: Path) -> None:
             *options,
         )
         # pandoc 3.9 writes ⊙ by a name that typst has changed since.
-        text.write_text(text.read_text(encoding="utf-8").replace("dot.circle", "dot.o"), encoding="utf-8")
-        write_whole(target, typst.compile(str(text), root="/", format="pdf", ignore_system_fonts=True))
+        text.write_text(
+            text.read_text(encoding="utf-8").replace("dot.circle", "dot.o"), encoding="utf-8"
+        )
+        write_whole(
+            target, typst.compile(str(text), root="/", format="pdf", ignore_system_fonts=True)
+        )
 
 
 def main() -> int:

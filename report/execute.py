@@ -1,13 +1,18 @@
-"""Execute the notebooks from their paired texts, so that two runs of the same text give the same bytes.
+"""Execute the notebooks from their paired texts, so that two runs of the same text give the same
+bytes.
 
-    python report/execute.py                    every notebooks/src/NN.py -> notebooks/NN.ipynb, with its outputs
+    python report/execute.py                    every notebooks/src/NN.py -> notebooks/NN.ipynb,
+    with its outputs
     python report/execute.py 04 05              some of them, by the beginning of their name
-    python report/execute.py --corpus PATH      on another corpus -> build/<corpus>/NN.ipynb; notebooks/ is left alone
-    python report/execute.py --sync             inputs only; the repository's address as in pyproject.toml
+    python report/execute.py --corpus PATH      on another corpus -> build/<corpus>/NN.ipynb;
+    notebooks/ is left alone
+    python report/execute.py --sync             inputs only; the repository's address as in
+    pyproject.toml
     python report/execute.py --check            name the pairs that are out of step
 
-A notebook is written when it has run to its end without an error, without a word on stderr and without a path of this
-machine in an output. One that has not goes to build/failed/ to be looked at, and the run goes on with the next.
+A notebook is written when it has run to its end without an error, without a word on stderr and
+without a path of this machine in an output. One that has not goes to build/failed/ to be looked at,
+and the run goes on with the next.
 """
 
 import argparse
@@ -44,7 +49,10 @@ def sources(names: list[str]) -> list[Path]:
     wanted = [Path(name).stem for name in names]
     for name in wanted:
         if not any(path.stem.startswith(name) for path in found):
-            raise SystemExit(f"no notebook begins with {name!r}: choose from {', '.join(path.stem for path in found)}")
+            raise SystemExit(
+                f"no notebook begins with {name!r}: choose from "
+                f"{', '.join(path.stem for path in found)}"
+            )
     return [path for path in found if not wanted or path.stem.startswith(tuple(wanted))]
 
 
@@ -65,17 +73,25 @@ def set_ids(notebook) -> None:
 
 
 def set_corpus(notebook, corpus: str) -> None:
-    """Overwrite CORPUS in the cell tagged `parameters`. Ends the program where there is no such line."""
+    """Overwrite CORPUS in the cell tagged `parameters`. Ends the program where there is no such
+    line.
+    """
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            cell.source, count = re.subn(r"(?m)^CORPUS = .*$", lambda _: f"CORPUS = {corpus!r}", cell.source)
+            cell.source, count = re.subn(
+                r"(?m)^CORPUS = .*$", lambda _: f"CORPUS = {corpus!r}", cell.source
+            )
             if count == 1:
                 return
-    raise SystemExit('--corpus: a notebook has no cell tagged "parameters" with one line `CORPUS = ...`')
+    raise SystemExit(
+        '--corpus: a notebook has no cell tagged "parameters" with one line `CORPUS = ...`'
+    )
 
 
 def execute(notebook) -> list[str]:
-    """Run every cell in place. Returns what is wrong with the outcome, one line each; an empty list is success."""
+    """Run every cell in place. Returns what is wrong with the outcome, one line each; an empty list
+    is success.
+    """
     client = NotebookClient(
         notebook,
         kernel_name="python3",
@@ -94,7 +110,9 @@ def execute(notebook) -> list[str]:
     except DeadKernelError:
         problems.append("the kernel died (out of memory?)")
     notebook.metadata.pop("widgets", None)
-    notebook.metadata["language_info"] = {"name": "python"}  # without the version of this machine's Python
+    notebook.metadata["language_info"] = {
+        "name": "python"
+    }  # without the version of this machine's Python
     for number, cell in enumerate(notebook.cells, start=1):
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not only_widget(output)]
@@ -103,7 +121,9 @@ def execute(notebook) -> list[str]:
             if output.output_type == "error":
                 problems.append(f"{place(number, cell)} raised {raised or output.ename}")
             elif output.get("name") == "stderr":
-                problems.append(f"{place(number, cell)} wrote to stderr: {output.text.strip()[:400]}")
+                problems.append(
+                    f"{place(number, cell)} wrote to stderr: {output.text.strip()[:400]}"
+                )
     return problems
 
 
@@ -120,15 +140,23 @@ def place(number: int, cell) -> str:
 
 def machine_paths(notebook) -> list[str]:
     """Absolute paths of a machine that the notebook's text outputs show, one line each."""
-    here = re.compile("|".join(re.escape(f"{path}{os.sep}") for path in {ROOT, Path(sys.prefix), Path.home()}))
+    here = re.compile(
+        "|".join(re.escape(f"{path}{os.sep}") for path in {ROOT, Path(sys.prefix), Path.home()})
+    )
     problems = []
     for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):
             texts = [output.get("text", ""), *output.get("traceback", [])]
-            texts += [str(data) for kind, data in output.get("data", {}).items() if not kind.startswith("image/")]
+            texts += [
+                str(data)
+                for kind, data in output.get("data", {}).items()
+                if not kind.startswith("image/")
+            ]
             for text in texts:
                 if match := MACHINE_PATH.search(text) or here.search(text):
-                    problems.append(f"{place(number, cell)} shows a path of this machine: {match[0]}")
+                    problems.append(
+                        f"{place(number, cell)} shows a path of this machine: {match[0]}"
+                    )
     return problems
 
 
@@ -158,7 +186,10 @@ def run(paths: list[Path], corpus: str | None) -> int:
             set_corpus(notebook, corpus)  # as it was typed
         name = f"{path.stem}.ipynb"
         write(notebook, (BUILD / "failed" if problems else folder) / name)
-        print(f"{path.stem:24} {'FAILED' if problems else 'ok':6} {time.monotonic() - begin:6.0f} s", flush=True)
+        print(
+            f"{path.stem:24} {'FAILED' if problems else 'ok':6} {time.monotonic() - begin:6.0f} s",
+            flush=True,
+        )
         for problem in problems:
             print(f"    {path.stem}: {problem}", file=sys.stderr, flush=True)
         failed += [path.stem] if problems else []
@@ -167,23 +198,31 @@ def run(paths: list[Path], corpus: str | None) -> int:
     return 1 if failed else 0
 
 
-# Pairs ---------------------------------------------------------------------------------------------------------------
+# Pairs --------------------------------------------------------------------------------------------
 
 
 def repository() -> str:
     """The repository's address in pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"][
+        "Repository"
+    ]
 
 
 def with_repository(text: str) -> str:
-    """A text whose Colab links and `REPOSITORY = "..."` line carry the address of pyproject.toml."""
+    """A text whose Colab links and `REPOSITORY = "..."` carry the address of pyproject.toml."""
     address = repository().removesuffix("/")
-    text = re.sub(r"(/github/)[\w.-]+/[\w.-]+(/blob/)", rf"\g<1>{'/'.join(address.split('/')[-2:])}\g<2>", text)
+    text = re.sub(
+        r"(/github/)[\w.-]+/[\w.-]+(/blob/)",
+        rf"\g<1>{'/'.join(address.split('/')[-2:])}\g<2>",
+        text,
+    )
     return re.sub(r'(?m)^( *REPOSITORY = )".*"$', rf'\g<1>"{address}"', text)
 
 
 def sync(paths: list[Path]) -> int:
-    """Write the inputs of each pair. A cell that has not changed keeps its outputs; another loses them."""
+    """Write the inputs of each pair. A cell that has not changed keeps its outputs; another loses
+    them.
+    """
     for path in [*paths, ROOT / "README.md"]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if with_repository(text) != text:
@@ -200,7 +239,10 @@ def sync(paths: list[Path]) -> int:
         stale = 0
         for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
             if cell.id in done:
-                cell.outputs, cell.execution_count = done[cell.id].outputs, done[cell.id].execution_count
+                cell.outputs, cell.execution_count = (
+                    done[cell.id].outputs,
+                    done[cell.id].execution_count,
+                )
             stale += cell.execution_count is None
         notebook.metadata["language_info"] = {"name": "python"}
         write(notebook, target)
@@ -211,27 +253,49 @@ def sync(paths: list[Path]) -> int:
 def inputs(path: Path) -> list[tuple]:
     """What a notebook and its paired text must share: kind, text and tags of each cell."""
     notebook = jupytext.read(path)
-    return [(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", []))) for cell in notebook.cells]
+    return [
+        (cell.cell_type, cell.source, tuple(cell.metadata.get("tags", [])))
+        for cell in notebook.cells
+    ]
 
 
 def out_of_step() -> list[str]:
-    """The names of notebooks that differ from their paired text, or that lack their other half. Dates do not matter."""
+    """The names of notebooks that differ from their paired text, or that lack their other half.
+    Dates do not matter.
+    """
     texts = {path.stem: path for path in (NOTEBOOKS / "src").glob("*.py")}
     notebooks = {path.stem: path for path in NOTEBOOKS.glob("*.ipynb")}
-    differ = {name for name in texts.keys() & notebooks.keys() if inputs(texts[name]) != inputs(notebooks[name])}
+    differ = {
+        name
+        for name in texts.keys() & notebooks.keys()
+        if inputs(texts[name]) != inputs(notebooks[name])
+    }
     return sorted((texts.keys() ^ notebooks.keys()) | differ)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="the beginnings of the notebooks' names; all where there is none")
-    parser.add_argument("--corpus", help='"bundled", "tinystories", or the path of a file or folder of stories')
-    parser.add_argument("--sync", action="store_true", help="write the notebooks' inputs, execute nothing")
-    parser.add_argument("--check", action="store_true", help="execute nothing; fail where a pair is out of step")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", help="the beginnings of the notebooks' names; all where there is none"
+    )
+    parser.add_argument(
+        "--corpus", help='"bundled", "tinystories", or the path of a file or folder of stories'
+    )
+    parser.add_argument(
+        "--sync", action="store_true", help="write the notebooks' inputs, execute nothing"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="execute nothing; fail where a pair is out of step"
+    )
     options = parser.parse_args()
     if options.check:
         wrong = out_of_step()
-        print("\n".join(f"out of step with notebooks/src: {name}" for name in wrong) or "every pair agrees")
+        print(
+            "\n".join(f"out of step with notebooks/src: {name}" for name in wrong)
+            or "every pair agrees"
+        )
         return 1 if wrong else 0
     paths = sources(options.names)
     return sync(paths) if options.sync else run(paths, options.corpus)

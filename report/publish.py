@@ -1,7 +1,9 @@
-"""A trained model for the Hugging Face Hub: its checkpoint, and a model card made of the run's own numbers.
+"""A trained model for the Hugging Face Hub: its checkpoint, and a model card made of the run's own
+numbers.
 
 python report/publish.py tinystories                     -> build/hub/tinystories, to be looked at
-python report/publish.py tinystories --to owner/name     the same, and uploaded; log in first, with `hf auth login`
+python report/publish.py tinystories --to owner/name     the same, and uploaded; log in first, with
+`hf auth login`
 
 `helpers.training.load_checkpoint("owner/name")` reads it from there.
 """
@@ -26,15 +28,19 @@ DATASETS = {"tinystories": ("roneneldan/TinyStories", "TinyStories")}
 
 
 def model_card(corpus: str, name: str) -> ModelCard:
-    """The card of checkpoints/<corpus>. Raises as `load_checkpoint` and `load_numbers` do, and ValueError where
-    figures/<corpus> is of another run."""
+    """The card of checkpoints/<corpus>. Raises as `load_checkpoint` and `load_numbers` do, and
+    ValueError where figures/<corpus> is of another run.
+    """
     model, tokenizer, run = load_checkpoint(ROOT / "checkpoints" / corpus)
     training, decoding = load_numbers(corpus, "04"), load_numbers(corpus, "05")
     recorded = training["history"][-1]["validation_loss"]
-    if abs(run["validation_loss"] - recorded) > 0.03:  # as far as notebook 04 lets another machine's run be off
+    if (
+        abs(run["validation_loss"] - recorded) > 0.03
+    ):  # as far as notebook 04 lets another machine's run be off
         raise ValueError(
-            f"checkpoints/{corpus} has the validation loss {run['validation_loss']:.4f}, figures/{corpus}/04.json "
-            f"{recorded:.4f}: files of two runs; record the corpus again, with `make record`"
+            f"checkpoints/{corpus} has the validation loss {run['validation_loss']:.4f}, "
+            f"figures/{corpus}/04.json {recorded:.4f}: files of two runs; record the corpus "
+            "again, with `make record`"
         )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     repository = project["urls"]["Repository"]
@@ -62,13 +68,20 @@ def model_card(corpus: str, name: str) -> ModelCard:
     sizes = [[key.replace("_", " "), f"{value:,}"] for key, value in vars(model.config).items()]
     sizes.append(["words in the tokenizer", f"{len(tokenizer):,}"])
     continued = [
-        [rule, f"{row['perplexity']:.2f}", "" if rule == "the true continuation" else f"{row['bleu']:.1f}"]
-        for rule, row in sorted(decoding["continuations"].items(), key=lambda item: item[1]["perplexity"])
+        [
+            rule,
+            f"{row['perplexity']:.2f}",
+            "" if rule == "the true continuation" else f"{row['bleu']:.1f}",
+        ]
+        for rule, row in sorted(
+            decoding["continuations"].items(), key=lambda item: item[1]["perplexity"]
+        )
     ]
     text = f"""# Story transformer, {title}
 
-A decoder-only transformer of {model.num_parameters():,} parameters, written from its basic parts in PyTorch and
-trained on short stories. Its tokens are words and punctuation marks; its embedding started from fastText vectors of the
+A decoder-only transformer of {model.num_parameters():,} parameters, written from its basic parts
+in PyTorch and trained on short stories. Its tokens are words and punctuation marks; its embedding
+started from fastText vectors of the
 training stories. The code, the notebooks that derive it and the report are at
 [{repository.split("/")[-1]}]({repository}).
 
@@ -86,7 +99,8 @@ model, tokenizer, _ = load_checkpoint("{name}")
 print(generate(model, tokenizer, ["Once upon a time"], max_new_tokens=50, seed=0)[0].text)
 ```
 
-`transformers` cannot load it: the model, the tokenizer and the key-value cache are the repository's own.
+`transformers` cannot load it: the model, the tokenizer and the key-value cache are the
+repository's own.
 
 ## Sizes
 
@@ -94,12 +108,14 @@ print(generate(model, tokenizer, ["Once upon a time"], max_new_tokens=50, seed=0
 
 ## Training
 
-{run["step"]:,} steps over {run["tokens"]:,} tokens. The training loss fell to {run["train_loss"]:.3f} nats per token, the
-validation loss to {run["validation_loss"]:.3f}: a perplexity of {perplexity}. Weights are stored in bfloat16.
+{run["step"]:,} steps over {run["tokens"]:,} tokens. The training loss fell to
+{run["train_loss"]:.3f} nats per token, the validation loss to {run["validation_loss"]:.3f}:
+a perplexity of {perplexity}. Weights are stored in bfloat16.
 
 ## Evaluation
 
-Fifty validation stories, continued from their first five words: perplexity per token of the continuation under the model,
+Fifty validation stories, continued from their first five words: perplexity per token
+of the continuation under the model,
 and BLEU against the true one.
 
 {table(continued, ["continuation", "perplexity", "BLEU"]).markdown}
@@ -107,7 +123,8 @@ and BLEU against the true one.
 ## Limits
 
 It knows the words and plots of little stories in English and nothing else. A text is at most
-{model.config.context_length} tokens long. Its sentences are mostly grammatical; cause and effect are not its strength. An
+{model.config.context_length} tokens long. Its sentences are mostly grammatical;
+cause and effect are not its strength. An
 unknown word is read as unknown. What the training stories repeat, it repeats.
 """
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
@@ -126,24 +143,35 @@ def prepare(corpus: str, name: str) -> Path:
 
 
 def upload(folder: Path, name: str) -> str:
-    """Everything in `folder`, in one commit, to the model `name` on the Hub, which is made where it is not there."""
+    """Everything in `folder`, in one commit, to the model `name` on the Hub, which is made where it
+    is not there.
+    """
     if get_token() is None:
-        raise SystemExit("not logged in: run `hf auth login` with a token that may write, then try again")
+        raise SystemExit(
+            "not logged in: run `hf auth login` with a token that may write, then try again"
+        )
     try:
         place = HfApi().create_repo(name, exist_ok=True)
-        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="The trained model and its card")
+        HfApi().upload_folder(
+            repo_id=name, folder_path=folder, commit_message="The trained model and its card"
+        )
     except Exception as error:  # of its HTTP client, which is another one in each version
         raise SystemExit(
-            f"the Hub did not take {name} ({type(error).__name__}: {error}). The files are in {folder}; try again"
+            f"the Hub did not take {name} ({type(error).__name__}: {error}). The files are in "
+            f"{folder}; try again"
         ) from error
     return str(place)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("corpus", help="bundled, tinystories, or the path that was recorded")
     parser.add_argument(
-        "--to", metavar="OWNER/NAME", help="upload it as this model; without it, nothing leaves the machine"
+        "--to",
+        metavar="OWNER/NAME",
+        help="upload it as this model; without it, nothing leaves the machine",
     )
     options = parser.parse_args()
     try:
@@ -151,11 +179,14 @@ def main() -> int:
         folder = prepare(corpus, options.to or f"owner/{corpus}")
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from None
-    print(f"{folder.relative_to(ROOT)}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(
+        f"{folder.relative_to(ROOT)}: {', '.join(sorted(path.name for path in folder.iterdir()))}"
+    )
     if options.to:
         place = upload(folder, options.to)
         print(
-            f'published: {place}\nName it in pyproject.toml, under [project.urls]: Model = "{place}"; then run 07 again.'
+            f"published: {place}\nName it in pyproject.toml, under [project.urls]: "
+            f'Model = "{place}"; then run 07 again.'
         )
     return 0
 

@@ -32,7 +32,11 @@ class Hub(BaseHTTPRequestHandler):
         if not isinstance(body, bytes):
             body = json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": len(body), "X-Repo-Commit": REVISION, **headers}.items():
+        for name, value in {
+            "Content-Length": len(body),
+            "X-Repo-Commit": REVISION,
+            **headers,
+        }.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         if self.command != "HEAD":
@@ -52,13 +56,20 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             self.answer(200, {"errors": [], "warnings": []})
         elif parts[5] == "preupload":
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular"}
+                for file in json.loads(body)["files"]
+            ]
             self.answer(200, {"files": [file | {"shouldIgnore": False} for file in files]})
         elif parts[5] == "commit":
             lines = [json.loads(line) for line in body.splitlines()]
             files = [line["value"] for line in lines if line["key"] == "file"]
-            self.repositories[name] |= {file["path"]: base64.b64decode(file["content"]) for file in files}
-            self.answer(200, {"commitOid": REVISION, "commitUrl": f"{here}/{name}/commit/{REVISION}"})
+            self.repositories[name] |= {
+                file["path"]: base64.b64decode(file["content"]) for file in files
+            }
+            self.answer(
+                200, {"commitOid": REVISION, "commitUrl": f"{here}/{name}/commit/{REVISION}"}
+            )
         else:
             self.answer(500, {"error": f"this server does not know {self.path}"})
 
@@ -71,7 +82,10 @@ class Hub(BaseHTTPRequestHandler):
             else:
                 listed = parts[5:6] == ["tree"]
                 self.answer(
-                    200, self.tree(files, parts[7:]) if listed else {"id": "/".join(parts[3:5]), "sha": REVISION}
+                    200,
+                    self.tree(files, parts[7:])
+                    if listed
+                    else {"id": "/".join(parts[3:5]), "sha": REVISION},
                 )
         else:
             if parts[1] == "datasets":
@@ -83,12 +97,21 @@ class Hub(BaseHTTPRequestHandler):
                 self.send(content)
 
     def tree(self, files, folder):
-        """What is in a folder, given as the parts of its path; that of its folders too, where it was asked for."""
+        """What is in a folder, given as the parts of its path; that of its folders too, where it
+        was asked for.
+        """
         entries, depth = {}, len(folder)
         for name, data in files.items():
             parts = name.split("/")
-            if parts[:depth] == folder and ("recursive=true" in self.path.lower() or len(parts) == depth + 1):
-                entries[name] = {"type": "file", "path": name, "size": len(data), "oid": digest(data)}
+            if parts[:depth] == folder and (
+                "recursive=true" in self.path.lower() or len(parts) == depth + 1
+            ):
+                entries[name] = {
+                    "type": "file",
+                    "path": name,
+                    "size": len(data),
+                    "oid": digest(data),
+                }
             elif parts[:depth] == folder:
                 inner = "/".join(parts[: depth + 1])
                 entries[inner] = {"type": "directory", "path": inner, "size": 0, "oid": REVISION}
@@ -110,11 +133,18 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_at(handler: type[Hub], home: Path):
-    """Run the server. Gives an environment in which it is the Hub, `home` its cache, and nobody is logged in."""
+    """Run the server. Gives an environment in which it is the Hub, `home` its cache, and nobody is
+    logged in.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Hub.repositories = {}
     Thread(target=server.serve_forever, daemon=True).start()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    yield environment | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home)}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
+    }
+    yield environment | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(home),
+    }
     server.shutdown()
     server.server_close()

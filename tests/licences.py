@@ -1,4 +1,6 @@
-"""The licence of each package that constraints.txt pins, as the package itself states it: python tests/licences.py"""
+"""The licence of each package that constraints.txt pins, as the package itself states it: python
+tests/licences.py
+"""
 
 import re
 from importlib.metadata import PackageNotFoundError, distribution
@@ -8,12 +10,18 @@ CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 
 
 def licence(name: str) -> str:
-    """An SPDX expression, or a name; empty where the package states none. Raises PackageNotFoundError where it is absent."""
+    """An SPDX expression, or a name; empty where the package states none. Raises
+    PackageNotFoundError where it is absent.
+    """
     package = distribution(name)
     classifiers = [
-        text.split(" :: ")[-1] for text in package.metadata.get_all("Classifier", []) if "License ::" in text
+        text.split(" :: ")[-1]
+        for text in package.metadata.get_all("Classifier", [])
+        if "License ::" in text
     ]
-    stated = package.metadata.get("License-Expression") or ", ".join(sorted({*classifiers} - {"OSI Approved"}))
+    stated = package.metadata.get("License-Expression") or ", ".join(
+        sorted({*classifiers} - {"OSI Approved"})
+    )
     if not stated:
         stated = (package.metadata.get("License") or "").strip().partition("\n")[0]
     texts = [file for file in package.files or [] if re.match("(?i)licen[sc]e|copying", file.name)]
@@ -23,9 +31,14 @@ def licence(name: str) -> str:
 
 
 def licences() -> dict[str, str]:
-    """Of every pinned package that is installed here: some are for other systems. torch is pinned by the Makefile."""
+    """Of every pinned package that is installed here: some are for other systems. torch is pinned
+    by the Makefile.
+    """
     found = {}
-    for name in ["torch", *re.findall(r"^([\w.-]+)==", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)]:
+    for name in [
+        "torch",
+        *re.findall(r"^([\w.-]+)==", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE),
+    ]:
         try:
             found[name] = licence(name)
         except PackageNotFoundError:

@@ -1,4 +1,6 @@
-"""The benchmark measures what it says: peers of the same size and work, limits, and ratios turn by turn."""
+"""The benchmark measures what it says: peers of the same size and work, limits, and ratios turn by
+turn.
+"""
 
 import math
 import sys
@@ -15,7 +17,14 @@ sys.path.insert(0, str(ROOT / "report"))
 benchmark = import_module("benchmark")
 
 TINY = ModelConfig(
-    vocab_size=40, embedding_dim=12, d_model=16, num_layers=2, num_heads=2, d_ff=32, context_length=12, dropout=0.0
+    vocab_size=40,
+    embedding_dim=12,
+    d_model=16,
+    num_layers=2,
+    num_heads=2,
+    d_ff=32,
+    context_length=12,
+    dropout=0.0,
 )
 
 
@@ -37,7 +46,9 @@ def test_runs_take_turns_after_one_to_warm_up():
 
 
 def test_the_goal_is_passed_between_two_records():
-    rows = [{"step": step, "validation_loss": loss} for step, loss in ((1, 5.0), (100, 4.0), (200, 3.0))]
+    rows = [
+        {"step": step, "validation_loss": loss} for step, loss in ((1, 5.0), (100, 4.0), (200, 3.0))
+    ]
     assert benchmark.steps_to(math.exp(3.25), rows) == pytest.approx(175)
     assert benchmark.steps_to(math.exp(4.0), rows) == pytest.approx(100)
     with pytest.raises(ValueError, match="never reaches"):
@@ -63,7 +74,8 @@ def test_the_products_are_those_of_the_model():
             )
     model(torch.randint(4, 40, (3, 12)))
     assert calls == benchmark.products(TINY, 36)
-    attention = 2 * 2 * 2 * 22 * 11 * 16  # layers, products, operations, tokens of 2 stories, keys, width
+    # layers, products, operations, tokens of 2 stories, keys, width
+    attention = 2 * 2 * 2 * 22 * 11 * 16
     linear = sum(2 * rows * i * o for rows, i, o in benchmark.products(TINY, 22))
     assert benchmark.tflops(TINY, 2) * 1e12 == pytest.approx(3 * (linear + attention))
 

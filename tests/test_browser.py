@@ -1,4 +1,6 @@
-"""The rendered report, and the live explorer, in a real browser. Without Chromium these tests are skipped, and say so."""
+"""The rendered report, and the live explorer, in a real browser. Without Chromium these tests are
+skipped, and say so.
+"""
 
 import json
 import shutil
@@ -25,9 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "report"))
 build = import_module("build")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install Debian's `chromium`")
-QUIET = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update --disable-sync"
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: install Debian's `chromium`"
+)
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +57,14 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, report):
-    """The report, open from a file: (page, addresses that it asked for, errors that it reported)."""
+    """The report, open from a file: (page, addresses it asked for, errors it reported)."""
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.asked, page.errors = [], []
     page.on("request", lambda request: page.asked.append(request.url))
-    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: page.errors.append(message.text) if message.type == "error" else None,
+    )
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(report.as_uri())
     yield page
@@ -67,8 +79,8 @@ def test_the_report_is_one_file_that_asks_for_nothing_else(page, report):
 
 def test_every_link_inside_the_report_leads_somewhere(page):
     dead = page.evaluate(
-        "[...document.querySelectorAll('a[href^=\"#\"]')].map(a => decodeURIComponent(a.hash.slice(1)))"
-        ".filter(id => id && !document.getElementById(id))"
+        "[...document.querySelectorAll('a[href^=\"#\"]')].map(a => "
+        "decodeURIComponent(a.hash.slice(1))).filter(id => id && !document.getElementById(id))"
     )
     assert dead == []
     assert page.locator("#TOC a").count() > 50
@@ -77,7 +89,8 @@ def test_every_link_inside_the_report_leads_somewhere(page):
 def test_every_picture_has_a_text_and_a_caption(page):
     bare = page.evaluate(
         "[...document.querySelectorAll('img')].filter(i => !i.alt.trim() || "
-        "!i.closest('figure')?.querySelector('figcaption')?.textContent.match(/^(Figure|Table) \\d+\\.\\d+\\. \\S/)).length"
+        "!i.closest('figure')?.querySelector('figcaption')?.textContent.match(/^(Figure|Table) "
+        "\\d+\\.\\d+\\. \\S/)).length"
     )
     assert bare == 0
     assert page.locator("figure img").count() > 20
@@ -90,15 +103,25 @@ def test_the_sliders_of_the_report_show_the_right_head(page):
         explorer = explorers.nth(number)
         sentences = json.loads(explorer.locator("script").text_content())["sentences"]
         layers, heads = len(sentences[0]["attention"]), len(sentences[0]["attention"][0])
-        for sentence, layer, head in ((0, 1, 1), (len(sentences) - 1, layers, heads), (1, 1, heads), (1, layers, 2)):
+        for sentence, layer, head in (
+            (0, 1, 1),
+            (len(sentences) - 1, layers, heads),
+            (1, 1, heads),
+            (1, layers, 2),
+        ):
             explorer.locator("select").select_option(str(sentence))
             explorer.locator("input[name=layer]").fill(str(layer))
             explorer.locator("input[name=head]").fill(str(head))
-            shown = explorer.locator("rect").evaluate_all("squares => squares.map(s => Number(s.dataset.weight))")
+            shown = explorer.locator("rect").evaluate_all(
+                "squares => squares.map(s => Number(s.dataset.weight))"
+            )
             matrix = np.array(sentences[sentence]["attention"][layer - 1][head - 1])
             assert shown == matrix[np.tril_indices(len(matrix))].tolist()
             assert explorer.locator("output").all_text_contents() == [str(layer), str(head)]
-            assert explorer.locator("svg > text").first.text_content() == sentences[sentence]["tokens"][0]
+            assert (
+                explorer.locator("svg > text").first.text_content()
+                == sentences[sentence]["tokens"][0]
+            )
 
 
 def test_a_slider_of_the_report_moves_by_mouse_and_by_key(page):
@@ -120,16 +143,20 @@ def test_nothing_is_wider_than_the_screen(page, width):
 
 
 def test_headings_are_in_order(page):
-    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(h => Number(h.tagName[1]))")
+    levels = page.evaluate(
+        "[...document.querySelectorAll('h1, h2, h3, h4')].map(h => Number(h.tagName[1]))"
+    )
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-# axe is slow: it sees only the blocks that hold an element of a kind which no block before them holds.
+# axe is slow: it sees only the blocks that hold an element of a kind which no block before them
+# holds.
 ONE_OF_EACH_KIND = """() => {
     const seen = new Set(), kind = e => e.tagName + '.' + e.getAttribute('class');
     for (const block of [...document.body.children]) {
-        const kinds = [block, ...block.querySelectorAll('*')].map(e => kind(e.parentElement) + ' ' + kind(e));
+        const all = [block, ...block.querySelectorAll('*')];
+        const kinds = all.map(e => kind(e.parentElement) + ' ' + kind(e));
         if (kinds.every(k => seen.has(k))) block.remove();
         else kinds.forEach(k => seen.add(k));
     }
@@ -167,7 +194,7 @@ HOSTILE = "<script>document.title = 'hacked'</script><b>bold</b>"
 
 
 def test_words_are_shown_as_text(browser, tmp_path, monkeypatch):
-    """A word that is markup, in the explorer, a caption, a table and an output: nothing of it runs."""
+    """A word that is markup, in explorer, caption, table and output: nothing of it runs."""
     explorer = AttentionExplorer({HOSTILE: ([HOSTILE, "b"], [[[[1, 0], [0.5, 0.5]]]])})
     monkeypatch.setenv("FIGURES_DIR", str(tmp_path / "figures" / "mine"))
     plots.FigureFolder("bundled").save_explorer(explorer, "01_attention")
@@ -190,12 +217,16 @@ def test_words_are_shown_as_text(browser, tmp_path, monkeypatch):
     assert page.title() != "hacked"
     assert page.locator("b").count() == 0
     assert HOSTILE in page.locator(".explorer svg > text").first.text_content()
-    assert page.locator("figcaption, caption, td, th, pre").filter(has_text="<b>bold</b>").count() >= 6
+    assert (
+        page.locator("figcaption, caption, td, th, pre").filter(has_text="<b>bold</b>").count() >= 6
+    )
     page.close()
 
 
 def test_words_that_are_markup_are_shown_as_they_are(browser, tmp_path):
-    table = plots.table([[word] for word in MARKUP], ["= h"], caption="\n\n# head ".join(MARKUP))._repr_mimebundle_()
+    table = plots.table(
+        [[word] for word in MARKUP], ["= h"], caption="\n\n# head ".join(MARKUP)
+    )._repr_mimebundle_()
     write_notebook(
         tmp_path / "notebooks" / "01_one.ipynb",
         ("markdown", "# 01 · One", None),
@@ -214,7 +245,9 @@ def test_words_that_are_markup_are_shown_as_they_are(browser, tmp_path):
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
-    """An explorer in a notebook that Voilà serves: its address, and the same explorer in this process."""
+    """An explorer in a notebook that Voilà serves: its address, and the same explorer in this
+    process.
+    """
     folder = tmp_path_factory.mktemp("live")
     weights = np.tril(np.random.default_rng(0).random((2, 2, 3, 4, 4)))  # (sentences, L, H, T, T)
     np.save(folder / "weights.npy", weights)
@@ -230,7 +263,15 @@ AttentionExplorer({{"one": (list("abcd"), one), {HOSTILE!r}: ([{HOSTILE!r}, *"fg
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "voila", "live.ipynb", f"--port={port}", "--no-browser", "--Voila.ip=127.0.0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "voila",
+        "live.ipynb",
+        f"--port={port}",
+        "--no-browser",
+        "--Voila.ip=127.0.0.1",
+    ]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
     try:
@@ -242,14 +283,20 @@ AttentionExplorer({{"one": (list("abcd"), one), {HOSTILE!r}: ([{HOSTILE!r}, *"fg
             except OSError:
                 assert server.poll() is None, (folder / "log").read_text()
                 time.sleep(0.2)
-        yield address, AttentionExplorer({"one": (list("abcd"), weights[0]), HOSTILE: ([HOSTILE, *"fgh"], weights[1])})
+        yield (
+            address,
+            AttentionExplorer(
+                {"one": (list("abcd"), weights[0]), HOSTILE: ([HOSTILE, *"fgh"], weights[1])}
+            ),
+        )
     finally:
         server.terminate()
         server.wait(10)
 
 
 @pytest.mark.skipif(
-    int(ipywidgets.__version__.split(".")[0]) < 8, reason="this Voilà shows the widgets of ipywidgets 8, not of 7"
+    int(ipywidgets.__version__.split(".")[0]) < 8,
+    reason="this Voilà shows the widgets of ipywidgets 8, not of 7",
 )
 def test_the_live_sliders_show_the_right_head(browser, live):
     address, expected = live
@@ -259,7 +306,10 @@ def test_the_live_sliders_show_the_right_head(browser, live):
 
     def shown():
         """The bytes of the picture on the page; none while the page exchanges it."""
-        read = "async s => { try { return [...new Uint8Array(await (await fetch(s)).arrayBuffer())] } catch { return [] } }"
+        read = """async s => {
+            try { return [...new Uint8Array(await (await fetch(s)).arrayBuffer())] }
+            catch { return [] }
+        }"""
         return bytes(page.evaluate(read, page.locator(".widget-image").get_attribute("src")))
 
     def wait_for(picture):

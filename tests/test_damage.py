@@ -1,4 +1,6 @@
-"""Files that were cut, changed, or made by somebody else are refused in words, and nothing in them is ever run."""
+"""Files that were cut, changed, or made by somebody else are refused in words, and nothing in them
+is ever run.
+"""
 
 import gzip
 import hashlib
@@ -23,11 +25,21 @@ from helpers.vectors import load_vectors, train_vectors
 pytestmark = pytest.mark.torture
 ROOT = Path(__file__).resolve().parents[1]
 CASES = cases(60, 1_000)
-RUNS_CODE = ("exec", "compile", "pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "marshal.loads")
+RUNS_CODE = (
+    "exec",
+    "compile",
+    "pickle.find_class",
+    "os.system",
+    "os.exec",
+    "subprocess.Popen",
+    "marshal.loads",
+)
 
 
 def mutations(content: bytes):
-    """Copies of a file: cut, with one bit changed, with bytes changed, put in or taken out, and with zeros at the end."""
+    """Copies of a file: cut, with one bit changed, with bytes changed, put in or taken out, and
+    with zeros at the end.
+    """
     draw = random.Random(0)
     for number in range(CASES):
         at, length = draw.randrange(len(content)), draw.randint(1, 40)
@@ -50,7 +62,9 @@ def mutations(content: bytes):
 
 
 class Listening:
-    """While it listens, whatever would run code is an error. An audit hook cannot be taken away again: one serves all."""
+    """While it listens, whatever would run code is an error. An audit hook cannot be taken away
+    again: one serves all.
+    """
 
     on = False
 
@@ -64,7 +78,9 @@ sys.addaudithook(Listening.hook)
 
 
 def read(path: Path, content: bytes, load, again: str):
-    """What `load()` gives, or None where it refuses in words that name the file or its folder and say what to do."""
+    """What `load()` gives, or None where it refuses in words that name the file or its folder and
+    say what to do.
+    """
     path.write_bytes(content)
     Listening.on = True
     try:
@@ -99,7 +115,10 @@ def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(saved, tmp_path, name
     refused = 0
     for content in mutations((saved / "kept" / name).read_bytes()):
         got = read(
-            tmp_path / "kept" / name, content, lambda: load_checkpoint(tmp_path / "kept"), "again|update the code"
+            tmp_path / "kept" / name,
+            content,
+            lambda: load_checkpoint(tmp_path / "kept"),
+            "again|update the code",
         )
         if got is None:
             refused += 1
@@ -113,7 +132,12 @@ def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(saved, tmp_path, name
 def test_a_damaged_file_to_resume_from_is_refused_or_read_as_it_was(saved, tmp_path):
     original, refused = _read_run(saved), 0
     for content in mutations((saved / "resume.safetensors").read_bytes()):
-        got = read(tmp_path / "resume.safetensors", content, lambda: _read_run(tmp_path), "start the run again")
+        got = read(
+            tmp_path / "resume.safetensors",
+            content,
+            lambda: _read_run(tmp_path),
+            "start the run again",
+        )
         if got is None:
             refused += 1
             continue
@@ -123,7 +147,10 @@ def test_a_damaged_file_to_resume_from_is_refused_or_read_as_it_was(saved, tmp_p
 
 
 def test_a_damaged_tokenizer_is_refused_or_read_as_it_was(tmp_path):
-    tokenizer, refused = WordTokenizer.train(["Mia sat. Mia ran.", "the dog, the cat – 'tis"] * 3), 0
+    tokenizer, refused = (
+        WordTokenizer.train(["Mia sat. Mia ran.", "the dog, the cat – 'tis"] * 3),
+        0,
+    )
     path = tmp_path / "words.json"
     tokenizer.save(path)
     for content in mutations(path.read_bytes()):
@@ -145,19 +172,26 @@ def vectors(tmp_path_factory):
         trained = train_vectors([" ".join(words)] * 3, dim=8, bucket=50, epochs=1)
     rows = [f"{word} {' '.join(f'{x:.4f}' for x in trained[word])}" for word in words]
     text = "\n".join([f"{len(words)} 8", *rows, ""]).encode()
-    contents = {".bin": trained.path.read_bytes(), ".vec": text, ".vec.gz": gzip.compress(text, mtime=0)}
+    contents = {
+        ".bin": trained.path.read_bytes(),
+        ".vec": text,
+        ".vec.gz": gzip.compress(text, mtime=0),
+    }
     return words, contents
 
 
 @pytest.mark.parametrize("kind", [".bin", ".vec", ".vec.gz"])
 def test_damaged_vectors_are_refused_or_are_still_vectors(vectors, tmp_path, kind):
-    """These formats have no checksum but that of .gz: a changed number in the others cannot be noticed, only that the file
-    is a whole one of finite numbers."""
+    """These formats have no checksum but that of .gz: a changed number in the others cannot be
+    noticed, only that the file is a whole one of finite numbers.
+    """
     words, contents = vectors
     tokenizer, path, refused = WordTokenizer(words), tmp_path / f"v{kind}", 0
     path.write_bytes(contents[kind])
     original = load_vectors(path).matrix(tokenizer)
-    advice = "again|another copy|download|too old|for this language|Ask for more rows|before quantising"
+    advice = (
+        "again|another copy|download|too old|for this language|Ask for more rows|before quantising"
+    )
     for content in mutations(contents[kind]):
 
         def load():
@@ -191,7 +225,9 @@ def test_a_pickle_is_never_opened(saved, tmp_path):
             load = lambda: load_checkpoint(tmp_path / "kept")
             assert read(tmp_path / "kept" / name, content, load, "again") is None
     for name in ("resume.safetensors", "v.bin", "v.vec", "v.vec.gz"):
-        load = lambda name=name: _read_run(tmp_path) if name.startswith("resume") else load_vectors(tmp_path / name)
+        load = lambda name=name: (
+            _read_run(tmp_path) if name.startswith("resume") else load_vectors(tmp_path / name)
+        )
         assert read(tmp_path / name, pickle.dumps(Bomb()), load, "again|another copy") is None
     assert not Path(sys.argv[0] + ".exploded").exists()
 
@@ -219,8 +255,18 @@ def test_a_pickle_in_the_cache_of_vectors_is_never_opened(tmp_path, monkeypatch,
 
 def test_no_code_of_ours_opens_pickles():
     """safetensors and JSON only. `np.load` refuses objects unless it is told not to."""
-    patterns = r"torch\.load\(|torch\.save\(|\bpickle\b|\bjoblib\b|\bdill\b|\bshelve\b|allow_pickle|_object(_list)?\b"
-    files = [path for folder in ("helpers", "report", "notebooks") for path in (ROOT / folder).rglob("*.py")]
+    patterns = (
+        r"torch\.(load|save)\(|\b(pickle|joblib|dill|shelve)\b|allow_pickle|_object(_list)?\b"
+    )
+    files = [
+        path
+        for folder in ("helpers", "report", "notebooks")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     assert len(files) > 15
-    found = [f"{path.name}: {match[0]}" for path in files for match in re.finditer(patterns, path.read_text())]
+    found = [
+        f"{path.name}: {match[0]}"
+        for path in files
+        for match in re.finditer(patterns, path.read_text())
+    ]
     assert found == []

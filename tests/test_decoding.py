@@ -1,4 +1,6 @@
-"""Generation: rules that hold for any model, and beam search against exhaustive search and Hugging Face's."""
+"""Generation: rules that hold for any model, and beam search against exhaustive search and Hugging
+Face's.
+"""
 
 import math
 import random
@@ -17,7 +19,15 @@ from helpers.tokenizer import WordTokenizer
 from helpers.training import CHECKPOINTS, load_checkpoint
 
 TOKENIZER = WordTokenizer([f"w{i}" for i in range(16)])
-SIZES = ModelConfig(vocab_size=24, embedding_dim=12, d_model=16, num_layers=2, num_heads=2, d_ff=32, context_length=12)
+SIZES = ModelConfig(
+    vocab_size=24,
+    embedding_dim=12,
+    d_model=16,
+    num_layers=2,
+    num_heads=2,
+    d_ff=32,
+    context_length=12,
+)
 
 
 def made_model(seed=0, bias=None):
@@ -46,18 +56,24 @@ def test_greedy_takes_the_likeliest_word_each_time():
 def test_control_tokens_and_rows_without_a_word_never_come_out():
     model = made_model(bias={0: 50, 1: 50, 3: 50, 21: 50, 2: -50})
     for strategy in ("greedy", "sample"):
-        for result in generate(model, TOKENIZER, [""] * 5, max_new_tokens=11, strategy=strategy, seed=0):
+        for result in generate(
+            model, TOKENIZER, [""] * 5, max_new_tokens=11, strategy=strategy, seed=0
+        ):
             assert all(4 <= token < 20 for token in result.ids)
 
 
 def test_the_end_of_a_story_ends_it():
-    (result,) = generate(made_model(bias={2: 50}), TOKENIZER, ["w1"], max_new_tokens=9, strategy="greedy")
+    (result,) = generate(
+        made_model(bias={2: 50}), TOKENIZER, ["w1"], max_new_tokens=9, strategy="greedy"
+    )
     assert result.ids == [2]
     assert result.text == ""
 
 
 def test_the_context_ends_it_too():
-    (result,) = generate(made_model(bias={2: -50}), TOKENIZER, ["w1 w2"], max_new_tokens=100, strategy="greedy")
+    (result,) = generate(
+        made_model(bias={2: -50}), TOKENIZER, ["w1 w2"], max_new_tokens=100, strategy="greedy"
+    )
     assert len(result.ids) == 12 - 3
 
 
@@ -73,7 +89,13 @@ def test_the_same_seed_gives_the_same_text_whoever_the_neighbours_are():
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 10}, {"top_p": 0.8}, {"top_k": 9, "top_p": 0.9}],
+    [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 1.5, "top_k": 10},
+        {"top_p": 0.8},
+        {"top_k": 9, "top_p": 0.9},
+    ],
     ids=str,
 )
 def test_sampling_follows_the_filtered_distribution(how):
@@ -89,18 +111,25 @@ def test_sampling_follows_the_filtered_distribution(how):
     statistic = ((counts - expected).square() / expected)[common].sum().item()
     degrees = int(common.sum()) - 1
     assert degrees >= 5
-    assert statistic < degrees + 3.09 * (2 * degrees) ** 0.5 + 6  # above the 99.9 % point of χ² for 5 to 20 degrees
+    # above the 99.9 % point of χ² for 5 to 20 degrees
+    assert statistic < degrees + 3.09 * (2 * degrees) ** 0.5 + 6
 
 
 def test_filters_by_hand():
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
     assert filtered_distribution(logits).tolist() == pytest.approx([0.1, 0.4, 0.2, 0.3])
     assert filtered_distribution(logits, top_k=2).tolist() == pytest.approx([0, 4 / 7, 0, 3 / 7])
-    assert filtered_distribution(logits, top_p=0.75).tolist() == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9])
+    assert filtered_distribution(logits, top_p=0.75).tolist() == pytest.approx(
+        [0, 4 / 9, 2 / 9, 3 / 9]
+    )
     assert filtered_distribution(logits, top_p=0.01).tolist() == pytest.approx([0, 1, 0, 0])
-    assert filtered_distribution(logits, top_k=99, top_p=1.0).tolist() == pytest.approx([0.1, 0.4, 0.2, 0.3])
+    assert filtered_distribution(logits, top_k=99, top_p=1.0).tolist() == pytest.approx(
+        [0.1, 0.4, 0.2, 0.3]
+    )
     squared = [0.01, 0.16, 0.04, 0.09]
-    assert filtered_distribution(logits, temperature=0.5).tolist() == pytest.approx([p / 0.3 for p in squared])
+    assert filtered_distribution(logits, temperature=0.5).tolist() == pytest.approx(
+        [p / 0.3 for p in squared]
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,11 +163,13 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 
 def test_a_prompt_that_fills_the_context_is_refused():
-    with pytest.raises(ValueError, match="prompt 1 has 12 tokens with <sos> and leaves no room in a context of 12"):
+    with pytest.raises(
+        ValueError, match="prompt 1 has 12 tokens with <sos> and leaves no room in a context of 12"
+    ):
         generate(made_model(), TOKENIZER, ["w1", "w1 " * 11], max_new_tokens=3)
 
 
-# --- With the cache, without it, alone, together ---------------------------------------------------------------------
+# --- With the cache, without it, alone, together --------------------------------------------------
 
 STRATEGIES = (
     {"strategy": "greedy"},
@@ -155,13 +186,17 @@ def test_the_cache_changes_nothing_but_the_time(how):
     with_cache = generate(model, TOKENIZER, UNEQUAL, max_new_tokens=9, **how)
     without = generate(model, TOKENIZER, UNEQUAL, max_new_tokens=9, use_cache=False, **how)
     assert [one.ids for one in with_cache] == [one.ids for one in without]
-    assert [one.logprob for one in with_cache] == pytest.approx([one.logprob for one in without], abs=1e-12)
+    assert [one.logprob for one in with_cache] == pytest.approx(
+        [one.logprob for one in without], abs=1e-12
+    )
     assert len({len(one.ids) for one in with_cache}) > 1  # rows end at different steps
 
 
 @pytest.mark.parametrize("how", STRATEGIES, ids=str)
 def test_unequal_prompts_in_one_batch_go_on_as_they_do_with_others(how):
-    """Each prompt at its place in the list, which is all that its random stream depends on, after equal short ones."""
+    """Each prompt at its place in the list, which is all that its random stream depends on, after
+    equal short ones.
+    """
     model = made_model(seed=1).double()
     together = generate(model, TOKENIZER, UNEQUAL, max_new_tokens=9, **how)
     for place, prompt in enumerate(UNEQUAL):
@@ -241,7 +276,14 @@ def test_scores_that_are_not_numbers_are_said_and_leave_the_model_as_it_was(how)
 
 
 @pytest.mark.parametrize(
-    "how", [{"temperature": 1e-9}, {"temperature": 1e-40}, {"temperature": 5e-324}, {"top_p": 1e-46}, {"top_p": 5e-324}]
+    "how",
+    [
+        {"temperature": 1e-9},
+        {"temperature": 1e-40},
+        {"temperature": 5e-324},
+        {"top_p": 1e-46},
+        {"top_p": 5e-324},
+    ],
 )
 def test_the_smallest_temperatures_and_sets_are_greedy(how):
     model, prompts = made_model(), ["w1", "w2 w3", ""]
@@ -253,26 +295,42 @@ def test_the_smallest_temperatures_and_sets_are_greedy(how):
 @pytest.mark.parametrize("temperature", [1e30, 3.5e38, 1e308])
 def test_the_largest_temperatures_draw_each_word_alike(temperature):
     logits = torch.tensor([3.0, 0.0, -50.0, float("-inf")])  # (V,), the last may not come out
-    assert filtered_distribution(logits, temperature).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+    assert filtered_distribution(logits, temperature).tolist() == pytest.approx(
+        [1 / 3, 1 / 3, 1 / 3, 0]
+    )
     generate(made_model(), TOKENIZER, ["w1"], max_new_tokens=3, temperature=temperature, seed=0)
 
 
 @pytest.mark.parametrize("length_penalty", [-50, 50.0])
 def test_the_largest_length_penalties_give_numbers(length_penalty):
-    how = {"max_new_tokens": 10, "strategy": "beam", "num_beams": 3, "length_penalty": length_penalty}
-    assert all(math.isfinite(beam.score) for beam in generate(made_model(), TOKENIZER, ["w1"], **how)[0].beams)
+    how = {
+        "max_new_tokens": 10,
+        "strategy": "beam",
+        "num_beams": 3,
+        "length_penalty": length_penalty,
+    }
+    assert all(
+        math.isfinite(beam.score)
+        for beam in generate(made_model(), TOKENIZER, ["w1"], **how)[0].beams
+    )
 
 
 def test_another_models_tokenizer_is_refused():
     with pytest.raises(ValueError, match="is larger than the model's table of"):
-        generate(made_model(), WordTokenizer([f"w{i}" for i in range(500)]), ["w400"], max_new_tokens=3)
+        generate(
+            made_model(), WordTokenizer([f"w{i}" for i in range(500)]), ["w400"], max_new_tokens=3
+        )
 
 
 def test_more_than_the_vocabulary_can_give():
     model = made_model()
-    ids = lambda **how: [one.ids for one in generate(model, TOKENIZER, ["w1"], max_new_tokens=2, seed=3, **how)]
+    ids = lambda **how: [
+        one.ids for one in generate(model, TOKENIZER, ["w1"], max_new_tokens=2, seed=3, **how)
+    ]
     assert ids(top_k=10**6) == ids()
-    (widest,) = generate(model, TOKENIZER, ["w1"], max_new_tokens=1, strategy="beam", num_beams=10**3)
+    (widest,) = generate(
+        model, TOKENIZER, ["w1"], max_new_tokens=1, strategy="beam", num_beams=10**3
+    )
     assert len(widest.beams) == len(TOKENIZER) - 3  # each word and <eos>
     assert math.fsum(math.exp(beam.logprob) for beam in widest.beams) < 1
 
@@ -295,17 +353,23 @@ def test_nothing_to_do():
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
 def test_greedy_with_the_cache_is_greedy_without_it_for_200_prompts(weights):
-    """Same tokens in fp32; and the logits of one pass and of token by token agree within 1e-5 of the largest."""
+    """Same tokens in fp32; and the logits of one pass and of token by token agree within 1e-5 of
+    the largest.
+    """
     model, tokenizer, _ = load_checkpoint(CHECKPOINTS / "bundled")
     if weights == "random":
         torch.manual_seed(0)
         model = Decoder(model.config).eval()
     chance = random.Random(0)
-    prompts = [" ".join(chance.choices(tokenizer.words, k=chance.randint(0, 20))) for _ in range(200)]
+    prompts = [
+        " ".join(chance.choices(tokenizer.words, k=chance.randint(0, 20))) for _ in range(200)
+    ]
     found = [
         [
             one.ids
-            for one in generate(model, tokenizer, prompts, max_new_tokens=16, strategy="greedy", use_cache=use_cache)
+            for one in generate(
+                model, tokenizer, prompts, max_new_tokens=16, strategy="greedy", use_cache=use_cache
+            )
         ]
         for use_cache in (True, False)
     ]
@@ -316,19 +380,31 @@ def test_greedy_with_the_cache_is_greedy_without_it_for_200_prompts(weights):
     cache = KVCache(model.config, len(ids))
     with torch.inference_mode():
         whole = model(ids)  # (B, T, V)
-        steps = torch.cat([model(ids[:, :10], cache), *(model(ids[:, t : t + 1], cache) for t in range(10, 41))], dim=1)
+        steps = torch.cat(
+            [model(ids[:, :10], cache), *(model(ids[:, t : t + 1], cache) for t in range(10, 41))],
+            dim=1,
+        )
     assert (steps - whole).abs().max() < 1e-5 * whole.abs().max()
 
 
-# --- Beam search -----------------------------------------------------------------------------------------------------
+# --- Beam search ----------------------------------------------------------------------------------
 
 
 @cache
 def sharp_model(words, seed):
-    """A small float64 model of a few words whose distributions are far from even, and its tokenizer."""
+    """A small float64 model of a few words whose distributions are far from even, and its
+    tokenizer.
+    """
     torch.manual_seed(seed)
     tokenizer = WordTokenizer([f"w{i}" for i in range(words)])
-    sizes = {"embedding_dim": 12, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "context_length": 16}
+    sizes = {
+        "embedding_dim": 12,
+        "d_model": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "d_ff": 32,
+        "context_length": 16,
+    }
     model = Decoder(ModelConfig(vocab_size=len(tokenizer), **sizes)).eval().double()
     with torch.no_grad():
         model.output.weight *= 4
@@ -367,7 +443,9 @@ def test_the_widest_beam_is_exhaustive_search(words, seed, length, length_penalt
     how = {"num_beams": len(expected), "length_penalty": length_penalty, "max_new_tokens": length}
     (result,) = generate(model, tokenizer, [prompt], strategy="beam", **how)
     assert [beam.ids for beam in result.beams] == [ids for _, ids in expected]
-    assert [beam.score for beam in result.beams] == pytest.approx([score for score, _ in expected], abs=1e-9)
+    assert [beam.score for beam in result.beams] == pytest.approx(
+        [score for score, _ in expected], abs=1e-9
+    )
     assert result.ids == expected[0][1]
 
 
@@ -386,7 +464,11 @@ class _Ours(PreTrainedModel, GenerationMixin):
 
     def __init__(self, model):
         c = model.config
-        sizes = {"num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads, "hidden_size": c.d_model}
+        sizes = {
+            "num_hidden_layers": c.num_layers,
+            "num_attention_heads": c.num_heads,
+            "hidden_size": c.d_model,
+        }
         super().__init__(PretrainedConfig(vocab_size=c.vocab_size, **sizes))
         self.model = model
 
@@ -399,7 +481,9 @@ class _Ours(PreTrainedModel, GenerationMixin):
 
 @pytest.mark.parametrize("hundred", range(5))
 def test_beam_search_finds_what_hugging_face_finds(hundred):
-    """500 cases: 2 to 10 beams, up to 10 tokens, five length penalties; all beams, in order, with their scores."""
+    """500 cases: 2 to 10 beams, up to 10 tokens, five length penalties; all beams, in order, with
+    their scores.
+    """
     for case in range(100 * hundred, 100 * hundred + 100):
         chance = random.Random(case)
         model, tokenizer = sharp_model(chance.choice([6, 12, 30]), case % 20)
@@ -408,10 +492,20 @@ def test_beam_search_finds_what_hugging_face_finds(hundred):
         prompt = " ".join(chance.choices(tokenizer.words, k=chance.randint(0, 4)))
         start = [tokenizer.sos_id, *tokenizer.encode(prompt)]
         theirs = _Ours(model).generate(
-            torch.tensor([start]), max_new_tokens=length, num_beams=width, num_return_sequences=width, do_sample=False,
-            early_stopping="never", length_penalty=penalty, eos_token_id=2, pad_token_id=0, use_cache=False,
-            bad_words_ids=[[0], [1], [3]], output_scores=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            torch.tensor([start]),
+            max_new_tokens=length,
+            num_beams=width,
+            num_return_sequences=width,
+            do_sample=False,
+            early_stopping="never",
+            length_penalty=penalty,
+            eos_token_id=2,
+            pad_token_id=0,
+            use_cache=False,
+            bad_words_ids=[[0], [1], [3]],
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
         how = {"num_beams": width, "length_penalty": penalty, "max_new_tokens": length}
         (ours,) = generate(model, tokenizer, [prompt], strategy="beam", **how)
         expected = []
@@ -420,4 +514,6 @@ def test_beam_search_finds_what_hugging_face_finds(hundred):
             if score > -1e8:  # below: no such continuation, fewer exist than beams
                 expected.append((row[: row.index(2) + 1] if 2 in row else row, score))
         assert [beam.ids for beam in ours.beams] == [ids for ids, _ in expected], case
-        assert [beam.score for beam in ours.beams] == pytest.approx([score for _, score in expected], rel=1e-5), case
+        assert [beam.score for beam in ours.beams] == pytest.approx(
+            [score for _, score in expected], rel=1e-5
+        ), case

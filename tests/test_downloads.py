@@ -1,4 +1,6 @@
-"""A Hub that stalls, breaks off, lies about a length, or sends something else: refused in words, and the next try works."""
+"""A Hub that stalls, breaks off, lies about a length, or sends something else: refused in words,
+and the next try works.
+"""
 
 import io
 import subprocess
@@ -16,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Broken(Hub):
-    """The Hub with one fault: in what it answers about the repository ("api"), or in the weights or stories ("file")."""
+    """The Hub with one fault: in what it answers about the repository ("api"), or in the weights or
+    stories ("file").
+    """
 
     where, fault, closing = "", "", Event()
 
@@ -29,7 +33,11 @@ class Broken(Hub):
     do_HEAD = do_GET
 
     def send(self, content):
-        if self.where == "file" and self.command == "GET" and self.path.endswith((".safetensors", ".parquet")):
+        if (
+            self.where == "file"
+            and self.command == "GET"
+            and self.path.endswith((".safetensors", ".parquet"))
+        ):
             self.fail(content)
         else:
             super().send(content)
@@ -45,7 +53,9 @@ class Broken(Hub):
             self.send_a_part(content)
 
     def send_a_part(self, content):
-        """Fewer bytes than were promised and then the end, or silence; or fewer promised than there are."""
+        """Fewer bytes than were promised and then the end, or silence; or fewer promised than there
+        are.
+        """
         promised = len(content) - 1_000 if self.fault == "promises less" else len(content)
         self.send_response(206 if "Range" in self.headers else 200)
         for name, value in {
@@ -56,7 +66,9 @@ class Broken(Hub):
         }.items():
             self.send_header(name, str(value))
         self.end_headers()
-        self.wfile.write(content[:promised] if self.fault == "promises less" else content[: len(content) // 2])
+        self.wfile.write(
+            content[:promised] if self.fault == "promises less" else content[: len(content) // 2]
+        )
         self.wfile.flush()
         if self.fault == "stalls":
             self.closing.wait(100)
@@ -66,7 +78,9 @@ class Broken(Hub):
 def table(name, count):
     """A .parquet file of stories."""
     file = io.BytesIO()
-    datasets.Dataset.from_dict({"text": [f"{name} {i} was told." for i in range(count)]}).to_parquet(file)
+    datasets.Dataset.from_dict(
+        {"text": [f"{name} {i} was told." for i in range(count)]}
+    ).to_parquet(file)
     return file.getvalue()
 
 
@@ -80,7 +94,8 @@ import sys
 from helpers import stories
 stories.SILENCE = float(sys.argv[1])
 found = stories.load_stories("tinystories", train=500, validation=50)
-print((len(found.train), found.train[-1], found.validation[-1]) == (500, "one 499 was told.", "other 49 was told."))
+last = ("one 499 was told.", "other 49 was told.")
+print((len(found.train), found.train[-1], found.validation[-1]) == (500, *last))
 """,
 }
 
@@ -89,17 +104,33 @@ def load(what, environment, silence):
     """In a process of its own. silence: seconds without an answer after which it gives up."""
     environment = environment | {"HF_HUB_DOWNLOAD_TIMEOUT": f"{silence // 3}"}
     command = [sys.executable, "-c", LOAD[what], str(silence)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
-QUICK = [("a model", "api", "page"), ("a model", "file", "promises less"), ("stories", "file", "stalls")]
-SLOW = [("api", "silent"), ("api", "404"), ("api", "500"), ("api", "page")]  # the client waits, or tries again
-SLOW += [("file", fault) for fault in ("silent", "404", "500", "page", "breaks off", "stalls", "promises less")]
+QUICK = [
+    ("a model", "api", "page"),
+    ("a model", "file", "promises less"),
+    ("stories", "file", "stalls"),
+]
+SLOW = [
+    ("api", "silent"),
+    ("api", "404"),
+    ("api", "500"),
+    ("api", "page"),
+]  # the client waits, or tries again
+SLOW += [
+    ("file", fault)
+    for fault in ("silent", "404", "500", "page", "breaks off", "stalls", "promises less")
+]
 CASES = [(what, *fault) for what in LOAD for fault in SLOW] if MANY else QUICK
 
 
 @pytest.mark.parametrize(("what", "where", "fault"), CASES)
-def test_a_broken_hub_is_refused_in_words_and_the_next_try_is_whole(tmp_path, monkeypatch, what, where, fault):
+def test_a_broken_hub_is_refused_in_words_and_the_next_try_is_whole(
+    tmp_path, monkeypatch, what, where, fault
+):
     folder = ROOT / "checkpoints" / "bundled"
     monkeypatch.setattr(Broken, "where", where)
     monkeypatch.setattr(Broken, "fault", fault)

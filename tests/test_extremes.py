@@ -1,7 +1,9 @@
-"""Half precision and extreme numbers: finite, and within a few roundings of what float32 gives for the same inputs.
+"""Half precision and extreme numbers: finite, and within a few roundings of what float32 gives for
+the same inputs.
 
-bfloat16 keeps 8 significant bits, float16 11: one rounding is off by at most 2^-9 or 2^-12 of the number. float16 also ends
-at 65,504, so scores and logits stay below that here; training uses bfloat16 or float32, never float16.
+bfloat16 keeps 8 significant bits, float16 11: one rounding is off by at most 2^-9 or 2^-12 of the
+number. float16 also ends at 65,504, so scores and logits stay below that here; training uses
+bfloat16 or float32, never float16.
 """
 
 import pytest
@@ -13,7 +15,15 @@ from helpers.model import Decoder, LayerNorm, ModelConfig, MultiHeadAttention
 
 ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12}
 HALVES = pytest.mark.parametrize("dtype", ROUNDING, ids=["bf16", "fp16"])
-SIZES = ModelConfig(vocab_size=40, embedding_dim=12, d_model=16, num_layers=2, num_heads=2, d_ff=32, context_length=12)
+SIZES = ModelConfig(
+    vocab_size=40,
+    embedding_dim=12,
+    d_model=16,
+    num_layers=2,
+    num_heads=2,
+    d_ff=32,
+    context_length=12,
+)
 
 
 def close(half, wide, dtype, roundings):
@@ -24,7 +34,9 @@ def close(half, wide, dtype, roundings):
 
 
 @HALVES
-@pytest.mark.parametrize(("scale", "mean"), [(1, 0), (2**12, 0), (2**-12, 0), (1, 500), (2**10, 2**14)])
+@pytest.mark.parametrize(
+    ("scale", "mean"), [(1, 0), (2**12, 0), (2**-12, 0), (1, 500), (2**10, 2**14)]
+)
 def test_a_layer_norm_of_the_largest_and_the_smallest_numbers(dtype, scale, mean):
     torch.manual_seed(0)
     x = (torch.randn(8, 64) * scale + mean).to(dtype)  # (8, D)
@@ -55,7 +67,10 @@ def test_attention_with_scores_that_leave_no_doubt(dtype, score):
 @pytest.mark.parametrize("scale", [1, 2**6, 2**9])
 def test_the_loss_of_logits_of_tens_of_thousands(dtype, scale):
     torch.manual_seed(0)
-    hidden, weight = torch.randn(20, 32).to(dtype), (torch.randn(50, 32) * scale).to(dtype)  # (N, D), (V, D)
+    hidden, weight = (
+        torch.randn(20, 32).to(dtype),
+        (torch.randn(50, 32) * scale).to(dtype),
+    )  # (N, D), (V, D)
     bias, targets = torch.zeros(50, dtype=dtype), torch.randint(1, 50, (20,))  # (V,), (N,)
     wide = output_loss(hidden.float(), weight.float(), bias.float(), targets)  # ()
     hidden.requires_grad_()

@@ -1,4 +1,6 @@
-"""Files are there whole or not at all: with a full disk, a folder that cannot be written to, or two writers."""
+"""Files are there whole or not at all: with a full disk, a folder that cannot be written to, or two
+writers.
+"""
 
 import json
 import os
@@ -28,24 +30,38 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
-    ends = ("a.txt.00000000.partial", "a.txt.00000001.partial", "b.txt.00000002.partial", "a.txt.00000003.txt")
+    ends = (
+        "a.txt.00000000.partial",
+        "a.txt.00000001.partial",
+        "b.txt.00000002.partial",
+        "a.txt.00000003.txt",
+    )
     names = [f".{end}" for end in (*ends, "a.txt.b.00000004.partial", "a.txt.bbbbbbbb.c.partial")]
     for name in names:
         (tmp_path / name).touch()
     for name in names[1:]:
         os.utime(tmp_path / name, (time.time() - 4000,) * 2)
     write_whole(tmp_path / "a.txt", "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*names, "a.txt"} - {names[1]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        {*names, "a.txt"} - {names[1]}
+    )
 
 
 def test_a_folder_that_is_gone_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cannot write .*a\.txt \(.*\): its folder is gone; make it again"):
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot write .*a\.txt \(.*\): its folder is gone; make it again"
+    ):
         write_whole(tmp_path / "gone" / "a.txt", "")
 
 
 def test_json_comes_back_and_a_change_is_noticed(tmp_path):
     path = tmp_path / "a.json"
-    state = {"float": 0.1 + 0.2, "text": "é\ud800\0", "list": [1, None], "nested": {"b": True, "a": 1e300}}
+    state = {
+        "float": 0.1 + 0.2,
+        "text": "é\ud800\0",
+        "list": [1, None],
+        "nested": {"b": True, "a": 1e300},
+    }
     write_json(path, state, format=7)
     assert read_json(path, format=7) == state | {"format": 7}
     written = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
@@ -60,11 +76,15 @@ def test_json_comes_back_and_a_change_is_noticed(tmp_path):
         read_json(tmp_path / "b.json", format=7)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"format": 7}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"format": 7}']
+)
 def test_json_that_was_not_saved_here_is_refused(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.json (is not what was saved|was changed since it was saved)"):
+    with pytest.raises(
+        ValueError, match=r"a\.json (is not what was saved|was changed since it was saved)"
+    ):
         read_json(path, format=7)
 
 
@@ -80,7 +100,8 @@ for _ in range(int(times)):
 
 def test_readers_of_a_file_that_two_processes_write_see_it_whole(tmp_path):
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path), mark, str(cases(60, 1_000))]) for mark in "xy"
+        subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path), mark, str(cases(60, 1_000))])
+        for mark in "xy"
     ]
     seen = []
     while any(writer.poll() is None for writer in writers):
@@ -137,26 +158,35 @@ try:
 except OSError as error:
     problems.append(str(error))
 again, _, metadata_again = load_checkpoint(kept)
-same = all((a == b).all() for a, b in zip(model.parameters(), again.parameters())) and metadata == metadata_again
+same = metadata == metadata_again
+same &= all((a == b).all() for a, b in zip(model.parameters(), again.parameters()))
 names = sorted(path.name for path in folder.iterdir() if path.name != "filler")
 mend()
 history = train(made_model(seed=1), TOKENIZER, made_stories(), config, resume_from=run)
 log = (run / "log.csv").read_text()
-print(json.dumps({"problems": problems, "same": bool(same), "steps": steps, "names": names, "log": log}))
+found = {"problems": problems, "same": bool(same), "steps": steps, "names": names, "log": log}
+print(json.dumps(found))
 """
 
 
 @pytest.mark.parametrize("problem", ["full", "read-only"])
 def test_a_disk_that_fills_or_locks_during_a_run_loses_nothing(tmp_path, problem):
-    done = on_a_small_disk(1_000, tmp_path, [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path), problem])
+    done = on_a_small_disk(
+        1_000, tmp_path, [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path), problem]
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    said = {"full": "No space left on device): make room", "read-only": "Read-only file system): name a folder"}
+    said = {
+        "full": "No space left on device): make room",
+        "read-only": "Read-only file system): name a folder",
+    }
     assert len(told["problems"]) == 2
     assert all("cannot write" in text and said[problem] in text for text in told["problems"])
     assert told["same"]  # the checkpoint is the one from before
     assert told["names"] == ["kept", "run"]  # nothing is left of the attempts
-    whole = subprocess.run([sys.executable, "-c", WHOLE, str(tmp_path / "whole")], capture_output=True, text=True)
+    whole = subprocess.run(
+        [sys.executable, "-c", WHOLE, str(tmp_path / "whole")], capture_output=True, text=True
+    )
     assert whole.returncode == 0, whole.stderr
     assert told["log"] == Path(tmp_path, "whole", "log.csv").read_text()
 
@@ -175,7 +205,8 @@ CACHES = """
 import json, os, subprocess, sys
 from pathlib import Path
 folder, problem = Path(sys.argv[1]), sys.argv[2]
-os.environ |= {"CACHE_DIR": str(folder / "vectors"), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+os.environ |= {"CACHE_DIR": str(folder / "vectors"), "HF_HUB_OFFLINE": "1"}
+os.environ["HF_HOME"] = str(folder / "hub")
 from helpers.stories import load_stories
 from helpers.vectors import load_vectors, train_vectors
 
@@ -185,7 +216,9 @@ outside = Path(sys.argv[3])
 (outside / "v.vec").write_text("1 300\\nw0" + " 0.5" * 300 + "\\n")
 WORDS = [f"w{i}" for i in range(900)]
 ATTEMPTS = {
-    "trained vectors": lambda: train_vectors([" ".join(WORDS)], dim=100, bucket=2_000, epochs=1).matrix,
+    "trained vectors": lambda: (
+        train_vectors([" ".join(WORDS)], dim=100, bucket=2_000, epochs=1).matrix
+    ),
     "a few of many vectors": lambda: load_vectors(outside / "v.vec", words=WORDS)["w0"],
     "a table of stories": lambda: load_stories(outside / "stories.jsonl").train[0],
 }
@@ -212,7 +245,9 @@ print(json.dumps(refusals))
 def test_caches_on_a_disk_that_is_full_or_locked_hold_no_halves(tmp_path, problem):
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = on_a_small_disk(500, disk, [sys.executable, "-c", CACHES, str(disk), problem, str(tmp_path)])
+    done = on_a_small_disk(
+        500, disk, [sys.executable, "-c", CACHES, str(disk), problem, str(tmp_path)]
+    )
     assert done.returncode == 0, done.stderr
     refusals = json.loads(done.stdout.splitlines()[-1])
     assert [len(refusals[name]) for name in refusals] == [2, 2, 2]
@@ -220,7 +255,9 @@ def test_caches_on_a_disk_that_is_full_or_locked_hold_no_halves(tmp_path, proble
         for text in refusals[name]:
             assert f"{disk / folder}" in text
             assert (
-                "make room on the disk" in text if problem == "full" else "name a folder that can be written to" in text
+                "make room on the disk" in text
+                if problem == "full"
+                else "name a folder that can be written to" in text
             )
 
 
@@ -238,7 +275,8 @@ for i in range(int(times)):
     save_checkpoint(folder + "/kept", model, TOKENIZER, {"by": mark})
     figures.save_numbers("numbers", {"by": mark, "numbers": list(range(5_000))})
     if i % 10 == 0:
-        figures.save_figure(plots.heatmap(np.eye(3) * int(mark), list("abc")), "picture", alt=f"by {mark}")
+        figure = plots.heatmap(np.eye(3) * int(mark), list("abc"))
+        figures.save_figure(figure, "picture", alt=f"by {mark}")
 """
 
 
@@ -246,7 +284,12 @@ def test_two_processes_may_save_the_same_checkpoint_and_figures(tmp_path):
     environment = os.environ | {"FIGURES_DIR": str(tmp_path / "figures")}
     command = [sys.executable, "-c", SAVE, str(tmp_path)]
     writers = [
-        subprocess.Popen([*command, mark, str(cases(20, 300))], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, mark, str(cases(20, 300))],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for mark in "01"
     ]
     for writer in writers:
@@ -254,7 +297,9 @@ def test_two_processes_may_save_the_same_checkpoint_and_figures(tmp_path):
         assert writer.returncode == 0, errors
     model, _, metadata = load_checkpoint(tmp_path / "kept")
     expected = made_model(seed=int(metadata["by"]))
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True)
+    )
     numbers = json.loads((tmp_path / "figures" / "numbers.json").read_text())
     assert numbers["numbers"] == list(range(5_000))
     ElementTree.parse(tmp_path / "figures" / "picture.svg")
@@ -272,7 +317,9 @@ def test_a_checkpoint_can_be_read_while_another_process_replaces_it(tmp_path):
     models = [made_model(seed=0), made_model(seed=1)]
     save_checkpoint(tmp_path / "kept", models[0], TOKENIZER, {"by": "0"})
     environment = os.environ | {"FIGURES_DIR": str(tmp_path / "figures")}
-    writer = subprocess.Popen([sys.executable, "-c", SAVE, str(tmp_path), "1", str(cases(60, 600))], env=environment)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", SAVE, str(tmp_path), "1", str(cases(60, 600))], env=environment
+    )
     seen = []
     while writer.poll() is None:
         model, _, metadata = load_checkpoint(tmp_path / "kept")
@@ -283,8 +330,13 @@ def test_a_checkpoint_can_be_read_while_another_process_replaces_it(tmp_path):
 
 
 def test_a_folder_that_may_only_be_read_is_named_before_anything_is_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # who runs the tests may be root, and write everywhere
-    with pytest.raises(PermissionError, match=rf"cannot write {tmp_path} \(.*\): name a folder that you may write to"):
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: False
+    )  # who runs the tests may be root, and write everywhere
+    with pytest.raises(
+        PermissionError,
+        match=rf"cannot write {tmp_path} \(.*\): name a folder that you may write to",
+    ):
         save_checkpoint(tmp_path / "kept", made_model(), TOKENIZER)
     assert list(tmp_path.iterdir()) == []
 
@@ -298,7 +350,9 @@ def test_a_folder_with_other_files_is_not_replaced_by_a_checkpoint(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_folder_that_is_removed_in_mid_run_is_said_and_the_checkpoint_elsewhere_is_whole(tmp_path):
+def test_a_folder_that_is_removed_in_mid_run_is_said_and_the_checkpoint_elsewhere_is_whole(
+    tmp_path,
+):
     steps = []
 
     def remove(row, model):
@@ -308,7 +362,9 @@ def test_a_folder_that_is_removed_in_mid_run_is_said_and_the_checkpoint_elsewher
             shutil.rmtree(tmp_path / "run")
 
     config = replace(QUICK, folder=str(tmp_path / "run"), checkpoint_every=1)
-    with pytest.raises(FileNotFoundError, match=r"cannot write .*log\.csv \(.*\): its folder is gone"):
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot write .*log\.csv \(.*\): its folder is gone"
+    ):
         train(made_model(), TOKENIZER, made_stories(), config, on_validation=remove)
     assert steps == [1, 2, 4]
     load_checkpoint(tmp_path / "kept")

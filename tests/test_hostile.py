@@ -1,4 +1,6 @@
-"""Corpora and prompts that nobody means well with: they work, or are refused in words, in bounded memory."""
+"""Corpora and prompts that nobody means well with: they work, or are refused in words, in bounded
+memory.
+"""
 
 import json
 import subprocess
@@ -25,7 +27,8 @@ from helpers.vectors import load_vectors, train_vectors
 
 pytestmark = pytest.mark.torture
 
-# Whatever a str can hold, lone surrogates too; bytes that were read as something else; and old acquaintances.
+# Whatever a str can hold, lone surrogates too; bytes that were read as something else; and old
+# acquaintances.
 ACQUAINTANCES = [
     *SPECIALS,
     "\0",
@@ -53,7 +56,9 @@ TEXT = st.one_of(
     st.text(st.characters(exclude_categories=())),
     st.binary().map(lambda data: data.decode("latin-1")),
     st.binary().map(lambda data: data.decode("utf-8", "surrogateescape")),
-    st.lists(st.one_of(st.sampled_from(ACQUAINTANCES), st.text(max_size=5)), max_size=8).map("".join),
+    st.lists(st.one_of(st.sampled_from(ACQUAINTANCES), st.text(max_size=5)), max_size=8).map(
+        "".join
+    ),
     st.lists(st.sampled_from(ACQUAINTANCES), max_size=8).map(" ".join),
 )
 
@@ -63,14 +68,20 @@ TEXT = st.one_of(
 @example(["<eos> <pad> <sos> <unk>"], "<eos>", False, 9)
 @example(["İ", "ß ß"], "ß. ß", True, 9)
 def test_any_text_can_be_tokenized(texts, other, keep_punctuation, vocab_size):
-    tokenizer = or_refused(lambda: WordTokenizer.train(texts, vocab_size, keep_punctuation), "the texts are empty")
+    tokenizer = or_refused(
+        lambda: WordTokenizer.train(texts, vocab_size, keep_punctuation), "the texts are empty"
+    )
     if tokenizer is None:
-        assert not any(WordTokenizer([], keep_punctuation=keep_punctuation).split(text) for text in texts)
+        assert not any(
+            WordTokenizer([], keep_punctuation=keep_punctuation).split(text) for text in texts
+        )
         return
     assert len(tokenizer) <= vocab_size
     for text in [*texts, other]:
         ids = tokenizer.encode(text)
-        assert all(tokenizer.unk_id <= one < len(tokenizer) for one in ids)  # no control token, whatever is typed
+        assert all(
+            tokenizer.unk_id <= one < len(tokenizer) for one in ids
+        )  # no control token, whatever is typed
         story = tokenizer.encode_story(text, 12)
         assert story == [1, *ids, 2, *[0] * 12][:12]
         tokenizer.decode(ids)
@@ -88,7 +99,9 @@ def all_stories(path):
 
 
 @settings(max_examples=cases(150, 50_000))
-@given(st.one_of(st.binary(max_size=300), TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))))
+@given(
+    st.one_of(st.binary(max_size=300), TEXT.map(lambda text: text.encode("utf-8", "surrogatepass")))
+)
 @example(b"\xc2\x85<|endoftext|>a<|endoftext|>b")
 def test_any_bytes_are_stories_or_are_refused(content):
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +133,14 @@ def test_any_table_is_stories_or_is_refused(texts, escaped):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    sizes = {"embedding_dim": 8, "d_model": 8, "num_layers": 1, "num_heads": 2, "d_ff": 16, "context_length": 40}
+    sizes = {
+        "embedding_dim": 8,
+        "d_model": 8,
+        "num_layers": 1,
+        "num_heads": 2,
+        "d_ff": 16,
+        "context_length": 40,
+    }
     return Decoder(ModelConfig(vocab_size=40, **sizes)).eval()
 
 
@@ -189,12 +209,16 @@ BIG = {
 }
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere"
+)
 @pytest.mark.parametrize("name", BIG)
 def test_a_huge_story_needs_at_most_a_hundred_times_its_size(tmp_path, name):
     path = tmp_path / "stories.txt"
     path.write_text(f"{BIG[name]()}<|endoftext|>the end")
-    done = subprocess.run([sys.executable, "-c", MEGABYTES, str(path)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", MEGABYTES, str(path)], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 100 * SIZE
 

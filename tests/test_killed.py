@@ -1,4 +1,6 @@
-"""Training runs that are killed with SIGKILL at random moments, and while they save, end as if nothing had happened."""
+"""Training runs that are killed with SIGKILL at random moments, and while they save, end as if
+nothing had happened.
+"""
 
 import json
 import signal
@@ -17,7 +19,8 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL"),
 ]
 
-# One process imports everything once; each run is a fork of it, whose only thread has done nothing yet.
+# One process imports everything once; each run is a fork of it, whose only thread has done nothing
+# yet.
 RUNS = """
 import json, os, random, signal, sys, time
 from dataclasses import replace
@@ -45,7 +48,8 @@ MOMENTS = {
 }
 
 def kill_at_the(number, name):
-    # The process dies before, or after, the number-th call of one of the steps by which a file or folder gets its name.
+    # The process dies before, or after, the number-th call of one of the steps by which a file
+    # or folder gets its name.
     owner, attribute, after = MOMENTS[name]
     original, calls = getattr(owner, attribute), []
 
@@ -61,15 +65,19 @@ def kill_at_the(number, name):
     setattr(owner, attribute, deadly)
 
 def run(place, prepare=lambda: None):
-    # A child trains, from the file to resume from where there is one, and keeps a checkpoint at each validation.
+    # A child trains, from the file to resume from where there is one, and keeps a checkpoint at
+    # each validation.
     child = os.fork()
     if child:
         return child
     try:
         prepare()
-        keep = lambda row, model: save_checkpoint(place / "kept", model, TOKENIZER, {"step": row["step"]})
+        def keep(row, model):
+            save_checkpoint(place / "kept", model, TOKENIZER, {"step": row["step"]})
+
         resume = place if (place / "resume.safetensors").exists() else None
-        train(made_model(seed=2 if resume else 0), TOKENIZER, stories, replace(config, folder=str(place)),
+        model = made_model(seed=2 if resume else 0)
+        train(model, TOKENIZER, stories, replace(config, folder=str(place)),
               resume_from=resume, on_validation=keep)
         os._exit(0)
     except BaseException as error:
@@ -118,6 +126,11 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path):
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)  # weights and optimizer
     assert (whole / "log.csv").read_bytes() == (parts / "log.csv").read_bytes()
-    (model, _, metadata), (again, _, metadata_again) = load_checkpoint(whole / "kept"), load_checkpoint(parts / "kept")
+    (model, _, metadata), (again, _, metadata_again) = (
+        load_checkpoint(whole / "kept"),
+        load_checkpoint(parts / "kept"),
+    )
     assert metadata == metadata_again
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )

@@ -1,4 +1,6 @@
-"""The chunked loss, checkpointing and the meter, against ordinary gradients and PyTorch's own checkpointing."""
+"""The chunked loss, checkpointing and the meter, against ordinary gradients and PyTorch's own
+checkpointing.
+"""
 
 import math
 import platform
@@ -29,11 +31,17 @@ def relative_error(ours, reference):
 
 
 @settings(max_examples=50, deadline=None)
-@given(rows=st.integers(1, 40), vocab=st.integers(3, 30), chunk=st.integers(1, 50), seed=st.integers(0, 10**6))
+@given(
+    rows=st.integers(1, 40),
+    vocab=st.integers(3, 30),
+    chunk=st.integers(1, 50),
+    seed=st.integers(0, 10**6),
+)
 def test_loss_and_gradients_equal_cross_entropy(rows, vocab, chunk, seed):
     generator = torch.Generator().manual_seed(seed)
     hidden, weight, bias = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((rows, 8), (vocab, 8), (vocab,))
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((rows, 8), (vocab, 8), (vocab,))
     )
     targets = torch.randint(0, vocab, (rows,), generator=generator)  # id 0 is ignored
     results = []
@@ -79,23 +87,33 @@ def test_sums_are_in_float32_whatever_the_inputs(dtype):
 
 
 def test_what_is_ignored_cannot_spoil_the_rest():
-    """A word that can never come out, as the target of a place that does not count; and nonsense in such a place."""
+    """A word that can never come out, as the target of a place that does not count; and nonsense in
+    such a place.
+    """
     hidden, weight, bias = torch.randn(3, 8), torch.randn(5, 8), torch.zeros(5)
     bias[0], hidden[2] = -math.inf, math.nan
     targets = torch.tensor([1, 2, 0])
     leaves = [hidden.requires_grad_(), weight, bias]
     loss = output_loss(*leaves, targets)
     loss.backward()
-    assert loss.item() == pytest.approx(F.cross_entropy(F.linear(*leaves)[:2], targets[:2], reduction="sum").item())
+    assert loss.item() == pytest.approx(
+        F.cross_entropy(F.linear(*leaves)[:2], targets[:2], reduction="sum").item()
+    )
     assert hidden.grad[:2].isfinite().all()
     assert hidden.grad[2].tolist() == [0.0] * 8
 
 
 def test_without_gradients_none_are_computed():
-    hidden, weight, bias = torch.randn(512, 64), torch.randn(5000, 64, requires_grad=True), torch.zeros(5000)
+    hidden, weight, bias = (
+        torch.randn(512, 64),
+        torch.randn(5000, 64, requires_grad=True),
+        torch.zeros(5000),
+    )
 
     def measure():
-        return measure_peak_memory(lambda: output_loss(hidden, weight, bias, torch.ones(512, dtype=torch.long)), "cpu")
+        return measure_peak_memory(
+            lambda: output_loss(hidden, weight, bias, torch.ones(512, dtype=torch.long)), "cpu"
+        )
 
     with torch.no_grad():
         without = measure()
@@ -112,7 +130,9 @@ def test_frozen_parameters_get_no_gradient():
 
 def test_shapes_that_disagree_are_refused():
     with pytest.raises(ValueError, match="shapes disagree"):
-        output_loss(torch.randn(4, 8), torch.randn(5, 7), torch.zeros(5), torch.ones(4, dtype=torch.long))
+        output_loss(
+            torch.randn(4, 8), torch.randn(5, 7), torch.zeros(5), torch.ones(4, dtype=torch.long)
+        )
 
 
 def test_the_loss_step_takes_a_quarter_of_the_memory():
@@ -127,7 +147,9 @@ def test_the_loss_step_takes_a_quarter_of_the_memory():
             leaf.grad = None
         return measure_peak_memory(lambda: loss(*leaves, targets).backward(), "cpu")
 
-    plain = step(lambda *args: F.cross_entropy(F.linear(*args[:3]), args[3], ignore_index=0, reduction="sum"))
+    plain = step(
+        lambda *args: F.cross_entropy(F.linear(*args[:3]), args[3], ignore_index=0, reduction="sum")
+    )
     assert plain > 2 * 2016 * 10_000 * 4  # logits and their gradient, at least
     assert step(output_loss) <= 0.25 * plain
 
@@ -139,7 +161,9 @@ def made_model(layers=3, dropout=0.1, **changes):
 
 def made_ids(model, batch=64):
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(4, model.config.vocab_size, (batch, model.config.context_length), generator=generator)
+    return torch.randint(
+        4, model.config.vocab_size, (batch, model.config.context_length), generator=generator
+    )
 
 
 def backward(model, ids, segments=(), bf16=False):
@@ -149,20 +173,33 @@ def backward(model, ids, segments=(), bf16=False):
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
         loss, _ = loss_sum(model, ids, 0)
     loss.backward()
-    return [loss.detach(), torch.rand(1), *(p.grad for p in model.parameters())]  # and where the random stream stands
+    return [
+        loss.detach(),
+        torch.rand(1),
+        *(p.grad for p in model.parameters()),
+    ]  # and where the random stream stands
 
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+    ),
+]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("segments", [(6,), (2,), (4,), (2, 3), (2, 2), (1, 2, 3)])
 def test_gradients_are_the_same_bit_for_bit(segments, bf16, device):
-    """With dropout: the second pass draws the same numbers, and leaves the stream where an ordinary pass leaves it."""
+    """With dropout: the second pass draws the same numbers, and leaves the stream where an ordinary
+    pass leaves it.
+    """
     model = made_model(layers=6).to(device)
     ids = made_ids(model, batch=4).to(device)
-    for ours, ordinary in zip(backward(model, ids, segments, bf16), backward(model, ids, (), bf16), strict=True):
+    for ours, ordinary in zip(
+        backward(model, ids, segments, bf16), backward(model, ids, (), bf16), strict=True
+    ):
         assert torch.equal(ours, ordinary)
 
 
@@ -256,7 +293,9 @@ def change_parameter(x, module):
 
 def do_something_else(x, module):
     passes = []
-    checkpoint(lambda x: (passes.append(1), x.exp().sin() if len(passes) == 1 else x.exp())[1], x).sum().backward()
+    checkpoint(
+        lambda x: (passes.append(1), x.exp().sin() if len(passes) == 1 else x.exp())[1], x
+    ).sum().backward()
 
 
 def other_shape(x, module):
@@ -272,12 +311,18 @@ def twice_derived(x, module):
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [
-        (lambda x, module: checkpoint(torch.exp, x.detach()), "no argument and no parameter needs a gradient"),
+        (
+            lambda x, module: checkpoint(torch.exp, x.detach()),
+            "no argument and no parameter needs a gradient",
+        ),
         (change_argument, "an argument was changed in place before the backward pass"),
         (change_argument_inside, "the function changed an argument in place"),
         (change_what_was_saved, "changed in place a tensor that its backward pass needs"),
         (change_parameter, "parameters that did not change in between"),
-        (do_something_else, "saved 1 tensors fewer than the first; the function must do the same both times"),
+        (
+            do_something_else,
+            "saved 1 tensors fewer than the first; the function must do the same both times",
+        ),
         (other_shape, r"saved \(\(2,\), .* the first \(\(3,\)"),
         (twice_derived, "no second derivatives"),
     ],
@@ -288,7 +333,9 @@ def test_misuse_is_named(misuse, message):
 
 
 def test_frozen_blocks_are_left_alone():
-    """Only the last block and what follows it learn: there is nothing to compute again in the others."""
+    """Only the last block and what follows it learn: there is nothing to compute again in the
+    others.
+    """
     model = made_model(4, dropout=0.0)
     for part in (model.embedding, model.projection, *model.blocks[:3]):
         part.requires_grad_(False)
@@ -314,7 +361,10 @@ def test_a_result_that_is_no_tensor_is_refused():
 def by_torch(model, ids):
     """The same training pass, block by block, checkpointed by PyTorch."""
     T = ids.shape[1] - 1
-    x = model.projection(model.embedding(ids[:, :-1])) * model.config.d_model**0.5 + model.positions[:T]
+    x = (
+        model.projection(model.embedding(ids[:, :-1])) * model.config.d_model**0.5
+        + model.positions[:T]
+    )
     for block in model.blocks:
         x, _ = torch_checkpoint(block, x, model.mask[:T, :T], use_reentrant=False)
     return output_loss(model.norm(x), model.output.weight, model.output.bias, ids[:, 1:])
@@ -334,7 +384,10 @@ def peak(model, loss):
 def test_peak_and_time_are_those_of_pytorchs_own_checkpointing(layers):
     model = made_model(layers, dropout=0.0)
     ids = made_ids(model)
-    passes = {"ours": partial(by_us, model, ids, (layers,)), "PyTorch's": partial(by_torch, model, ids)}
+    passes = {
+        "ours": partial(by_us, model, ids, (layers,)),
+        "PyTorch's": partial(by_torch, model, ids),
+    }
     peaks = {name: peak(model, loss) for name, loss in passes.items()}
     assert peaks["ours"] <= 1.02 * peaks["PyTorch's"]
     ratios = []
@@ -351,14 +404,21 @@ def test_peak_and_time_are_those_of_pytorchs_own_checkpointing(layers):
 def test_twelve_blocks_need_a_third_of_the_memory():
     model = made_model(12)
     ids = made_ids(model)
-    assert peak(model, partial(by_us, model, ids, (12,))) <= 0.35 * peak(model, partial(by_us, model, ids, ()))
+    assert peak(model, partial(by_us, model, ids, (12,))) <= 0.35 * peak(
+        model, partial(by_us, model, ids, ())
+    )
 
 
 def test_sixty_four_blocks_want_nesting_and_not_the_square_root():
-    """The inside of a block is some forty times as large as its input, so eight segments of eight blocks lose."""
+    """The inside of a block is some forty times as large as its input, so eight segments of eight
+    blocks lose.
+    """
     model = made_model(64)
     ids = made_ids(model, batch=32)
-    peaks = {segments: peak(model, partial(by_us, model, ids, segments)) for segments in [(64,), (8,), (8, 8)]}
+    peaks = {
+        segments: peak(model, partial(by_us, model, ids, segments))
+        for segments in [(64,), (8,), (8, 8)]
+    }
     assert peaks[8, 8] < 0.75 * peaks[64,]
     assert peaks[8,] > 2 * peaks[64,]
 
@@ -391,7 +451,9 @@ def test_the_meter_counts_what_is_held_at_the_same_time():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
 def test_freed_memory_is_kept_for_the_next_step():
-    """A page that the system hands out anew costs a fault. A block as large as this one is always given back by default."""
+    """A page that the system hands out anew costs a fault. A block as large as this one is always
+    given back by default.
+    """
     code = """
 import resource, sys, torch
 from helpers.memory import keep_freed_memory
@@ -404,6 +466,10 @@ for step in range(20):
 """
     faults = {}
     for word in ("keep", "plain"):
-        done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, check=True, cwd=ROOT)
-        faults[word] = statistics.median(map(int, done.stdout.split()))  # the first steps may need more room
+        done = subprocess.run(
+            [sys.executable, "-c", code, word], capture_output=True, check=True, cwd=ROOT
+        )
+        faults[word] = statistics.median(
+            map(int, done.stdout.split())
+        )  # the first steps may need more room
     assert faults["keep"] < 0.1 * faults["plain"]

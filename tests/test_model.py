@@ -18,7 +18,15 @@ from helpers.model import (
     sinusoidal_positions,
 )
 
-SMALL = ModelConfig(vocab_size=50, embedding_dim=20, d_model=24, num_layers=2, num_heads=4, d_ff=48, context_length=16)
+SMALL = ModelConfig(
+    vocab_size=50,
+    embedding_dim=20,
+    d_model=24,
+    num_layers=2,
+    num_heads=4,
+    d_ff=48,
+    context_length=16,
+)
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
@@ -87,28 +95,49 @@ class TestParityWithPyTorch:
         mask = causal_mask(9, dtype)
         x = torch.randn(3, 9, 24, dtype=dtype)
         check_outputs_and_gradients(
-            lambda x: ours(x, mask)[0], lambda x: reference(x, x, x, attn_mask=mask, need_weights=False)[0], x, dtype
+            lambda x: ours(x, mask)[0],
+            lambda x: reference(x, x, x, attn_mask=mask, need_weights=False)[0],
+            x,
+            dtype,
         )
         _, weights = ours(x, mask)
         _, expected = reference(x, x, x, attn_mask=mask, average_attn_weights=False)
         assert relative_error(weights, expected) < TOLERANCE[dtype]
-        assert relative_error(ours.qkv.weight.grad, reference.in_proj_weight.grad) < TOLERANCE[dtype]
+        assert (
+            relative_error(ours.qkv.weight.grad, reference.in_proj_weight.grad) < TOLERANCE[dtype]
+        )
 
     def test_whole_block(self, dtype):
         torch.manual_seed(2)
         ours = scramble(DecoderBlock(SMALL), dtype)
         reference = nn.TransformerEncoderLayer(
-            24, 4, dim_feedforward=48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, dtype=dtype
+            24,
+            4,
+            dim_feedforward=48,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+            dtype=dtype,
         )
-        state = {f"self_attn.{name}": p for name, p in torch_attention(ours.attention, dtype).state_dict().items()}
+        state = {
+            f"self_attn.{name}": p
+            for name, p in torch_attention(ours.attention, dtype).state_dict().items()
+        }
         for name, norm in (("norm1", ours.attention_norm), ("norm2", ours.feed_forward_norm)):
             state |= {f"{name}.weight": norm.gain, f"{name}.bias": norm.bias}
-        for name, linear in (("linear1", ours.feed_forward.expand), ("linear2", ours.feed_forward.contract)):
+        for name, linear in (
+            ("linear1", ours.feed_forward.expand),
+            ("linear2", ours.feed_forward.contract),
+        ):
             state |= {f"{name}.weight": linear.weight, f"{name}.bias": linear.bias}
         reference.load_state_dict(state)
         mask = causal_mask(9, dtype)
         check_outputs_and_gradients(
-            lambda x: ours(x, mask)[0], lambda x: reference(x, src_mask=mask), torch.randn(3, 9, 24, dtype=dtype), dtype
+            lambda x: ours(x, mask)[0],
+            lambda x: reference(x, src_mask=mask),
+            torch.randn(3, 9, 24, dtype=dtype),
+            dtype,
         )
 
 
@@ -298,7 +327,7 @@ def test_loss_of_an_untrained_model_is_that_of_a_guess():
     assert loss.item() == pytest.approx(torch.log(torch.tensor(1000.0)).item(), rel=0.1)
 
 
-# --- The cache -------------------------------------------------------------------------------------------------------
+# --- The cache ------------------------------------------------------------------------------------
 
 
 def float64_decoder():
@@ -327,10 +356,14 @@ def test_read_in_pieces_with_a_cache_as_read_at_once(pieces):
 def test_padding_on_the_left_changes_nothing():
     model, ids = float64_decoder(), random_ids(3, 9)
     padding = torch.tensor([0, 2, 5])
-    padded = torch.stack([torch.cat([ids.new_zeros(n), row[: 9 - n]]) for n, row in zip(padding, ids, strict=True)])
+    padded = torch.stack(
+        [torch.cat([ids.new_zeros(n), row[: 9 - n]]) for n, row in zip(padding, ids, strict=True)]
+    )
     cache = KVCache(SMALL, 3, capacity=30, dtype=torch.float64)
     at_once = model(padded, padding=padding)
-    pieces = torch.cat([model(piece, cache, padding=padding) for piece in padded.split([6, 1, 2], dim=1)], dim=1)
+    pieces = torch.cat(
+        [model(piece, cache, padding=padding) for piece in padded.split([6, 1, 2], dim=1)], dim=1
+    )
     for row, n in enumerate(padding.tolist()):
         alone = model(ids[row : row + 1, : 9 - n])[0]
         assert relative_error(at_once[row, n:], alone) <= 1e-12

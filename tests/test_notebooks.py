@@ -1,4 +1,6 @@
-"""What every stored notebook must be. nbval compares their outputs; these checks read the files alone."""
+"""What every stored notebook must be. nbval compares their outputs; these checks read the files
+alone.
+"""
 
 import ast
 import os
@@ -30,7 +32,9 @@ def outputs(path):
 def test_there_are_notebooks_and_each_agrees_with_its_text():
     assert NOTEBOOKS, "notebooks/ is empty: `make report` writes the notebooks"
     wrong = execute.out_of_step()
-    assert not wrong, f"out of step with notebooks/src: {', '.join(wrong)}; run `make report`, or `make sync`"
+    assert not wrong, (
+        f"out of step with notebooks/src: {', '.join(wrong)}; run `make report`, or `make sync`"
+    )
 
 
 @every_notebook
@@ -41,7 +45,11 @@ def test_every_cell_was_executed_in_order(path):
 
 @every_notebook
 def test_no_output_is_an_error_or_a_warning(path):
-    assert not [output for output in outputs(path) if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [
+        output
+        for output in outputs(path)
+        if output.output_type == "error" or output.get("name") == "stderr"
+    ]
 
 
 @every_notebook
@@ -60,7 +68,9 @@ def test_every_figure_has_an_alt_text(path):
     for output in outputs(path):
         for kind in output.get("data", {}):
             if kind.startswith("image/"):
-                assert output.metadata.get(kind, {}).get("alt", "").strip(), output.data.get("text/plain")
+                assert output.metadata.get(kind, {}).get("alt", "").strip(), output.data.get(
+                    "text/plain"
+                )
 
 
 @every_notebook
@@ -76,7 +86,11 @@ def test_what_a_cell_is_to_show_ends_it(path):
 @every_notebook
 def test_few_cells_are_exempt_from_comparison(path):
     cells = code_cells(path)
-    marked = [cell for cell in cells if EXEMPT & set(cell.metadata.get("tags", [])) or "NBVAL_" in cell.source.upper()]
+    marked = [
+        cell
+        for cell in cells
+        if EXEMPT & set(cell.metadata.get("tags", [])) or "NBVAL_" in cell.source.upper()
+    ]
     assert len(marked) <= 0.15 * len(cells), [cell.source.splitlines()[0] for cell in marked]
 
 
@@ -96,7 +110,10 @@ def test_it_opens_with_a_promise_and_a_corpus(path):
 def test_every_notebook_finds_the_repository_in_the_same_way():
     """Before that there is nothing to import, so the cell stands in each of them."""
     setups = {
-        cell.source for path in NOTEBOOKS for cell in code_cells(path) if "setup" in cell.metadata.get("tags", [])
+        cell.source
+        for path in NOTEBOOKS
+        for cell in code_cells(path)
+        if "setup" in cell.metadata.get("tags", [])
     }
     assert len(setups) == 1
     assert (ROOT / "notebooks" / "colab.py").is_file()

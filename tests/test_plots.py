@@ -13,7 +13,14 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 
 from helpers import plots
-from helpers.plots import AttentionExplorer, FigureFolder, SamplingExplorer, load_numbers, show_source, table
+from helpers.plots import (
+    AttentionExplorer,
+    FigureFolder,
+    SamplingExplorer,
+    load_numbers,
+    show_source,
+    table,
+)
 
 WORDS = ["<sos>", "one", "$", "day", "$", "lily"]
 
@@ -41,7 +48,9 @@ EVERY_PLOT = {
     "compare_curves": lambda: plots.compare_curves({"a": ([1, 2], [3, 4]), "b": ([1, 2], [4, 3])}),
     "bars": lambda: plots.bars({"one $": 1.0, "two $": 20_000.0}, x_label="tokens/s"),
     "grouped_bars": lambda: plots.grouped_bars(
-        {"a": {"ours": 2.0, "theirs": 1.0}, "b": {"ours": 3.0}}, x_label="times", limit=("limit", 4.0)
+        {"a": {"ours": 2.0, "theirs": 1.0}, "b": {"ours": 3.0}},
+        x_label="times",
+        limit=("limit", 4.0),
     ),
     "straight_lines": lambda: plots.straight_lines(
         {name: ([1, 2, 4], [2.0, 4.1, 8.2]) for name in "abcd"}, y_label="ms", title="x"
@@ -50,7 +59,11 @@ EVERY_PLOT = {
     "position_heatmap": lambda: plots.position_heatmap(np.sin(np.arange(80).reshape(10, 8))),
 }
 ROWS = [
-    {"step": step, "train_loss": 9 / (step + 1), "validation_loss": 10 / (step + 1) if step % 2 == 0 else None}
+    {
+        "step": step,
+        "train_loss": 9 / (step + 1),
+        "validation_loss": 10 / (step + 1) if step % 2 == 0 else None,
+    }
     for step in range(8)
 ]
 
@@ -77,13 +90,17 @@ def test_a_plot_saved_twice_gives_the_same_bytes_and_opens_no_window(name, folde
     assert first.png == second.png
     assert (folder.path / f"{name}.svg").read_bytes() == svg
     assert b"<title>What it shows.</title>" in svg
-    assert not re.search(rb"20\d\d-\d\d|<text|matplotlib\.org/?<", svg)  # no date, no font needed, no version
+    assert not re.search(
+        rb"20\d\d-\d\d|<text|matplotlib\.org/?<", svg
+    )  # no date, no font needed, no version
     assert plt.get_fignums() == []
     assert [path.name for path in folder.path.iterdir()] == [f"{name}.svg"]
 
 
 def test_a_figure_shows_a_png_with_its_alt_text(folder):
-    picture = folder.save_figure(EVERY_PLOT["bars"](), "bars", alt="Two bars,\n  the second longer.")
+    picture = folder.save_figure(
+        EVERY_PLOT["bars"](), "bars", alt="Two bars,\n  the second longer."
+    )
     data, metadata = picture._repr_mimebundle_()
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     assert data["text/plain"] == repr(picture) == "Figure: Two bars, the second longer."
@@ -100,7 +117,9 @@ def test_figures_go_to_the_folder_of_the_corpus(monkeypatch, tmp_path):
     assert FigureFolder(str(tmp_path / "tinystories")).path == FigureFolder("tinystories").path
     with pytest.raises(ValueError, match="rename"):
         FigureFolder("elsewhere/bundled.txt")
-    assert not (plots.ROOT / "figures" / "my stories").exists()  # made when something is saved, not before
+    assert not (
+        plots.ROOT / "figures" / "my stories"
+    ).exists()  # made when something is saved, not before
 
 
 def test_numbers_are_written_sorted_and_rounded(folder, monkeypatch):
@@ -124,7 +143,9 @@ def test_numbers_are_written_sorted_and_rounded(folder, monkeypatch):
     for wrong in (float("nan"), np.inf):
         with pytest.raises(ValueError, match="JSON"):
             folder.save_numbers("04", {"x": wrong})
-    assert (folder.path / "04.json").read_text(encoding="utf-8") == text  # a refused write leaves the old file
+    assert (folder.path / "04.json").read_text(
+        encoding="utf-8"
+    ) == text  # a refused write leaves the old file
     monkeypatch.setattr(plots, "ROOT", folder.path.parent)
     folder.path.rename(folder.path.with_name("bundled"))
     (folder.path.parent / "figures").mkdir()
@@ -134,7 +155,9 @@ def test_numbers_are_written_sorted_and_rounded(folder, monkeypatch):
         load_numbers("tinystories", "04")
     path = folder.path.parent / "figures" / "bundled" / "04.json"
     path.write_text(text[:40], encoding="utf-8")
-    with pytest.raises(ValueError, match=r"04\.json is damaged .*: record it again with `make record"):
+    with pytest.raises(
+        ValueError, match=r"04\.json is damaged .*: record it again with `make record"
+    ):
         load_numbers("bundled", "04")
 
 
@@ -149,7 +172,11 @@ def test_words_are_text_and_never_a_formula(folder):
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels == ["<sos>", "one", r"\$", "day", r"\$", "lily"]
     figure = plots.heatmap(np.eye(3), ["$x$", "", "an-unusually-long-word"])
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [r"\$x\$", "␣", "an-unusually-…"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [
+        r"\$x\$",
+        "␣",
+        "an-unusually-…",
+    ]
     folder.save_figure(figure, "odd", alt="odd words")  # a formula with an error would raise here
 
 
@@ -167,14 +194,18 @@ def test_titles_are_text_too(folder):
 
 
 def test_a_word_without_a_glyph_is_not_an_error(folder, recwarn):
-    folder.save_figure(plots.heatmap(np.eye(2), ["🐕", "狗"]), "emoji", alt="two words that the font lacks")
+    folder.save_figure(
+        plots.heatmap(np.eye(2), ["🐕", "狗"]), "emoji", alt="two words that the font lacks"
+    )
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 def test_a_heatmap_shows_the_matrix_and_hides_a_future_without_weight():
     weights = attention()[0, 0]
     shown = plots.heatmap(weights, WORDS).axes[0].images[0].get_array()
-    np.testing.assert_array_equal(np.ma.getmaskarray(shown), np.triu(np.ones_like(weights, bool), 1))
+    np.testing.assert_array_equal(
+        np.ma.getmaskarray(shown), np.triu(np.ones_like(weights, bool), 1)
+    )
     np.testing.assert_array_equal(shown.filled(0), weights)
     shown = plots.heatmap(weights.T, WORDS).axes[0].images[0].get_array()
     assert not np.ma.getmaskarray(shown).any()
@@ -205,7 +236,10 @@ def test_arrows_grow_with_the_weight_and_start_at_the_threshold():
     figure = plots.arrows(weights, ["a", "b", "c"], threshold=0.1)
     (lines,) = (one for one in figure.axes[0].collections if isinstance(one, LineCollection))
     ends = [(round(start), round(end)) for (_, start), (_, end) in lines.get_segments()]
-    assert ends == [(2, 1), (2, 0)]  # (row of the word that reads, row of the word that is read), the widest on top
+    assert ends == [
+        (2, 1),
+        (2, 0),
+    ]  # (row of the word that reads, row of the word that is read), the widest on top
     assert lines.get_linewidths()[1] > lines.get_linewidths()[0]
     assert lines.get_colors()[1][:3].sum() < lines.get_colors()[0][:3].sum()  # and darker
 
@@ -220,7 +254,9 @@ def test_curves_skip_what_was_not_measured_and_perplexity_is_the_exponential():
         np.testing.assert_allclose(lines["validation"].get_ydata(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("values", [[9.2, 5.5, 3.1, 3.0, 2.99], [1.0, 1.0, 1.01, 1.02], [9.0, 9.01, 9.02, 1.0]])
+@pytest.mark.parametrize(
+    "values", [[9.2, 5.5, 3.1, 3.0, 2.99], [1.0, 1.0, 1.01, 1.02], [9.0, 9.01, 9.02, 1.0]]
+)
 def test_names_of_landmarks_never_overlap(values):
     marks = {f"landmark {i}": value for i, value in enumerate(values)}
     figure = plots.loss_curves(ROWS, marks)
@@ -236,13 +272,20 @@ def test_names_of_landmarks_never_overlap(values):
 
 
 def test_the_explorer_redraws_when_a_slider_moves():
-    explorer = AttentionExplorer({"first": (WORDS, attention()), "second": (WORDS[:3], attention(words=3))})
+    explorer = AttentionExplorer(
+        {"first": (WORDS, attention()), "second": (WORDS[:3], attention(words=3))}
+    )
     seen = {pixels(explorer.image.value)}
     for control, value in ((explorer.head, 4), (explorer.layer, 2), (explorer.sentence, "second")):
         control.value = value
         seen.add(pixels(explorer.image.value))
     assert len(seen) == 4
-    assert (explorer.layer.min, explorer.layer.max, explorer.head.min, explorer.head.max) == (1, 2, 1, 4)
+    assert (explorer.layer.min, explorer.layer.max, explorer.head.min, explorer.head.max) == (
+        1,
+        2,
+        1,
+        4,
+    )
     assert repr(explorer) == "Figure: Layer 2, head 4 of 2 × 4: attention of “second”"
     data, metadata = explorer._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.box.model_id
@@ -253,7 +296,9 @@ def test_the_explorer_redraws_when_a_slider_moves():
 def test_a_saved_explorer_is_the_same_again(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "ROOT", tmp_path)
     monkeypatch.delenv("FIGURES_DIR")
-    explorer = AttentionExplorer({"first": (WORDS, attention()), "second": (WORDS[:3], attention(words=3))})
+    explorer = AttentionExplorer(
+        {"first": (WORDS, attention()), "second": (WORDS[:3], attention(words=3))}
+    )
     explorer.sentence.value, explorer.head.value = "second", 3
     assert FigureFolder("mine").save_explorer(explorer, "02_heads") is explorer
     again = plots.load_explorer("mine", "02_heads")
@@ -317,11 +362,16 @@ def test_the_sampling_explorer_redraws_what_its_sliders_say():
     explorer.top_k.value, explorer.temperature.value, explorer.top_p.value = 5, 0.5, 0.8
     assert asked[1:] == [(1.0, 5, 1.0), (0.5, 5, 1.0), (0.5, 5, 0.8)]
     assert explorer.image.value != before
-    assert repr(explorer).endswith("at temperature 0.5, top-k 5, top-p 0.8: 3 words can still come out")
+    assert repr(explorer).endswith(
+        "at temperature 0.5, top-k 5, top-p 0.8: 3 words can still come out"
+    )
 
 
 def test_a_beam_tree_has_a_box_for_every_candidate():
-    tree = [[(0, "lost", -1.0, True), (0, "kept", -2.0, False)], [(0, "his", -1.5, True), (0, "her", -3.0, False)]]
+    tree = [
+        [(0, "lost", -1.0, True), (0, "kept", -2.0, False)],
+        [(0, "his", -1.5, True), (0, "her", -3.0, False)],
+    ]
     labels = [text.get_text() for text in plots.beam_tree(tree).axes[0].texts]
     assert labels == ["prompt", "lost  -1.0", "kept  -2.0", "his  -1.5", "her  -3.0"]
 

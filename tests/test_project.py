@@ -18,7 +18,11 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PROJECT = tomllib.loads(PYPROJECT)["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-CODE = [path for folder in ("helpers", "notebooks/src", "report", "tests") for path in (ROOT / folder).glob("*.py")]
+CODE = [
+    path
+    for folder in ("helpers", "notebooks/src", "report", "tests")
+    for path in (ROOT / folder).glob("*.py")
+]
 OURS = {"helpers", *(path.stem for path in CODE)}
 
 # Where a package is imported under another name, and where one is used without an import.
@@ -30,7 +34,10 @@ IMPORT_NAME = {
     "axe-playwright-python": "axe_playwright_python",
 }
 USED_BY = {
-    "fasttext-numpy2": (ROOT / "helpers/vectors.py", "fasttext.train_unsupervised"),  # in a process of its own
+    "fasttext-numpy2": (
+        ROOT / "helpers/vectors.py",
+        "fasttext.train_unsupervised",
+    ),  # in a process of its own
     "ipykernel": (ROOT / "report/execute.py", 'kernel_name="python3"'),
     "voila": (ROOT / "tests/test_browser.py", '"-m", "voila"'),
     "pytest-xdist": (ROOT / "Makefile", "--dist loadfile"),
@@ -63,7 +70,9 @@ def project_files():
     """Every text file that the repository carries or would carry."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert listed.returncode == 0, f"this test asks git which files belong to the project: {listed.stderr}"
+    assert listed.returncode == 0, (
+        f"this test asks git which files belong to the project: {listed.stderr}"
+    )
     for name in filter(None, listed.stdout.split("\0")):
         path = ROOT / name
         if path.suffix in {".safetensors", ".png", ".bin"} or not path.is_file():
@@ -72,7 +81,9 @@ def project_files():
 
 
 def imported():
-    """{top-level module: files that import it}, without the standard library and this project's own."""
+    """{top-level module: files that import it}, without the standard library and this project's
+    own.
+    """
     found = {}
     for path in CODE:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -80,7 +91,9 @@ def imported():
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in names:
                 found.setdefault(name.split(".")[0], set()).add(path.name)
-    return {name: files for name, files in found.items() if name not in OURS | sys.stdlib_module_names}
+    return {
+        name: files for name, files in found.items() if name not in OURS | sys.stdlib_module_names
+    }
 
 
 @pytest.mark.parametrize("name", DECLARED)
@@ -115,7 +128,9 @@ def test_the_pins_leave_torch_and_its_build_to_the_makefile():
 
 
 def test_every_dependency_has_a_reason():
-    lines = [line.strip() for line in PYPROJECT.splitlines() if re.match(r'\s+"[\w.-]+[>=\[]', line)]
+    lines = [
+        line.strip() for line in PYPROJECT.splitlines() if re.match(r'\s+"[\w.-]+[>=\[]', line)
+    ]
     lines = [line for line in lines if not line.startswith((f'"{PROJECT["name"]}', '"E', '"RUF'))]
     assert len(lines) == len(DECLARED)
     without = [line for line in lines if not re.search(r'",\s+# \S+', line)]
@@ -124,7 +139,11 @@ def test_every_dependency_has_a_reason():
 
 def test_environment_yml_installs_the_same():
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
-    items = [re.fullmatch(r"\s*- ([^#]+?)\s*(#.*)?", line).groups() for line in text.splitlines() if "- " in line]
+    items = [
+        re.fullmatch(r"\s*- ([^#]+?)\s*(#.*)?", line).groups()
+        for line in text.splitlines()
+        if "- " in line
+    ]
     wanted = {"-c constraints.txt", f"torch=={TORCH}", "-e .[dev]", "pip", "python=3.12"}
     assert wanted <= {item for item, _ in items}
     assert all(reason for item, reason in items if item in wanted)
@@ -136,9 +155,15 @@ def test_environment_yml_installs_the_same():
 def test_ci_runs_make_test_and_nothing_else():
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
-    text = re.sub(r"\nif .*?\nfi\n", "\n", script.read_text(encoding="utf-8"), flags=re.DOTALL)  # installs Chromium
+    text = re.sub(
+        r"\nif .*?\nfi\n", "\n", script.read_text(encoding="utf-8"), flags=re.DOTALL
+    )  # installs Chromium
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert lines == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', "exec make test"]
+    assert lines == [
+        "set -euo pipefail",
+        'cd "$(dirname "${BASH_SOURCE[0]}")/.."',
+        "exec make test",
+    ]
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     assert re.findall(r"run: (.*)", workflow) == [".ci/run"]
 
@@ -152,10 +177,14 @@ def test_no_file_names_a_package_index_or_a_path_of_a_machine():
         # The letters of a picture are random: any word may be among them.
         text = re.sub(r'"image/png": ".*"|"data:image/png;base64,[^"]*"', "", text)
         assert not index.search(text), f"{name} names a package index: {index.search(text)[0]}"
-        assert not machine.search(text), f"{name} holds a path of a machine: {machine.search(text)[0]}"
+        assert not machine.search(text), (
+            f"{name} holds a path of a machine: {machine.search(text)[0]}"
+        )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
 def test_notebooks_carry_the_address_of_the_repository(path):
     address = PROJECT["urls"]["Repository"]
     owner_and_name = "/".join(address.split("/")[-2:])
@@ -164,14 +193,19 @@ def test_notebooks_carry_the_address_of_the_repository(path):
     cells = jupytext.read(path).cells
     badges = [cell.source for cell in cells if "colab-badge.svg" in cell.source]
     assert len(badges) == 1
-    assert f"[![Open In Colab]({site}/assets/colab-badge.svg)]({target})" in badges[0], "run `make sync`"
-    setups = [cell.source for cell in cells if cell.cell_type == "code" and "REPOSITORY = " in cell.source]
+    assert f"[![Open In Colab]({site}/assets/colab-badge.svg)]({target})" in badges[0], (
+        "run `make sync`"
+    )
+    setups = [
+        cell.source for cell in cells if cell.cell_type == "code" and "REPOSITORY = " in cell.source
+    ]
     assert len(setups) == 1
     assert f'REPOSITORY = "{address}"' in setups[0], "run `make sync`"
 
 
 @pytest.mark.skipif(
-    "WITHOUT_NETWORK" not in os.environ, reason="the network is not cut here: see tests/without_network.py"
+    "WITHOUT_NETWORK" not in os.environ,
+    reason="the network is not cut here: see tests/without_network.py",
 )
 def test_all_of_this_runs_without_a_network():
     """The notebooks among it: `make test` runs them beside this test."""
@@ -183,5 +217,9 @@ def test_every_package_names_a_licence_that_allows_its_use():
     """Permissive ones, and those that ask to share changes of their own files only (MPL)."""
     stated = licences()
     assert len(stated) > 80
-    allowed = re.compile("MIT|BSD|Apache|ISC|MPL|Mozilla|PSF|Python Software Foundation|HPND|Unlicense|zlib", re.I)
-    assert {name: text for name, text in stated.items() if not allowed.search(text) or "GPL" in text} == {}
+    allowed = re.compile(
+        "MIT|BSD|Apache|ISC|MPL|Mozilla|PSF|Python Software Foundation|HPND|Unlicense|zlib", re.I
+    )
+    assert {
+        name: text for name, text in stated.items() if not allowed.search(text) or "GPL" in text
+    } == {}

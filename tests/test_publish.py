@@ -1,4 +1,6 @@
-"""A trained model goes to the Hub and comes back: against a small server that speaks the Hub's language."""
+"""A trained model goes to the Hub and comes back: against a small server that speaks the Hub's
+language.
+"""
 
 import json
 import re
@@ -23,13 +25,19 @@ def hub(tmp_path):
 def project(tmp_path):
     """What publishing reads, in a folder of its own."""
     for name in ("helpers", "report", "checkpoints/bundled", "figures/bundled"):
-        shutil.copytree(ROOT / name, tmp_path / "project" / name, ignore=shutil.ignore_patterns("__pycache__", "*.svg"))
+        shutil.copytree(
+            ROOT / name,
+            tmp_path / "project" / name,
+            ignore=shutil.ignore_patterns("__pycache__", "*.svg"),
+        )
     shutil.copy(ROOT / "pyproject.toml", tmp_path / "project")
     return tmp_path / "project"
 
 
 def run(*command, where, environment):
-    return subprocess.run([sys.executable, *command], cwd=where, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *command], cwd=where, env=environment, capture_output=True, text=True
+    )
 
 
 def publish(*arguments, where, environment):
@@ -45,26 +53,37 @@ for name in sys.argv[1:]:
 
 
 def test_it_goes_there_and_comes_back(hub, project):
-    done = publish("--to", "someone/stories", where=project, environment=hub | {"HF_TOKEN": "hf_abc"})
+    done = publish(
+        "--to", "someone/stories", where=project, environment=hub | {"HF_TOKEN": "hf_abc"}
+    )
     assert done.returncode == 0, done.stderr
     assert f"published: {hub['HF_ENDPOINT']}/someone/stories" in done.stdout
     files = dict(Hub.repositories["someone/stories"])
     card = files.pop("README.md").decode()
-    assert files == {path.name: path.read_bytes() for path in (project / "checkpoints/bundled").iterdir()}
+    assert files == {
+        path.name: path.read_bytes() for path in (project / "checkpoints/bundled").iterdir()
+    }
 
     stored = json.loads(files["config.json"])
-    training, decoding = (json.loads((project / f"figures/bundled/{n}.json").read_text()) for n in ("04", "05"))
+    training, decoding = (
+        json.loads((project / f"figures/bundled/{n}.json").read_text()) for n in ("04", "05")
+    )
     continued = decoding["continuations"]["greedy"]
     assert f"validation loss to {stored['metadata']['validation_loss']:.3f}: a perplexity" in card
     assert f"| greedy | {continued['perplexity']:.2f} | {continued['bleu']:.1f} |" in card
     assert f"| vocab size | {stored['model']['vocab_size']:,} |" in card
     assert re.search(r"^license: mit$", card, re.MULTILINE)
-    assert re.search(r"^\s+value: \d+\.\d+$", card, re.MULTILINE)  # the perplexity, for the Hub to show
+    assert re.search(
+        r"^\s+value: \d+\.\d+$", card, re.MULTILINE
+    )  # the perplexity, for the Hub to show
 
     shutil.rmtree(project / "checkpoints")  # from now on there is the Hub alone
     done = run("-c", LOAD, "someone/stories", "someone/else", where=project, environment=hub)
     assert done.stdout == f"{training['parameters']}\n", done.stderr
-    assert "there is no folder someone/else here, and the model someone/else did not come from" in done.stderr
+    assert (
+        "there is no folder someone/else here, and the model someone/else did not come from"
+        in done.stderr
+    )
 
 
 def test_files_of_two_runs_are_not_published(hub, project):

@@ -35,7 +35,9 @@ def row(label):
 def test_perplexities_are_the_recorded_ones(label, runs):
     numbers = recorded("tinystories")
     ends = [round(numbers["steps"] * epoch / 3) for epoch in (1, 2, 3)]
-    losses = [{row["step"]: row["validation_loss"] for row in numbers["protocol"][run]} for run in runs]
+    losses = [
+        {row["step"]: row["validation_loss"] for row in numbers["protocol"][run]} for run in runs
+    ]
     parameters = f"{Decoder(ModelConfig()).num_parameters():,}"
     medians = [math.exp(statistics.median(by_step[end] for by_step in losses)) for end in ends]
     assert row(label) == [parameters, *(f"{perplexity:.2f}" for perplexity in medians)]
@@ -44,20 +46,30 @@ def test_perplexities_are_the_recorded_ones(label, runs):
 def test_the_fitted_schedule_is_the_recorded_one():
     last = recorded("tinystories")["protocol"]["ours in 300 steps"][-1]
     assert last["step"] == 300
-    assert f"schedule fitted to 300 steps reaches {math.exp(last['validation_loss']):.2f}" in " ".join(README.split())
+    assert (
+        f"schedule fitted to 300 steps reaches {math.exp(last['validation_loss']):.2f}"
+        in " ".join(README.split())
+    )
 
 
-@pytest.mark.parametrize("label", ["greedy", "beam search, 5", "temperature 0.7", "temperature 1", "trigram model"])
+@pytest.mark.parametrize(
+    "label", ["greedy", "beam search, 5", "temperature 0.7", "temperature 1", "trigram model"]
+)
 def test_continuations_are_the_recorded_ones(label):
     found = recorded("tinystories", "05")["continuations"]
     assert row(label) == [f"{found[label]['perplexity']:.2f}", f"{found[label]['bleu']:.1f}"]
-    assert row("the true continuation") == [f"{found['the true continuation']['perplexity']:.2f}", ""]
+    assert row("the true continuation") == [
+        f"{found['the true continuation']['perplexity']:.2f}",
+        "",
+    ]
 
 
 def test_ratios_of_speed_are_the_recorded_ones():
     speed = recorded("benchmark", "speed")
     for both in zip(*(speed["decoding"][precision] for precision in ("fp32", "bf16")), strict=True):
-        assert row(f"decoding, {both[0]['work']}")[1:] == [f"{found['ratio']['median']:.2f}" for found in both]
+        assert row(f"decoding, {both[0]['work']}")[1:] == [
+            f"{found['ratio']['median']:.2f}" for found in both
+        ]
     training, alike = speed["training"]["ratios"], speed["training"]["ratios_with_our_memory"]
     for label, found in (
         ("training step, no dropout", training),
@@ -65,11 +77,16 @@ def test_ratios_of_speed_are_the_recorded_ones():
     ):
         ratios = [found[f"{precision}, against GPT-2"]["median"] for precision in ("fp32", "bf16")]
         assert row(label)[1:] == [f"{ratio:.2f}" for ratio in ratios]
-    assert row("training step")[1:] == ["", f"{training['bf16, against the earlier deliverable']['median']:.2f}"]
+    assert row("training step")[1:] == [
+        "",
+        f"{training['bf16, against the earlier deliverable']['median']:.2f}",
+    ]
     text = " ".join(README.split())
     assert f"takes {speed['to_the_goal']['ratio']:.0f} times less time" in text
     package = speed["vectors"]["fasttext"]
-    assert f"the fasttext package takes {package['seconds']:.0f} s and {package['gb']:.0f} GB" in text
+    assert (
+        f"the fasttext package takes {package['seconds']:.0f} s and {package['gb']:.0f} GB" in text
+    )
     assert speed["vectors"]["ours"]["seconds"] < 1
 
 
@@ -87,7 +104,10 @@ def test_the_memory_of_checkpointing_is_the_recorded_one():
 
 def test_the_parameter_table_adds_up():
     table = README.partition("| part | parameters |")[2].partition("| **total** |")[0]
-    parts = [int(number.replace(",", "")) for number in re.findall(r"\| ([\d,]+) \|$", table, re.MULTILINE)]
+    parts = [
+        int(number.replace(",", ""))
+        for number in re.findall(r"\| ([\d,]+) \|$", table, re.MULTILINE)
+    ]
     assert sum(parts) == Decoder(ModelConfig()).num_parameters()
 
 

@@ -24,8 +24,9 @@ FIRST = """# %% [markdown]
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/someone/else/blob/main/notebooks/01_first.ipynb)
 #
-# As in [@vaswani2017attention]: $\\sqrt{d}$. Next: [the second](02_second.ipynb), from [a bar](01_first.ipynb#01_bar) and
-# [a part](02_second.ipynb#A-part) to [the code](../helpers/plots.py).
+# As in [@vaswani2017attention]: $\\sqrt{d}$. Next: [the second](02_second.ipynb), from
+# [a bar](01_first.ipynb#01_bar) and [a part](02_second.ipynb#A-part)
+# to [the code](../helpers/plots.py).
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # or a path
@@ -56,10 +57,18 @@ SECOND = "# %% [markdown]\n# # 02 · Second things\n#\n# ## A part\n\n# %%\nprin
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """An empty project, to which the scripts write instead of this one. Returns its notebooks folder."""
-    for name, path in (("ROOT", tmp_path), ("NOTEBOOKS", tmp_path / "notebooks"), ("BUILD", tmp_path / "build")):
+    """An empty project, to which the scripts write instead of this one. Returns its notebooks
+    folder.
+    """
+    for name, path in (
+        ("ROOT", tmp_path),
+        ("NOTEBOOKS", tmp_path / "notebooks"),
+        ("BUILD", tmp_path / "build"),
+    ):
         monkeypatch.setattr(execute, name, path)
-    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text(
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     (tmp_path / "notebooks" / "src").mkdir(parents=True)
     return tmp_path / "notebooks"
 
@@ -87,24 +96,40 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
 
     build.build_html(project, project / "page.html")
     page = (project / "page.html").read_text(encoding="utf-8")
-    assert not re.search(r'(?:src|href)="(?:https?:)?//[^"]*\.(?:svg|png|js|css)', page)  # nothing to fetch
+    assert not re.search(
+        r'(?:src|href)="(?:https?:)?//[^"]*\.(?:svg|png|js|css)', page
+    )  # nothing to fetch
     assert "colab" not in page
     assert re.search(r'<img[^>]+src="data:image/png[^>]+alt="One bar of length one\."', page)
     assert re.search(r"<td[^>]*>&lt;pad&gt;</td>", page)
-    assert re.findall(r"<tr>\s*<t[hd][^>]*>([^<]*)<", page) == ["word", "&lt;pad&gt;"]  # a header, one row
+    assert re.findall(r"<tr>\s*<t[hd][^>]*>([^<]*)<", page) == [
+        "word",
+        "&lt;pad&gt;",
+    ]  # a header, one row
     assert "<msqrt>" in page
     assert re.search(r"Attention is all\s+you need", page)
     assert "REPOSITORY" not in page  # the setup cell is not repeated in each chapter
-    assert re.search(r"<strong>Figure 1\.1\.</strong> One bar of length one\.", " ".join(page.split()))
+    assert re.search(
+        r"<strong>Figure 1\.1\.</strong> One bar of length one\.", " ".join(page.split())
+    )
     assert re.search(r"<caption><strong>Table 1\.1\.</strong>\s+One word\.", page)
-    folded = re.findall(r'<details class="code"><summary>Code</summary>(.*?)</details>', page, flags=re.DOTALL)
-    assert len(folded) == 3  # the table, the listing and the explorer; the figure is saved in a cell that does more
-    assert re.search(r'<h1[^>]*><span class="header-section-number">1</span>\s+First\s+things', page)
-    assert re.search(r"Second\s+things</a>\s*<ul>\s*<li>[^\n]*A part", page)  # the contents are nested
+    folded = re.findall(
+        r'<details class="code"><summary>Code</summary>(.*?)</details>', page, flags=re.DOTALL
+    )
+    # the table, the listing and the explorer; the figure is saved in a cell that does more
+    assert len(folded) == 3
+    assert re.search(
+        r'<h1[^>]*><span class="header-section-number">1</span>\s+First\s+things', page
+    )
+    assert re.search(
+        r"Second\s+things</a>\s*<ul>\s*<li>[^\n]*A part", page
+    )  # the contents are nested
     for name in (r"the\s+second", r"a\s+bar\s+\(Figure\s+1\.1\)", r"a\s+part"):
         target = re.search(rf'<a\s+href="#([^"]+)">{name}</a>', page)[1]
         assert f'id="{target}"' in page
-    assert re.search(rf'<a\s+href="{execute.repository()}/blob/main/helpers/plots\.py">the\s+code</a>', page)
+    assert re.search(
+        rf'<a\s+href="{execute.repository()}/blob/main/helpers/plots\.py">the\s+code</a>', page
+    )
 
 
 def test_the_results_come_first_and_chapters_keep_their_numbers(project, monkeypatch):
@@ -113,7 +138,10 @@ def test_the_results_come_first_and_chapters_keep_their_numbers(project, monkeyp
     assert command(monkeypatch) == 0
     build.build_html(project, project / "page.html")
     page = (project / "page.html").read_text(encoding="utf-8")
-    assert re.findall(r'<h1 id="[^"]*"><span class="header-section-number">(\d)</span>', page) == ["7", "1"]
+    assert re.findall(r'<h1 id="[^"]*"><span class="header-section-number">(\d)</span>', page) == [
+        "7",
+        "1",
+    ]
 
 
 def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch, tmp_path):
@@ -136,10 +164,11 @@ def test_words_that_are_markup_are_text_on_paper(project, monkeypatch, tmp_path)
     write_source(
         project,
         "01_first",
-        "# %% [markdown]\n# # 01 · First\n\n"
-        f"# %%\nimport sys\n\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import plots\n\n"
-        f"# %%\nplots.table({[[word] for word in MARKUP]!r}, ['= h'], caption={chr(10).join(['', '# head', *MARKUP])!r})\n\n"
-        f"# %%\nprint({chr(10).join(MARKUP)!r})",
+        "# %% [markdown]\n# # 01 · First\n\n# %%\nimport sys\n\nsys.path.insert(0, "
+        f"{str(ROOT)!r})\nfrom helpers import plots\n\n# "
+        f"%%\nplots.table({[[word] for word in MARKUP]!r}, ['= h'], "
+        f"caption={chr(10).join(['', '# head', *MARKUP])!r})\n\n# "
+        f"%%\nprint({chr(10).join(MARKUP)!r})",
     )
     assert command(monkeypatch) == 0
     text = tmp_path / "text.typ"
@@ -148,7 +177,8 @@ def test_words_that_are_markup_are_text_on_paper(project, monkeypatch, tmp_path)
     assert headings == [1, 1]  # the contents, and the chapter
     cells = re.findall(r"^    \[(.*)\],$", text.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(cells) == len(MARKUP)
-    # Nothing of a word is left that typst would obey: each of its marks is escaped, and none stands at the beginning.
+    # Nothing of a word is left that typst would obey: each of its marks is escaped, and none stands
+    # at the beginning.
     for cell in cells:
         inside = cell.removeprefix("#[]")
         assert inside != cell
@@ -171,7 +201,10 @@ def test_a_picture_taller_than_the_page_is_not_cut_on_paper(tmp_path):
 
 
 def test_no_column_on_paper_is_narrower_than_its_words(project, monkeypatch, tmp_path):
-    rows = [["sampling", 1595.0, "8 to 14", "a long tale " * 30], ["10 beams", 545.0, "9 to 13", "another " * 40]]
+    rows = [
+        ["sampling", 1595.0, "8 to 14", "a long tale " * 30],
+        ["10 beams", 545.0, "9 to 13", "another " * 40],
+    ]
     columns = ["rule", "tokens per second", "interval", "text"]
     write_source(
         project,
@@ -185,7 +218,8 @@ def test_no_column_on_paper_is_narrower_than_its_words(project, monkeypatch, tmp
     build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
     widths = re.search(r"columns: \(([^)]*%[^)]*)\)", text.read_text(encoding="utf-8"))[1]
     shares = [float(share) for share in re.findall(r"([\d.]+)%", widths)]
-    # About 104 characters fit across a page, and the longest words are "sampling", "second", "interval".
+    # About 104 characters fit across a page, and the longest words are "sampling", "second",
+    # "interval".
     assert len(shares) == 4
     assert all(share * 1.04 > 9 for share in shares[:3])
     assert shares[3] > 50
@@ -193,7 +227,11 @@ def test_no_column_on_paper_is_narrower_than_its_words(project, monkeypatch, tmp
 
 def test_a_link_that_leads_nowhere_ends_the_build(project, monkeypatch):
     write_source(project, "01_first", FIRST)
-    write_source(project, "02_second", SECOND + "\n# %% [markdown]\n# [nothing](02_second.ipynb#No-such-part)\n")
+    write_source(
+        project,
+        "02_second",
+        SECOND + "\n# %% [markdown]\n# [nothing](02_second.ipynb#No-such-part)\n",
+    )
     assert command(monkeypatch) == 0
     with pytest.raises(SystemExit, match="a link leads nowhere: #02_secondipynb__No-such-part"):
         build.build_html(project, project / "page.html")
@@ -221,7 +259,9 @@ def test_sync_writes_the_address_of_the_repository_and_keeps_outputs(project, mo
     owner, name = execute.repository().split("/")[-2:]
     assert f"/github/{owner}/{name}/blob/main/notebooks/01_first.ipynb" in text
     assert f'REPOSITORY = "{execute.repository()}"' in text
-    cells = [cell for cell in jupytext.read(project / "01_first.ipynb").cells if cell.cell_type == "code"]
+    cells = [
+        cell for cell in jupytext.read(project / "01_first.ipynb").cells if cell.cell_type == "code"
+    ]
     assert [cell.execution_count for cell in cells] == [1, 2, 3, 4, 5, 6]
 
 
@@ -233,7 +273,9 @@ def test_sync_writes_the_address_of_the_repository_and_keeps_outputs(project, mo
         ("from pathlib import Path; print(Path.cwd())", "a path of this machine"),
     ],
 )
-def test_a_notebook_that_goes_wrong_is_named_and_not_written(project, monkeypatch, capsys, line, message):
+def test_a_notebook_that_goes_wrong_is_named_and_not_written(
+    project, monkeypatch, capsys, line, message
+):
     write_source(project, "02_second", f"{SECOND}\n# %%\n{line}\n")
     (project / "02_second.ipynb").write_text("as it was")
     assert command(monkeypatch) == 1

@@ -1,4 +1,6 @@
-"""Stories: the grammar's probabilities against a list of all its stories; and all that can be wrong with a file."""
+"""Stories: the grammar's probabilities against a list of all its stories; and all that can be wrong
+with a file.
+"""
 
 import hashlib
 import json
@@ -22,10 +24,11 @@ from helpers import stories as module
 from helpers.stories import FLATTENING, Grammar, load_stories
 from helpers.tokenizer import WordTokenizer
 
-# --- The grammar engine: exact, by enumeration -----------------------------------------------------------------------
+# --- The grammar engine: exact, by enumeration ----------------------------------------------------
 
-# Every construct: rows that agree in either order, a table given by a word and one given by a row, weights, options
-# that share first words, slots first, capitals, possessives, dialogue, remembered words repeated, fresh ones redrawn.
+# Every construct: rows that agree in either order, a table given by a word and one given by a row,
+# weights, options that share first words, slots first, capitals, possessives, dialogue, remembered
+# words repeated, fresh ones redrawn.
 SMALL = {
     "remembered": {
         "kind": {"agrees": "hero", "she": "3 girl, hen", "he": "boy"},
@@ -46,7 +49,11 @@ SMALL = {
             "toy boat": "here",
             "toy train": ["{mood} here"],
         },
-        "reply": ['"No," said {someone}. {someone_too} laughed', '"Yes," said {someone}', "{someone_too} laughed"],
+        "reply": [
+            '"No," said {someone}. {someone_too} laughed',
+            '"Yes," said {someone}',
+            "{someone_too} laughed",
+        ],
         "someone": ["the {toy}", "{mood} {hero}"],
         "someone_too": ["The {mood} {toy}", "{Mood} {hero}"],
         "mood": "sad, glad",
@@ -55,7 +62,9 @@ SMALL = {
 
 
 def replay(grammar, path):
-    """The story of the choices `path`, then 0s: its probability, text and nats, and the paths that branch off it."""
+    """The story of the choices `path`, then 0s: its probability, text and nats, and the paths that
+    branch off it.
+    """
     path, depth, probability, beside = list(path), 0, 1.0, []
 
     def choose(cumulative):
@@ -65,7 +74,9 @@ def replay(grammar, path):
             path.append(0)
         chosen = path[depth]
         depth += 1
-        probability *= (cumulative[chosen] - (cumulative[chosen - 1] if chosen else 0)) / cumulative[-1]
+        probability *= (
+            cumulative[chosen] - (cumulative[chosen - 1] if chosen else 0)
+        ) / cumulative[-1]
         return chosen
 
     text, nats = grammar._tell(choose)
@@ -82,7 +93,9 @@ def enumerate_stories(grammar):
 
 
 def assert_exact(grammar):
-    """Each word's nats are what the list of all stories says: -log(P(words so far and this one) / P(words so far))."""
+    """Each word's nats are what the list of all stories says: -log(P(words so far and this one) /
+    P(words so far)).
+    """
     split = WordTokenizer([]).split
     told = [(p, (*split(text), "<eos>"), nats) for p, text, nats in enumerate_stories(grammar)]
     assert math.fsum(p for p, _, _ in told) == pytest.approx(1, abs=1e-12)
@@ -103,20 +116,25 @@ def test_every_probability_is_what_the_list_of_all_stories_says():
 
 
 def bundled_rules():
-    return tomllib.loads(Path(module.__file__).with_name("bundled_grammar.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(
+        Path(module.__file__).with_name("bundled_grammar.toml").read_text(encoding="utf-8")
+    )
 
 
 def cut(spec, keep, rng):
     """The same rule with `keep` of its options, in each row."""
     if isinstance(spec, dict):
-        return {key: row if key in ("given", "agrees") else cut(row, keep, rng) for key, row in spec.items()}
+        return {
+            key: row if key in ("given", "agrees") else cut(row, keep, rng)
+            for key, row in spec.items()
+        }
     options = [text.strip() for text in spec.split(",")] if isinstance(spec, str) else spec
     chosen = rng.sample(options, min(keep, len(options)))
     return ", ".join(chosen) if isinstance(spec, str) else chosen
 
 
 def used_rules(fresh, remembered, start="story"):
-    """The rules that can still be reached from the story, for the rest would be refused as unused."""
+    """The rules that can still be reached from the story: the rest would be refused as unused."""
     reached, waiting = set(), [start]
     while waiting:
         name = waiting.pop()
@@ -135,13 +153,23 @@ def test_cut_down_bundled_grammar_is_exact(seed):
     rules["remembered"]["plot"] = plots[seed]
     for name in ("scene", "lesson"):
         rules["fresh"][name] = {"given": "plot", plots[seed]: rules["fresh"][name][plots[seed]]}
-    kept = {section: {name: cut(spec, 1, rng) for name, spec in specs.items()} for section, specs in rules.items()}
+    kept = {
+        section: {name: cut(spec, 1, rng) for name, spec in specs.items()}
+        for section, specs in rules.items()
+    }
     count = 0
-    for name in rng.sample([*rules["remembered"], *rules["fresh"]], 60):  # open one rule after another, while all fits
+    for name in rng.sample(
+        [*rules["remembered"], *rules["fresh"]], 60
+    ):  # open one rule after another, while all fits
         section = "remembered" if name in rules["remembered"] else "fresh"
         trial = {**kept, section: {**kept[section], name: cut(rules[section][name], 2, rng)}}
         reached = used_rules(trial["fresh"], trial["remembered"])
-        grammar = Grammar(*({n: s for n, s in trial[part].items() if n in reached} for part in ("remembered", "fresh")))
+        grammar = Grammar(
+            *(
+                {n: s for n, s in trial[part].items() if n in reached}
+                for part in ("remembered", "fresh")
+            )
+        )
         size = sum(1 for _, _ in zip(range(401), enumerate_stories(grammar), strict=False))
         if size <= 400:
             kept, best, count = trial, grammar, size
@@ -165,7 +193,10 @@ def test_weights():
     told = {text: p for p, text, _ in enumerate_stories(Grammar({}, {"story": "2 a, b, c"}))}
     weights = [2 / (1 + FLATTENING), 1 / (2 + FLATTENING), 1 / (3 + FLATTENING)]
     assert [told[word] for word in "abc"] == pytest.approx([w / sum(weights) for w in weights])
-    assert {text: p for p, text, _ in enumerate_stories(Grammar({}, {"story": ["3 a", "b"]}))} == {"a": 0.75, "b": 0.25}
+    assert {text: p for p, text, _ in enumerate_stories(Grammar({}, {"story": ["3 a", "b"]}))} == {
+        "a": 0.75,
+        "b": 0.25,
+    }
 
 
 @pytest.mark.parametrize(
@@ -198,7 +229,7 @@ def test_a_table_needs_its_key_and_its_row():
         Grammar({"x": "d"}, {"story": ["a {x} {y}"], "y": table}).story("0")
 
 
-# --- The bundled corpus ----------------------------------------------------------------------------------------------
+# --- The bundled corpus ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +243,9 @@ def tokenizer(bundled):
 
 
 def test_bundled_is_the_same_everywhere(bundled):
-    """The committed checkpoint was trained on these very stories: a change of the grammar asks for a new one."""
+    """The committed checkpoint was trained on these very stories: a change of the grammar asks for
+    a new one.
+    """
     text = "\n".join([*bundled.train[:50], *bundled.validation[:50]])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "ce078d7dfc5ecede"
     assert bundled.name == "bundled"
@@ -230,7 +263,10 @@ def test_bundled_is_lazy_and_each_story_stands_alone(bundled):
 
 
 def test_bundled_nats_belong_to_the_words(bundled, tokenizer):
-    for texts, nats in ((bundled.train, bundled.train_nats), (bundled.validation, bundled.validation_nats)):
+    for texts, nats in (
+        (bundled.train, bundled.train_nats),
+        (bundled.validation, bundled.validation_nats),
+    ):
         assert len(texts) == len(nats)
         for text, values in zip(texts, nats, strict=True):
             assert values.shape == (len(tokenizer.split(text)) + 1,)
@@ -245,7 +281,9 @@ def test_bundled_text_survives_the_tokenizer(bundled, tokenizer):
 
 def test_bundled_articles_and_marks(bundled):
     for text in bundled.train:
-        assert not re.search(r"\b[Aa] (?!useful)[aeiou]|\b[Aa]n [^aeiou]|\b(\w+) \1\b|\.\.|  |[{}\n]", text), text
+        assert not re.search(
+            r"\b[Aa] (?!useful)[aeiou]|\b[Aa]n [^aeiou]|\b(\w+) \1\b|\.\.|  |[{}\n]", text
+        ), text
         assert text[0].isupper()
         assert text[-1] == "."
         assert text.count('"') % 2 == 0
@@ -266,7 +304,9 @@ PLOTS = ("lost", "heard", "broke", "wanted", "kept", "planted", "entered", "fear
 
 
 def test_bundled_needs_more_than_the_previous_word(bundled, tokenizer):
-    """Even a bigram table counted on the stories that it is scored on stays 0.8 nats a word above the floor."""
+    """Even a bigram table counted on the stories that it is scored on stays 0.8 nats a word above
+    the floor.
+    """
     rows = [tokenizer.encode_story(text, 64) for text in bundled.train]
     floor = np.mean([nats[:63] for nats in bundled.train_nats])
     assert 0.9 < floor < 1.6
@@ -278,13 +318,18 @@ def test_bundled_needs_more_than_the_previous_word(bundled, tokenizer):
 
 def test_bundled_floor_is_the_loss_of_the_true_model(bundled):
     """Two independent samples of the entropy agree within their standard errors."""
-    one, two = (np.array([nats.sum() for nats in split]) for split in (bundled.train_nats, bundled.validation_nats))
+    one, two = (
+        np.array([nats.sum() for nats in split])
+        for split in (bundled.train_nats, bundled.validation_nats)
+    )
     error = math.hypot(one.std() / math.sqrt(len(one)), two.std() / math.sqrt(len(two)))
     assert abs(one.mean() - two.mean()) < 4 * error
 
 
 def test_a_song_is_random_once_and_certain_when_it_returns(bundled, tokenizer):
-    """Its sounds are drawn at their first mention; where they come again, the one before tells which to expect."""
+    """Its sounds are drawn at their first mention; where they come again, the one before tells
+    which to expect.
+    """
     first, again = [], []
     for text, nats in zip(bundled.train, bundled.train_nats, strict=True):
         words = tokenizer.split(text)
@@ -303,7 +348,7 @@ def test_a_song_is_random_once_and_certain_when_it_returns(bundled, tokenizer):
     assert np.mean(again) < 0.02
 
 
-# --- Files and folders -----------------------------------------------------------------------------------------------
+# --- Files and folders ----------------------------------------------------------------------------
 
 TEN = [f'Story {i}.\n"Yes," said Ünal.' for i in range(10)]
 
@@ -319,7 +364,9 @@ def write(path, texts):
     if path.suffix == ".parquet":
         datasets.Dataset.from_dict({"text": texts}).to_parquet(str(path))
     elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8"
+        )
     else:
         path.write_text("".join(f"{text}\n<|endoftext|>\n" for text in texts), encoding="utf-8")
     return path
@@ -362,7 +409,10 @@ def test_a_large_text_file_stays_on_disk(tmp_path):
     path, count = tmp_path / "large.txt", 40_000
     with path.open("w") as file:
         for i in range(count):
-            file.write(f"Story number {i} is about {'a small boat on a long river, ' * 20}far away.\n<|endoftext|>\n")
+            file.write(
+                f"Story number {i} is about {'a small boat on a long river, ' * 20}far "
+                "away.\n<|endoftext|>\n"
+            )
     tracemalloc.start()
     stories = load_stories(path, train=10**9)
     peak = tracemalloc.get_traced_memory()[1]
@@ -401,7 +451,9 @@ def test_a_text_file_that_changes_after_loading_is_noticed(tmp_path, monkeypatch
     assert stories.train[0] == TEN[0]
     path.write_bytes(path.read_bytes()[:20])
     for row in (0, 5):
-        with pytest.raises(ValueError, match=r"tales\.txt was changed since it was loaded: load it again"):
+        with pytest.raises(
+            ValueError, match=r"tales\.txt was changed since it was loaded: load it again"
+        ):
             stories.train[row]
 
 
@@ -439,7 +491,7 @@ def test_splits_cannot_be_mixed_up(tmp_path):
     assert "holds train.txt and train.jsonl" in error_of(folder)
 
 
-# --- The Hub ---------------------------------------------------------------------------------------------------------
+# --- The Hub --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -462,7 +514,9 @@ def hub_of(splits, log):
 @pytest.mark.usefixtures("reached")
 def test_tinystories_are_streamed_once_and_kept(monkeypatch, tmp_path):
     log = str(tmp_path / "log")
-    monkeypatch.setattr(datasets, "load_dataset", hub_of({"train": ["", *TEN[:6]], "validation": TEN[6:]}, log))
+    monkeypatch.setattr(
+        datasets, "load_dataset", hub_of({"train": ["", *TEN[:6]], "validation": TEN[6:]}, log)
+    )
     for _ in range(2):
         stories = load_stories("tinystories", train=4, validation=2)
         assert stories.name == "tinystories"
@@ -487,7 +541,9 @@ def test_tinystories_that_do_not_come(monkeypatch):
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ConnectionError, match=r"Couldn't reach the Hub.*offline, use load_stories\('bundled'\)"):
+    with pytest.raises(
+        ConnectionError, match=r"Couldn't reach the Hub.*offline, use load_stories\('bundled'\)"
+    ):
         load_stories("tinystories")
 
 

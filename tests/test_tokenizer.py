@@ -1,4 +1,4 @@
-"""The tokenizer: ids by rule, text that reads again, and the comparison protocol's words exactly."""
+"""The tokenizer: ids by rule, text that reads again, the comparison protocol's words exactly."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,8 @@ from helpers.tokenizer import FORMAT, SPECIALS, WordTokenizer
 
 STORY = (
     'One day, Mia met Tom. "Where is my red ball?" asked Mia. "I don\'t know," said Tom. '
-    '"It\'s not in the well-known box (or is it?)." Tom\'s dog ran to Mia... "Look!" Tom said, and I smiled.'
+    "\"It's not in the well-known box (or is it?).\" Tom's dog ran to Mia... "
+    '"Look!" Tom said, and I smiled.'
 )
 
 
@@ -30,14 +31,30 @@ def test_a_written_text_reads_again():
 def test_marks_contractions_and_possessives():
     tokenizer = WordTokenizer.train([STORY])
     assert tokenizer.split("Tom's dog didn't wait—it's “well-known”...") == [
-        "tom", "'s", "dog", "didn't", "wait", "--", "it", "'s", '"', "well-known", '"', "...",
-    ]  # fmt: skip
+        "tom",
+        "'s",
+        "dog",
+        "didn't",
+        "wait",
+        "--",
+        "it",
+        "'s",
+        '"',
+        "well-known",
+        '"',
+        "...",
+    ]
 
 
 def test_capitals_are_learned_from_the_middle_of_sentences():
-    tokenizer = WordTokenizer.train(["The cat saw Lily. The dog saw Lily. The cat sat with the dog, and Ben sat too."])
+    tokenizer = WordTokenizer.train(
+        ["The cat saw Lily. The dog saw Lily. The cat sat with the dog, and Ben sat too."]
+    )
     assert tokenizer.capitalized == {"lily", "ben"}
-    assert tokenizer.decode(tokenizer.encode("the dog saw lily. ben sat.")) == "The dog saw Lily. Ben sat."
+    assert (
+        tokenizer.decode(tokenizer.encode("the dog saw lily. ben sat."))
+        == "The dog saw Lily. Ben sat."
+    )
 
 
 def test_without_punctuation_the_rule_is_the_comparison_protocols():
@@ -58,18 +75,30 @@ def test_without_punctuation_any_text_follows_the_protocol(text):
 
 
 @given(
-    st.lists(st.sampled_from(["<eos>", "<pad>", "<sos>", "<unk>", "cat", "<", ">", "eos"]), max_size=8), st.booleans()
+    st.lists(
+        st.sampled_from(["<eos>", "<pad>", "<sos>", "<unk>", "cat", "<", ">", "eos"]), max_size=8
+    ),
+    st.booleans(),
 )
 def test_control_words_typed_in_a_text_are_ordinary_words(words, keep_punctuation):
-    tokenizer = WordTokenizer.train(["<eos> <pad> <sos> <unk> cat < > eos"], keep_punctuation=keep_punctuation)
+    tokenizer = WordTokenizer.train(
+        ["<eos> <pad> <sos> <unk> cat < > eos"], keep_punctuation=keep_punctuation
+    )
     assert all(i > 3 for i in tokenizer.encode(" ".join(words)))
 
 
-@given(st.lists(st.sampled_from(["mia", "said", ",", ".", "!", '"', "i", "'s", "(", ")", "don't"]), max_size=12))
+@given(
+    st.lists(
+        st.sampled_from(["mia", "said", ",", ".", "!", '"', "i", "'s", "(", ")", "don't"]),
+        max_size=12,
+    )
+)
 def test_what_is_decoded_encodes_to_the_same_ids(words):
     tokenizer = WordTokenizer(["mia", "said", ",", ".", "!", '"', "i", "'s", "(", ")", "don't"])
     ids = [tokenizer.encode(word)[0] for word in words]
-    if "i" in words or "'s" in words:  # «i's» and a word before «'s» would read as one word or another
+    if (
+        "i" in words or "'s" in words
+    ):  # «i's» and a word before «'s» would read as one word or another
         ids = [i for i in ids if tokenizer.word(i) not in ("i", "'s")]
     if ["." for word in words if word == "."] and "..." in "".join(words):
         return  # three full stops in a row read as an ellipsis

@@ -1,4 +1,6 @@
-"""Word vectors: the reader equals the fastText package bit for bit, and every broken source is one clear error."""
+"""Word vectors: the reader equals the fastText package bit for bit, and every broken source is one
+clear error.
+"""
 
 import functools
 import gzip
@@ -26,10 +28,11 @@ from helpers.vectors import FastTextBin, fnv1a, load_vectors, neighbours, train_
 fasttext = pytest.importorskip("fasttext", reason="the package is the judge of the reader")
 
 ROOT = Path(__file__).parents[1]
-IN_TEXT = """mia fox river lantern crossed bridge kindly o'clock well-known müde straße naïve über ёлка звезда мир 狐狸
-星星 橋 🙂 👩\u200d🚀 🏳️\u200d🌈 e\u0301tude ﬁne 𝒳𝒴 a ab ."""
-NOT_IN_TEXT = """foxes riverbank lanterns bridges zug mü üü ß ж звёздочка 狐 狐狸座 星星橋 🙂🙂 👩\u200d🚀👩\u200d🚀
-\u200d \u0301 👨\u200d👩\u200d👧 \ufeffmia <mia> < > <> </s> __label__x q qq Mia MIA mia! ½ ™ İ"""
+IN_TEXT = """mia fox river lantern crossed bridge kindly o'clock well-known müde straße naïve über
+ёлка звезда мир 狐狸 星星 橋 🙂 👩\u200d🚀 🏳️\u200d🌈 e\u0301tude ﬁne 𝒳𝒴 a ab ."""
+NOT_IN_TEXT = """foxes riverbank lanterns bridges zug mü üü ß ж звёздочка 狐 狐狸座 星星橋 🙂🙂
+👩\u200d🚀👩\u200d🚀 \u200d \u0301 👨\u200d👩\u200d👧
+\ufeffmia <mia> < > <> </s> __label__x q qq Mia MIA mia! ½ ™ İ"""
 SEEN = IN_TEXT.split()
 UNSEEN = [*NOT_IN_TEXT.split(), "two words", "\n", "\t", "\u00a0", "\u2028", "\x7f", "\0", "fox\0"]
 
@@ -46,9 +49,11 @@ TRAIN = """
 import json, sys, fasttext
 for name, settings in json.load(open("models.json")).items():
     minn, maxn = settings.pop("lengths")
-    fasttext.train_unsupervised("text.txt", minn=minn, maxn=maxn, minCount=1, thread=1, epoch=2, verbose=0, **settings
-        ).save_model(name + ".bin")
-supervised = dict(input="labels.txt", thread=1, verbose=0, dim=8, minn=2, maxn=4, epoch=1, loss="hs")
+    fasttext.train_unsupervised(
+        "text.txt", minn=minn, maxn=maxn, minCount=1, thread=1, epoch=2, verbose=0, **settings
+    ).save_model(name + ".bin")
+supervised = dict(input="labels.txt", thread=1, verbose=0, dim=8, minn=2, maxn=4, epoch=1)
+supervised["loss"] = "hs"
 model = fasttext.train_supervised(**supervised, bucket=400)
 model.save_model("supervised.bin")
 model.quantize()
@@ -70,8 +75,12 @@ def models(tmp_path_factory):
         "".join(f"__label__{i % 3} {x}\n" for i, x in enumerate(lines)), encoding="utf-8"
     )
     (folder / "models.json").write_text(json.dumps(MODELS))
-    zeros = os.environ | {"MALLOC_PERTURB_": "255"}  # with one thread the package leaves most of its table unset
-    subprocess.run([sys.executable, "-c", TRAIN], cwd=folder, env=zeros, check=True, capture_output=True)
+    zeros = os.environ | {
+        "MALLOC_PERTURB_": "255"
+    }  # with one thread the package leaves most of its table unset
+    subprocess.run(
+        [sys.executable, "-c", TRAIN], cwd=folder, env=zeros, check=True, capture_output=True
+    )
     return folder
 
 
@@ -99,7 +108,7 @@ def assert_same_bits(ours, judge, word):
         assert ours[word].tobytes() == expected.tobytes(), word
 
 
-# --- reading a .bin ---------------------------------------------------------------------------------------------------
+# --- reading a .bin -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*MODELS, "supervised"])
@@ -125,7 +134,9 @@ def test_bin_equals_the_package_on_any_text(models, oracle):
 
 
 def test_many_words_at_once_equal_the_words_one_by_one(models, oracle):
-    words = [f"{a}{b}" for a in SEEN for b in SEEN]  # several batches, the seen words among unseen ones
+    words = [
+        f"{a}{b}" for a in SEEN for b in SEEN
+    ]  # several batches, the seen words among unseen ones
     ours, judge = load_vectors(models / "usual.bin"), oracle(models / "usual.bin")
     matrix = ours.matrix(WordTokenizer([*SEEN, *words]))[4:]
     for word, row in zip([*SEEN, *words], matrix, strict=True):
@@ -137,7 +148,8 @@ def test_subwords_equal_the_package(models, oracle):
         ours, judge = load_vectors(models / f"{name}.bin"), oracle(models / f"{name}.bin")
         for word in ("lantern", "müde", "狐狸", "a", "</s>", "riverbank", "👩‍🚀"):
             expected = judge.get_subwords(word)[0]
-            assert ours.subwords(word) == expected[word in judge.words :]  # the package puts a known word itself first
+            # the package puts a known word itself first
+            assert ours.subwords(word) == expected[word in judge.words :]
     assert load_vectors(models / "wide.bin").subwords("fox") == ["<fox>"]
 
 
@@ -153,7 +165,9 @@ def test_old_supervised_models_have_no_ngrams(models, tmp_path):
 
 
 def test_dictionary_longer_than_a_chunk(tmp_path):
-    """Entries lie across the borders of chunks, in any phase, and counts hold zero bytes and letters."""
+    """Entries lie across the borders of chunks, in any phase, and counts hold zero bytes and
+    letters.
+    """
     rng = random.Random(5)
     words = [f"{i}{'ü' * rng.randint(0, 40)}" for i in range(60_000)]
     path = tmp_path / "long.bin"
@@ -172,9 +186,15 @@ def test_dictionary_longer_than_a_chunk(tmp_path):
 
 
 def write_bin(path, words, bucket, dim, counts, minn=0, maxn=0):
-    """A .bin of format 12 with a real dictionary; its tables are holes in the file, which read as zero."""
-    entries = b"".join(w.encode() + b"\0" + struct.pack("<qb", counts.randint(1, 1 << 40), 0) for w in words)
-    header = struct.pack("<2i12id", 793712314, 12, dim, 5, 1, 1, 5, 1, 2, 2, bucket, minn, maxn, 100, 1e-4)
+    """A .bin of format 12 with a real dictionary; its tables are holes in the file, which read as
+    zero.
+    """
+    entries = b"".join(
+        w.encode() + b"\0" + struct.pack("<qb", counts.randint(1, 1 << 40), 0) for w in words
+    )
+    header = struct.pack(
+        "<2i12id", 793712314, 12, dim, 5, 1, 1, 5, 1, 2, 2, bucket, minn, maxn, 100, 1e-4
+    )
     rows = len(words) + bucket
     with open(path, "wb") as file:
         file.write(header + struct.pack("<3i2q", len(words), len(words), 0, 99, -1) + entries)
@@ -197,7 +217,8 @@ tokenizer = WordTokenizer(words)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 matrix = load_vectors(sys.argv[1]).matrix(tokenizer)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * (1 if sys.platform == "darwin" else 1024), float(matrix[4 + words.index("word199999"), 299]))
+unit = 1 if sys.platform == "darwin" else 1024
+print((after - before) * unit, float(matrix[4 + words.index("word199999"), 299]))
 """
 
 
@@ -214,14 +235,20 @@ def test_ten_thousand_words_of_a_2_gb_file_take_less_than_100_mb(tmp_path):
         for value, row in enumerate(rows, start=1):
             file.seek(table_start(path, words) + 4 * 300 * row)
             file.write(np.full(300, value, "<f4").tobytes())
-    (tmp_path / "words.txt").write_text("\n".join([*words[::22], *(f"new{i}" for i in range(908)), words[-1]]))
+    (tmp_path / "words.txt").write_text(
+        "\n".join([*words[::22], *(f"new{i}" for i in range(908)), words[-1]])
+    )
     command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "words.txt")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert int(result[0]) <= 100e6
-    assert np.float32(result[1]) == np.float32(sum(range(1, len(rows) + 1))) * np.float32(1 / len(rows))
+    assert np.float32(result[1]) == np.float32(sum(range(1, len(rows) + 1))) * np.float32(
+        1 / len(rows)
+    )
 
 
-# --- the matrix -------------------------------------------------------------------------------------------------------
+# --- the matrix -----------------------------------------------------------------------------------
 
 
 def test_matrix_rows_are_the_tokenizers_words(models):
@@ -246,7 +273,9 @@ def test_words_without_a_vector_have_the_standard_deviation_of_the_found(models)
     tokenizer = WordTokenizer(["lantern", "mia", *(f"missing{i}" for i in range(2000))])
     matrix = vectors.matrix(tokenizer)
     assert vectors.coverage(tokenizer) == (2, 0, 2000)
-    assert matrix[6:].std() == pytest.approx(matrix[4:6].std(), rel=0.03)  # 24,000 draws: three standard errors
+    assert matrix[6:].std() == pytest.approx(
+        matrix[4:6].std(), rel=0.03
+    )  # 24,000 draws: three standard errors
     assert abs(matrix[6:].mean()) < 0.02 * matrix[4:6].std()
     assert len(np.unique(matrix[6:], axis=0)) == 2000
 
@@ -267,8 +296,12 @@ def test_matrix_refuses(models, tmp_path):
     with pytest.raises(ValueError, match="none of the tokenizer's words"):
         vectors.matrix(WordTokenizer(["xylophone"]))
     data = bytearray((models / "words_only.bin").read_bytes())
-    start = table_start(None, oracle_words := fasttext.load_model(str(models / "words_only.bin")).words)
-    data[start : start + 4 * 12 * len(oracle_words)] = np.full(12 * len(oracle_words), np.nan, "<f4").tobytes()
+    start = table_start(
+        None, oracle_words := fasttext.load_model(str(models / "words_only.bin")).words
+    )
+    data[start : start + 4 * 12 * len(oracle_words)] = np.full(
+        12 * len(oracle_words), np.nan, "<f4"
+    ).tobytes()
     (tmp_path / "nan.bin").write_bytes(data)
     with pytest.raises(ValueError, match="NaN"):
         load_vectors(tmp_path / "nan.bin").matrix(WordTokenizer(["mia"]))
@@ -276,7 +309,9 @@ def test_matrix_refuses(models, tmp_path):
 
 def test_neighbours():
     matrix = np.array([[0, 0], [2, 0], [0, 1], [-1, 0], [3, 3]], np.float32)
-    found = neighbours(matrix, ["zero", "east", "north", "west", "diagonal"], np.array([5, 0], np.float32), k=3)
+    found = neighbours(
+        matrix, ["zero", "east", "north", "west", "diagonal"], np.array([5, 0], np.float32), k=3
+    )
     assert [word for word, _ in found] == ["east", "diagonal", "zero"]
     assert [cosine for _, cosine in found] == pytest.approx([1, 0.5**0.5, 0])
 
@@ -285,7 +320,9 @@ def test_fnv1a():
     assert fnv1a(b"") == 0x811C9DC5  # published test vectors of 32-bit FNV-1a, for ASCII
     assert fnv1a(b"a") == 0xE40C292C
     assert fnv1a(b"foobar") == 0xBF9CF968
-    assert fnv1a("ü".encode()) != functools.reduce(lambda h, b: (h ^ b) * 16777619 % 2**32, "ü".encode(), 2166136261)
+    assert fnv1a("ü".encode()) != functools.reduce(
+        lambda h, b: (h ^ b) * 16777619 % 2**32, "ü".encode(), 2166136261
+    )
 
 
 def test_torch_is_not_imported():
@@ -293,7 +330,7 @@ def test_torch_is_not_imported():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-# --- broken .bin files ------------------------------------------------------------------------------------------------
+# --- broken .bin files ----------------------------------------------------------------------------
 
 
 def test_bin_cut_anywhere_is_refused(models, tmp_path):
@@ -331,7 +368,10 @@ def test_bin_with_a_changed_header_is_refused(models, tmp_path, offset, value, m
 
 def test_a_bin_that_promises_more_than_memory_is_refused(models, tmp_path):
     """In both places, so that they agree."""
-    data, whole = bytearray((models / "one_character.bin").read_bytes()), FastTextBin(models / "one_character.bin")
+    data, whole = (
+        bytearray((models / "one_character.bin").read_bytes()),
+        FastTextBin(models / "one_character.bin"),
+    )
     table = whole._table_start - 16
     rows = struct.unpack_from("<q", data, table)[0]
     for at, form, value in ((8, "<i", 2**31 - 1), (table, "<2q", (rows, 2**31 - 1))):
@@ -366,7 +406,7 @@ def test_a_bin_that_shrinks_after_loading_is_noticed(models, tmp_path):
         vectors["mia"]
 
 
-# --- .vec and .vec.gz -------------------------------------------------------------------------------------------------
+# --- .vec and .vec.gz -----------------------------------------------------------------------------
 
 
 def write_vec(path, table, rows=None, end="\n"):
@@ -401,9 +441,13 @@ def test_text_files_are_read_up_to_the_limit(tmp_path, suffix):
 
 
 def test_text_files_of_other_makers(tmp_path):
-    """No end of line at the end, Windows line ends, a word twice (the first counts), odd spaces inside words."""
+    """No end of line at the end, Windows line ends, a word twice (the first counts), odd spaces
+    inside words.
+    """
     table = {"fox": [1, 2], "non\u00a0breaking": [3, 4], "line\u2028separator": [5, 6]}
-    assert load_vectors(write_vec(tmp_path / "a.vec", table, end=""))["line\u2028separator"].tolist() == [5, 6]
+    assert load_vectors(write_vec(tmp_path / "a.vec", table, end=""))[
+        "line\u2028separator"
+    ].tolist() == [5, 6]
     (tmp_path / "b.vec").write_bytes(b"2 2\r\nfox 1 2\r\nfox 3 4\r\n")
     assert load_vectors(tmp_path / "b.vec")["fox"].tolist() == [1, 2]
 
@@ -415,7 +459,13 @@ def test_wanted_words_alone_are_kept_and_cached(tmp_path, cache):
     first, again = (load_vectors(path, limit=20, words=words) for _ in range(2))
     assert len(list(cache.iterdir())) == 1
     for vectors in (first, again):
-        assert [word in vectors for word in ("wörd7", "absent", "wörd3", "wörd49", "wörd8")] == [1, 0, 1, 0, 0]
+        assert [word in vectors for word in ("wörd7", "absent", "wörd3", "wörd49", "wörd8")] == [
+            1,
+            0,
+            1,
+            0,
+            0,
+        ]
         assert vectors["wörd3"].tolist() == np.array(table["wörd3"], np.float32).tolist()
     assert "wörd49" in load_vectors(path, limit=50, words=words)
 
@@ -478,7 +528,10 @@ BROKEN_TEXTS = {
     "nan.vec": (edited("wörd9 ".encode(), "wörd9 nan ".encode()), "row 10: 21 numbers"),
     "infinite.vec": (edited(b" -0.", b" inf -0."), "row 1"),
     "wide.vec": (edited(b"50 20", b"50 20000000000"), "promises 20,000,000,000 dimensions"),
-    "endless.vec": (edited("wörd9 ".encode(), b"w" * 4_800 + b" "), "row 10: the row has 4,800 bytes or more"),
+    "endless.vec": (
+        edited("wörd9 ".encode(), b"w" * 4_800 + b" "),
+        "row 10: the row has 4,800 bytes or more",
+    ),
     "endless.vec.gz": (
         lambda path: path.write_bytes(gzip.compress(b"50 20\n" + bytes(30_000_000))),
         "row 1: the row has 4,800 bytes or more",
@@ -519,11 +572,11 @@ def test_bad_requests(tmp_path, models):
         load_vectors("http://localhost/model.bin")
 
 
-# --- streaming --------------------------------------------------------------------------------------------------------
+# --- streaming ------------------------------------------------------------------------------------
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Each path is served as the test set it: (status, body, announced length, event to wait for)."""
+    """Each path is served as the test set it: (status, body, announced length, event)."""
 
     def do_GET(self):
         self.server.requests += 1
@@ -564,7 +617,9 @@ def test_streaming(tmp_path, server, cache, capsys, suffix):
     body = write_vec(tmp_path / f"t{suffix.split('?')[0]}", table).read_bytes()
     url = serve(server, f"/t{suffix}", body)
     vectors = load_vectors(url)
-    assert all(np.array_equal(vectors[word], np.array(row, np.float32)) for word, row in table.items())
+    assert all(
+        np.array_equal(vectors[word], np.array(row, np.float32)) for word, row in table.items()
+    )
     assert "wörd100" not in load_vectors(url, limit=100)
     progress = capsys.readouterr().err
     assert "streaming vectors" in progress
@@ -579,7 +634,9 @@ def test_streaming(tmp_path, server, cache, capsys, suffix):
 
 @pytest.mark.parametrize("suffix", [".vec", ".vec.gz"])
 def test_a_download_is_unpacked_while_it_runs(tmp_path, server, suffix):
-    """The server keeps back the second half until the test is over: what the limit asks for must not wait for it."""
+    """The server keeps back the second half until the test is over: what the limit asks for must
+    not wait for it.
+    """
     body = write_vec(tmp_path / f"t{suffix}", random_table(3000)).read_bytes()
     url = serve(server, f"/t{suffix}", body, cut=len(body) // 2, then=server.release)
     assert "wörd199" in load_vectors(url, limit=200, timeout=5)
@@ -591,7 +648,9 @@ def test_an_interrupted_stream(tmp_path, server, cache, suffix, cut):
     body = write_vec(tmp_path / f"t{suffix}", random_table(300), end="").read_bytes()
     url = serve(server, f"/t{suffix}", body, cut=cut)
     for words in (None, ["wörd5"]):
-        with pytest.raises(ConnectionError, match=r"breaks off after row \d+ .*try again, or download"):
+        with pytest.raises(
+            ConnectionError, match=r"breaks off after row \d+ .*try again, or download"
+        ):
             load_vectors(url, words=words)
     assert not any(cache.iterdir())
 
@@ -624,7 +683,7 @@ def test_no_server():
         load_vectors(f"http://127.0.0.1:{port}/t.vec", timeout=2)
 
 
-# --- training and the cache -------------------------------------------------------------------------------------------
+# --- training and the cache -----------------------------------------------------------------------
 
 STORIES = ["Mia saw a fox.\nThe fox saw Mia!", "The river was cold. Mia crossed the bridge."] * 20
 TINY = {"dim": 8, "epochs": 2, "bucket": 200}
@@ -639,7 +698,9 @@ def test_training_twice_gives_the_same_bytes_and_trains_once(cache, monkeypatch,
     assert_same_bits(vectors, oracle(vectors.path), "foxes")
     assert "." in vectors
     assert np.abs(vectors.matrix(tokenizer)).max() > 1e-3
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("trained a second time"))
+    monkeypatch.setattr(
+        subprocess, "run", lambda *args, **kwargs: pytest.fail("trained a second time")
+    )
     again = train_vectors(iter(STORIES), tokenizer, **TINY)
     assert again.path == vectors.path
     assert [path.name for path in cache.iterdir()] == [vectors.path.name]
@@ -647,7 +708,8 @@ def test_training_twice_gives_the_same_bytes_and_trains_once(cache, monkeypatch,
 
 def test_training_does_not_depend_on_what_memory_held_before(cache, tmp_path, monkeypatch):
     first = train_vectors(STORIES, **TINY).path.read_bytes()
-    # glibc fills each new block with this byte where the variable is inherited: the package reads what it finds there.
+    # glibc fills each new block with this byte where the variable is inherited: the package reads
+    # what it finds there.
     monkeypatch.setenv("MALLOC_PERTURB_", "77")
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "other"))
     assert train_vectors(STORIES, **TINY).path.read_bytes() == first
@@ -655,13 +717,27 @@ def test_training_does_not_depend_on_what_memory_held_before(cache, tmp_path, mo
 
 def test_whatever_determines_the_vectors_is_in_the_key(models, monkeypatch):
     keys = []
-    monkeypatch.setattr(module, "_cached", lambda key, build: keys.append(key) or models / "usual.bin")
+    monkeypatch.setattr(
+        module, "_cached", lambda key, build: keys.append(key) or models / "usual.bin"
+    )
     train_vectors(STORIES, **TINY)
     train_vectors(iter(STORIES), WordTokenizer(["fox"]), **TINY)  # its vocabulary plays no part
     assert keys[0] == keys[1]
-    for change in ({"dim": 9}, {"epochs": 1}, {"window": 2}, {"negatives": 2}, {"learning_rate": 0.1}, {"minn": 2}):
+    for change in (
+        {"dim": 9},
+        {"epochs": 1},
+        {"window": 2},
+        {"negatives": 2},
+        {"learning_rate": 0.1},
+        {"minn": 2},
+    ):
         train_vectors(STORIES, **TINY | change)
-    for change in ({"min_count": 2}, {"bucket": 201}, {"maxn": 0}, {"tokenizer": WordTokenizer([], (), False)}):
+    for change in (
+        {"min_count": 2},
+        {"bucket": 201},
+        {"maxn": 0},
+        {"tokenizer": WordTokenizer([], (), False)},
+    ):
         train_vectors(STORIES, **TINY | change)
     train_vectors(STORIES[1:], **TINY)
     train_vectors(["".join(STORIES[:2]), *STORIES[2:]], **TINY)
@@ -671,7 +747,9 @@ def test_whatever_determines_the_vectors_is_in_the_key(models, monkeypatch):
 
 
 def test_settings_reach_fasttext(cache):
-    plain = train_vectors(STORIES, WordTokenizer([], keep_punctuation=False), **TINY | {"maxn": 0, "bucket": 5})
+    plain = train_vectors(
+        STORIES, WordTokenizer([], keep_punctuation=False), **TINY | {"maxn": 0, "bucket": 5}
+    )
     assert (plain.maxn, plain.bucket, plain.dim) == (0, 0, 8)
     assert "mia" in plain
     assert "mi" not in plain
@@ -694,7 +772,8 @@ def test_what_a_killed_process_left_is_removed_a_day_later(cache):
     stem = vectors.path.name.partition("-")[0]
     vectors.path.unlink()
     old, new, other = (
-        cache / f".{name}.partial" for name in (f"{stem}.0000000a", f"{stem}.0000000b", "other.0000000c")
+        cache / f".{name}.partial"
+        for name in (f"{stem}.0000000a", f"{stem}.0000000b", "other.0000000c")
     )
     for folder in (old, new, other):
         folder.mkdir()
@@ -710,7 +789,9 @@ def test_two_processes_at_once(cache):
 from helpers.vectors import train_vectors
 print(train_vectors({STORIES!r}, **{TINY!r}).matrix.__self__.path.name)
 """
-    run = functools.partial(subprocess.Popen, [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    run = functools.partial(
+        subprocess.Popen, [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     both = [run(), run()]
     names = [process.communicate()[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0]

@@ -19,7 +19,8 @@
 # **Running time.** About one minute on two cores, most of it training word vectors; a few seconds when they are cached.
 
 # %% tags=["parameters"]
-CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
+CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
+# or of a folder with train.* and validation.*
 
 # %% tags=["setup"]
 import os
@@ -31,14 +32,22 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+        subprocess.run(
+            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
+        )
     if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
+        raise RuntimeError(
+            f"{REPOSITORY} does not hold this course: put the right address into this cell"
+        )
+    subprocess.run(
+        [sys.executable, "/content/course/notebooks/colab.py"], check=True
+    )  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
-    raise RuntimeError("open this notebook inside the repository: no folder `helpers` above the working folder")
+    raise RuntimeError(
+        "open this notebook inside the repository: no folder `helpers` above the working folder"
+    )
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT / "notebooks")
 
@@ -59,7 +68,10 @@ from helpers.vectors import neighbours, train_vectors
 
 figures = FigureFolder(CORPUS)
 stories = load_stories(CORPUS)
-print(f"{len(stories.train):,} stories to train on, {len(stories.validation):,} to evaluate on, none in both")
+print(
+    f"{len(stories.train):,} stories to train on, {len(stories.validation):,} to evaluate on, "
+    "none in both"
+)
 
 # %% [markdown]
 # ## A story becomes words
@@ -94,7 +106,10 @@ show_source(WordTokenizer.encode_story)
 
 # %%
 ids = tokenizer.encode_story("Mia found a zyzzyva.", length=10)
-table([[place, token_id, tokenizer.word(token_id)] for place, token_id in enumerate(ids)], ["position", "id", "token"])
+table(
+    [[place, token_id, tokenizer.word(token_id)] for place, token_id in enumerate(ids)],
+    ["position", "id", "token"],
+)
 
 # %% [markdown]
 # A story that is longer than the model's context is cut, and then has no `<eos>`. How many are?
@@ -102,7 +117,10 @@ table([[place, token_id, tokenizer.word(token_id)] for place, token_id in enumer
 # %%
 CONTEXT = 64
 cut = np.mean(
-    [tokenizer.encode_story(text, CONTEXT)[-1] not in (tokenizer.pad_id, tokenizer.eos_id) for text in stories.train]
+    [
+        tokenizer.encode_story(text, CONTEXT)[-1] not in (tokenizer.pad_id, tokenizer.eos_id)
+        for text in stories.train
+    ]
 )
 print(f"longer than {CONTEXT} tokens, <sos> and <eos> counted: {cut:.1%} of the training stories")
 
@@ -112,14 +130,18 @@ print(f"longer than {CONTEXT} tokens, <sos> and <eos> counted: {cut:.1%} of the 
 
 # %%
 print(tokenizer.decode(tokenizer.encode(EXAMPLE)))
-assert tokenizer.decode(tokenizer.encode(EXAMPLE)) == EXAMPLE, "what was encoded no longer decodes to itself"
+assert tokenizer.decode(tokenizer.encode(EXAMPLE)) == EXAMPLE, (
+    "what was encoded no longer decodes to itself"
+)
 
 # %% [markdown]
 # **How many words are enough?** Count how much of the validation text the first *n* words of the vocabulary cover.
 
 # %%
 counts = Counter(i for text in stories.validation for i in tokenizer.encode(text))
-frequency = np.array([counts[i] for i in range(4, len(tokenizer))])  # (V - 4,), most frequent in training first
+frequency = np.array(
+    [counts[i] for i in range(4, len(tokenizer))]
+)  # (V - 4,), most frequent in training first
 total = sum(counts.values())
 coverage = frequency.cumsum() / total  # (V - 4,)
 unknown_rate = counts[tokenizer.unk_id] / total
@@ -138,7 +160,10 @@ figure.axes[0].set_xscale("log")
 figures.save_figure(
     figure,
     "01_coverage",
-    alt="Share of the validation words covered by the n most frequent words, rising almost straight on a logarithmic axis.",
+    alt=(
+        "Share of the validation words covered by the n most frequent words, rising almost "
+        "straight on a logarithmic axis."
+    ),
 )
 
 # %% [markdown]
@@ -158,9 +183,16 @@ embedding = nn.Embedding(len(tokenizer), 300)  # (V, E)
 batch = torch.tensor([tokenizer.encode("the little dog was happy")])  # (B, T) = (1, 5)
 one_hot = nn.functional.one_hot(batch, len(tokenizer)).float()  # (B, T, V)
 
-assert torch.equal(embedding(batch), one_hot @ embedding.weight), "a lookup is a product with a one-hot vector"
+assert torch.equal(embedding(batch), one_hot @ embedding.weight), (
+    "a lookup is a product with a one-hot vector"
+)
 print(
-    "lookup", tuple(embedding(batch).shape), "= one-hot", tuple(one_hot.shape), "@ table", tuple(embedding.weight.shape)
+    "lookup",
+    tuple(embedding(batch).shape),
+    "= one-hot",
+    tuple(one_hot.shape),
+    "@ table",
+    tuple(embedding.weight.shape),
 )
 
 # %% [markdown]
@@ -180,7 +212,8 @@ print(
 vectors = train_vectors(stories.train, tokenizer)
 found = vectors.coverage(tokenizer)
 print(
-    f"vectors of {vectors.dim} numbers; with a row of their own: {found.in_dictionary:,} of {len(tokenizer.words):,} words"
+    f"vectors of {vectors.dim} numbers; with a row of their own: {found.in_dictionary:,} of "
+    f"{len(tokenizer.words):,} words"
 )
 print("n-grams of 'dogs':", *vectors.subwords("dogs"))
 
@@ -193,7 +226,9 @@ words, rows = tokenizer.words, matrix[4:]  # special tokens left out
 
 
 def nearest(word, k=5):
-    return [other for other, _ in neighbours(rows, words, vectors[word], k + 1) if other != word][:k]
+    return [other for other, _ in neighbours(rows, words, vectors[word], k + 1) if other != word][
+        :k
+    ]
 
 
 queries = ["mia", "she", "red", "ball", "said", "happy"]
@@ -231,13 +266,19 @@ groups = {
     "who": "he she his him they",
     "thing": "ball hat drum kite",
 }
-chosen = [(word, group) for group, members in groups.items() for word in members.split() if word in words]
-points = np.stack([vectors[word] / np.linalg.norm(vectors[word]) for word, _ in chosen]).astype(np.float64)  # (N, 300)
+chosen = [
+    (word, group) for group, members in groups.items() for word in members.split() if word in words
+]
+points = np.stack([vectors[word] / np.linalg.norm(vectors[word]) for word, _ in chosen]).astype(
+    np.float64
+)  # (N, 300)
 points -= points.mean(axis=0)
 left, _, directions = np.linalg.svd(points, full_matrices=False)
 directions *= np.sign(directions[:, [0]])  # a direction and its opposite are equally good: pick one
 figures.save_figure(
-    plots.scatter_words(points @ directions[:2].T, *zip(*chosen, strict=True), title="Words used alike lie together"),
+    plots.scatter_words(
+        points @ directions[:2].T, *zip(*chosen, strict=True), title="Words used alike lie together"
+    ),
     "01_words",
     alt="A map of some twenty words: names, colours, feelings, pronouns and things form groups.",
 )
@@ -255,9 +296,13 @@ figures.save_figure(
 
 # %%
 SENTENCES = ["The dog looked for the cat.", "The cat looked for the dog."]
-first, second = (torch.from_numpy(matrix[tokenizer.encode(text)]).double() for text in SENTENCES)  # (T, 300) each
+first, second = (
+    torch.from_numpy(matrix[tokenizer.encode(text)]).double() for text in SENTENCES
+)  # (T, 300) each
 print(f"distance of the averages: {(first.mean(0) - second.mean(0)).norm():.6f}")
-assert torch.allclose(first.mean(0), second.mean(0)), "the same words have the same mean, in any order"
+assert torch.allclose(first.mean(0), second.mean(0)), (
+    "the same words have the same mean, in any order"
+)
 
 # %% [markdown]
 # Nothing is left of the difference. A mean does not know order. Attention, which the next notebook builds, is a weighted mean:
@@ -279,7 +324,10 @@ positions = sinusoidal_positions(config.context_length, config.d_model)  # (T, D
 figures.save_figure(
     plots.position_heatmap(positions, title="Every position has a pattern of its own"),
     "01_positions",
-    alt="Heat-map of 64 positions by 296 dimensions: fast waves at the top, ever slower ones towards the bottom.",
+    alt=(
+        "Heat-map of 64 positions by 296 dimensions: fast waves at the top, ever slower ones "
+        "towards the bottom."
+    ),
 )
 
 # %% [markdown]
@@ -298,14 +346,18 @@ figure = plots.compare_curves(
     y_label="dot product",
     title="The nearer, the more alike",
 )
-assert torch.allclose(similarity[10, :54], similarity[20, 10:], atol=1e-4), "only the distance counts, not the place"
+assert torch.allclose(similarity[10, :54], similarity[20, 10:], atol=1e-4), (
+    "only the distance counts, not the place"
+)
 assert torch.allclose(similarity.diagonal(), torch.full((64,), config.d_model / 2)), (
     "sin² + cos² = 1 in each of the D/2 pairs"
 )
 figures.save_figure(
     figure,
     "01_similarity",
-    alt="Dot product of position 32 with every position: a peak at 32 that falls off on both sides.",
+    alt=(
+        "Dot product of position 32 with every position: a peak at 32 that falls off on both sides."
+    ),
 )
 
 # %% [markdown]
@@ -320,7 +372,9 @@ figures.save_figure(
 
 # %%
 torch.manual_seed(0)
-table_weights = 0.02 * torch.randn(1000, config.embedding_dim)  # (1000, E), how our model starts without word vectors
+table_weights = 0.02 * torch.randn(
+    1000, config.embedding_dim
+)  # (1000, E), how our model starts without word vectors
 projection = nn.Linear(config.embedding_dim, config.d_model)  # 300 → 296, see notebook 03
 nn.init.xavier_uniform_(projection.weight)
 nn.init.zeros_(projection.bias)
@@ -338,7 +392,10 @@ figures.save_figure(
         title="Without √d, positions drown the words",
     ),
     "01_lengths",
-    alt="Bars: a position vector has length 12, a random word vector 0.35, and 6 after scaling by the root of d.",
+    alt=(
+        "Bars: a position vector has length 12, a random word vector 0.35, and 6 after scaling "
+        "by the root of d."
+    ),
 )
 
 # %% [markdown]

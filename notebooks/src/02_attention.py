@@ -20,7 +20,8 @@
 # **Running time.** About 10 seconds on two cores. All sentences are our own, so every corpus gives the same numbers.
 
 # %% tags=["parameters"]
-CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
+CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
+# or of a folder with train.* and validation.*
 
 # %% tags=["setup"]
 import os
@@ -32,14 +33,22 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+        subprocess.run(
+            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
+        )
     if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
+        raise RuntimeError(
+            f"{REPOSITORY} does not hold this course: put the right address into this cell"
+        )
+    subprocess.run(
+        [sys.executable, "/content/course/notebooks/colab.py"], check=True
+    )  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
-    raise RuntimeError("open this notebook inside the repository: no folder `helpers` above the working folder")
+    raise RuntimeError(
+        "open this notebook inside the repository: no folder `helpers` above the working folder"
+    )
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT / "notebooks")
 
@@ -71,8 +80,12 @@ figures = FigureFolder(CORPUS)
 
 # %%
 words = ["mia", "lost", "her", "red", "ball"]
-keys = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 2.0], [0.0, 0.0]])  # (T, K): person, describes a thing
-values = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0]])  # (T, K): Mia-ness, redness
+keys = torch.tensor(
+    [[2.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 2.0], [0.0, 0.0]]
+)  # (T, K): person, describes a thing
+values = torch.tensor(
+    [[1.0, 0.0], [0.0, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0]]
+)  # (T, K): Mia-ness, redness
 query = torch.tensor([1.0, 2.0])  # (K,): "ball" looks for an owner, and even more for a description
 
 # %% [markdown]
@@ -82,7 +95,9 @@ query = torch.tensor([1.0, 2.0])  # (K,): "ball" looks for an owner, and even mo
 
 # %%
 def one_query(query, keys, values):
-    """Attention of one word, by a loop over the words that it reads. Returns scores, weights and the mixed value."""
+    """Attention of one word, by a loop over the words that it reads. Returns scores, weights and
+    the mixed value.
+    """
     scores = []
     for key in keys:
         dot = sum(float(a) * float(b) for a, b in zip(query, key, strict=True))
@@ -98,8 +113,14 @@ def one_query(query, keys, values):
 
 # %%
 scores, weights, mixed = one_query(query, keys, values)
-rows = [[words[i], f"{scores[i]:.2f}", f"{weights[i]:.2f}", *values[i].tolist()] for i in range(len(words))]
-table([*rows, ["sum, mean", "", f"{sum(weights):.2f}", *mixed]], ["word", "score", "weight", "Mia-ness", "redness"])
+rows = [
+    [words[i], f"{scores[i]:.2f}", f"{weights[i]:.2f}", *values[i].tolist()]
+    for i in range(len(words))
+]
+table(
+    [*rows, ["sum, mean", "", f"{sum(weights):.2f}", *mixed]],
+    ["word", "score", "weight", "Mia-ness", "redness"],
+)
 
 # %% [markdown]
 # *Red* gets the largest weight, because its key fits the query best. The last row is what *ball* takes home: rather
@@ -123,7 +144,10 @@ mixed = weights @ values  # (T, K)
 
 by_loop = torch.tensor([one_query(query, keys, values)[2] for query in queries])  # (T, K)
 assert torch.allclose(mixed, by_loop, atol=1e-6), "the matrix form is not the loop"
-print(f"loop and matrix form agree: {torch.allclose(mixed, by_loop, atol=1e-6)}, shape {tuple(mixed.shape)}")
+print(
+    f"loop and matrix form agree: {torch.allclose(mixed, by_loop, atol=1e-6)}, shape "
+    f"{tuple(mixed.shape)}"
+)
 
 # %% [markdown]
 # Same numbers, no loop. (Here every word still reads every other; the mask comes in a moment.) In the model nobody
@@ -155,7 +179,8 @@ variance = {d: dots[d].var().item() for d in widths}
 # %%
 assert all(0.9 < variance[d] / d < 1.1 for d in widths), "the variance of a dot product is not d"
 table(
-    [[d, f"{variance[d]:,.0f}", f"{variance[d] / d:.2f}"] for d in widths], ["d", "variance of q · k", "divided by d"]
+    [[d, f"{variance[d]:,.0f}", f"{variance[d] / d:.2f}"] for d in widths],
+    ["d", "variance of q · k", "divided by d"],
 )
 
 # %% [markdown]
@@ -184,7 +209,10 @@ figure.axes[0].set_xticks(widths, widths)
 figures.save_figure(
     figure,
     "02_sqrt_d",
-    alt="Largest attention weight against d: it rises towards 1 without the division by the root of d, and stays flat with it.",
+    alt=(
+        "Largest attention weight against d: it rises towards 1 without the division by the root "
+        "of d, and stays flat with it."
+    ),
 )
 
 # %%
@@ -239,7 +267,13 @@ def shown(row):
 after, before = mask_after(scores), mask_before(scores)  # (T, T) each
 table(
     [
-        [words[t], shown(after[t]), f"{after[t].sum():.2f}", shown(before[t]), f"{before[t].sum():.2f}"]
+        [
+            words[t],
+            shown(after[t]),
+            f"{after[t].sum():.2f}",
+            shown(before[t]),
+            f"{before[t].sum():.2f}",
+        ]
         for t in range(4)
     ],
     ["word", "masked after the softmax", "sum", "masked before", "sum"],
@@ -258,7 +292,9 @@ changed = scores.clone()
 changed[:3, 3] += 2.0  # the last word becomes more attractive
 leak = (mask_after(changed) - after)[:3].abs().amax(-1)  # (3,)
 assert (leak > 0).all(), "masked after the softmax, the past should move"
-assert torch.equal(mask_before(changed)[:3], before[:3]), "masked before the softmax, the past must not move"
+assert torch.equal(mask_before(changed)[:3], before[:3]), (
+    "masked before the softmax, the past must not move"
+)
 for word, x in zip(words, leak.tolist(), strict=False):
     print(f"masked after:  the weights of {word!r} moved by up to {x:.2f}")
 print("masked before: no weight moved by a single bit")
@@ -310,7 +346,9 @@ def change(x):
 
 # %%
 pairs = zip(original[0].tolist(), exchanged[0].tolist(), strict=True)
-names = [tokenizer.word(a) if a == b else f"{tokenizer.word(a)} → {tokenizer.word(b)}" for a, b in pairs]
+names = [
+    tokenizer.word(a) if a == b else f"{tokenizer.word(a)} → {tokenizer.word(b)}" for a, b in pairs
+]
 table(
     [[name, change(moved[t]), change(moved_unmasked[t])] for t, name in enumerate(names)],
     ["word", "output moved by", "without the mask"],
@@ -344,7 +382,9 @@ for h in range(H):
 # direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words, not between columns.
 
 # %%
-wrong = x.view(B, H, T, K)  # (B, H, T, K), but head 1 now holds all of the first word and none of the second
+wrong = x.view(
+    B, H, T, K
+)  # (B, H, T, K), but head 1 now holds all of the first word and none of the second
 assert wrong.shape == at_once.shape, "the mistake raises no error"
 assert not torch.equal(wrong, at_once), "the wrong reshape should mix up the words"
 print("head 1, wrongly:", wrong[0, 0].tolist())
@@ -372,7 +412,13 @@ def by_loops(layer, x):
     rows = []
     for t in range(len(x)):
         shares = [slice(h * width, (h + 1) * width) for h in range(layer.num_heads)]
-        rows.append([number for own in shares for number in one_query(q[t, own], k[: t + 1, own], v[: t + 1, own])[2]])
+        rows.append(
+            [
+                number
+                for own in shares
+                for number in one_query(q[t, own], k[: t + 1, own], v[: t + 1, own])[2]
+            ]
+        )
     return layer.output(torch.tensor(rows))  # (T, D)
 
 
@@ -382,7 +428,10 @@ def by_loops(layer, x):
 # %%
 torch.manual_seed(0)
 config = ModelConfig()
-layer, judge = MultiHeadAttention(config), nn.MultiheadAttention(config.d_model, config.num_heads, batch_first=True)
+layer, judge = (
+    MultiHeadAttention(config),
+    nn.MultiheadAttention(config.d_model, config.num_heads, batch_first=True),
+)
 parts = {"in_proj_": layer.qkv, "out_proj.": layer.output}  # PyTorch's names for our two matrices
 same = {f"{name}{key}": x for name, part in parts.items() for key, x in part.state_dict().items()}
 judge.load_state_dict(same)
@@ -400,7 +449,9 @@ mask = causal_mask(12)  # (T, T)
 # %%
 with torch.no_grad():
     ours, weights = layer(x, mask)  # (B, T, D), (B, H, T, T)
-    theirs, their_weights = judge(x, x, x, attn_mask=mask, average_attn_weights=False)  # the same shapes
+    theirs, their_weights = judge(
+        x, x, x, attn_mask=mask, average_attn_weights=False
+    )  # the same shapes
     differences = {
         "our loops": (ours[0] - by_loops(layer, x[0])).abs().max(),
         "PyTorch's output": (ours - theirs).abs().max(),
@@ -437,7 +488,9 @@ for name, difference in differences.items():
 # %%
 WIDTH = config.d_model // config.num_heads  # of one head
 HANDS = WIDTH // 2
-omega = 10_000 ** (-2 * torch.arange(HANDS) / config.d_model)  # (HANDS,), the angle of each hand per word
+omega = 10_000 ** (
+    -2 * torch.arange(HANDS) / config.d_model
+)  # (HANDS,), the angle of each hand per word
 print(f"a head is {WIDTH} numbers wide: room for {HANDS} hands of {config.d_model // 2}")
 
 
@@ -454,7 +507,10 @@ positions = sinusoidal_positions(config.context_length, config.d_model)  # (T, D
 p = positions[:, : 2 * HANDS]  # (T, 2 HANDS)
 error = (p[1:] @ turn_back(1).T - p[:-1]).abs().max()
 assert error < 1e-5, "the turned p(t) is not p(t - 1)"
-print(f"one matrix takes every p(t) to p(t - 1), for {config.context_length - 1} values of t: {bool(error < 1e-5)}")
+print(
+    f"one matrix takes every p(t) to p(t - 1), for {config.context_length - 1} values of t: "
+    f"{bool(error < 1e-5)}"
+)
 
 # %% [markdown]
 # So $W_Q$ is that turn and $W_K$ the identity. (Our vectors are rows, so the code multiplies by the transpose, as
@@ -464,7 +520,10 @@ print(f"one matrix takes every p(t) to p(t - 1), for {config.context_length - 1}
 # %%
 distances = range(5)
 profile = [float((omega * distance).cos().sum()) for distance in distances]
-table([["score", *[f"{value:.1f}" for value in profile]]], ["words away from t - 1", *map(str, distances)])
+table(
+    [["score", *[f"{value:.1f}" for value in profile]]],
+    ["words away from t - 1", *map(str, distances)],
+)
 
 # %% [markdown]
 # The right word wins, but its neighbours are close behind. The softmax looks at *differences* of scores, so multiply
@@ -473,7 +532,7 @@ table([["score", *[f"{value:.1f}" for value in profile]]], ["words away from t -
 
 # %%
 def previous_word(sharpness):
-    """Weights of the hand-made head at every position of the context, (T, T). Only positions go in."""
+    """Weights of the hand-made head at every position, (T, T). Only positions go in."""
     q, k = p @ (sharpness * turn_back(1)).T, p  # (T, 2 HANDS) each
     return (q @ k.T / WIDTH**0.5 + causal_mask(len(p))).softmax(-1)  # (T, T)
 
@@ -489,7 +548,9 @@ assert (weights.diagonal(-1) > 0.95).all(), "some word does not read the word be
 
 # %%
 tokens = ["<sos>", *tokenizer.split(SENTENCES[0])]
-weights = weights[: len(tokens), : len(tokens)]  # what comes after does not matter: the past does not move
+weights = weights[
+    : len(tokens), : len(tokens)
+]  # what comes after does not matter: the past does not move
 figures.save_figure(
     plots.heatmap(weights, tokens, title="Every word reads the word before it"),
     "02_previous_word",
@@ -526,7 +587,10 @@ figures.save_figure(
 
 # %%
 word_places = torch.arange(config.d_model - 2 * WIDTH, config.d_model, 2)  # (K,), the slowest sines
-print(f"largest position value at these places, within 16 words: {positions[:16, word_places].max():.3f}")
+print(
+    "largest position value at these places, within 16 words: "
+    f"{positions[:16, word_places].max():.3f}"
+)
 
 
 # %%
@@ -558,7 +622,9 @@ id_of = {tokenizer.word(i): i for i in range(len(tokenizer))}
 
 
 def asks_for(wishes, otherwise):
-    """A table from words to words as a matrix, (K, K): column = the word that reads, row = the word it asks for."""
+    """A table from words to words as a matrix, (K, K): column = the word that reads, row = the word
+    it asks for.
+    """
     matrix = torch.zeros(WIDTH, WIDTH)  # (K, K)
     for word, i in id_of.items():
         matrix[id_of[wishes.get(word, otherwise)], i] = 1
@@ -591,7 +657,9 @@ def hand_made_layer(sharpness):
     layer = MultiHeadAttention(config)
     W_Q = torch.cat([sharpness * wish @ part for part, wish in heads.values()])  # (D, D)
     W_K = torch.cat([part for part, _ in heads.values()])  # (D, D)
-    W_V = torch.cat([what] * config.num_heads)  # (D, D): every head passes on the word that it reads
+    W_V = torch.cat(
+        [what] * config.num_heads
+    )  # (D, D): every head passes on the word that it reads
     layer.qkv.weight.copy_(torch.cat([W_Q, W_K, W_V]))  # (3D, D)
     layer.qkv.bias.zero_()
     return layer
@@ -605,9 +673,13 @@ read = {}
 for text in SENTENCES:
     ids = [tokenizer.sos_id, *tokenizer.encode(text)]
     with torch.no_grad():
-        attention = torch.cat([layer(embed(ids)[None], causal_mask(len(ids)))[1] for layer in layers])  # (L, H, T, T)
+        attention = torch.cat(
+            [layer(embed(ids)[None], causal_mask(len(ids)))[1] for layer in layers]
+        )  # (L, H, T, T)
     read[text] = ([tokenizer.word(i) for i in ids], attention.numpy())
-    assert (attention[0, 0].diagonal(-1) > 0.95).all(), "the previous-word head fails once words are added"
+    assert (attention[0, 0].diagonal(-1) > 0.95).all(), (
+        "the previous-word head fails once words are added"
+    )
 
 # %%
 tokens, attention = read[SENTENCES[1]]
@@ -630,7 +702,9 @@ figures.save_figure(
 
 # %%
 def on_pattern(pattern, matrices):
-    """Mean weight on the keys of a pattern, over the words that have such a key. matrices: one (T, T) per sentence."""
+    """Mean weight on the keys of a pattern, over the words that have such a key. matrices: one (T,
+    T) per sentence.
+    """
     found = []
     for text, weights in zip(SENTENCES, matrices, strict=True):
         allowed = pattern_targets([tokenizer.sos_id, *tokenizer.encode(text)])[pattern]  # (T, T)
@@ -639,7 +713,9 @@ def on_pattern(pattern, matrices):
 
 
 # %%
-sharp, soft = ([attention[layer] for _, attention in read.values()] for layer in (0, 1))  # (H, T, T) per sentence
+sharp, soft = (
+    [attention[layer] for _, attention in read.values()] for layer in (0, 1)
+)  # (H, T, T) per sentence
 numbers = {}
 for name in ("previous word", "itself", "same word", "start token"):
     h, uniform = list(heads).index(name), list(heads).index("uniform")
@@ -664,7 +740,10 @@ table(rows, ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth", "
 
 # %%
 explorer = plots.AttentionExplorer(read)
-explorer.sentence.value, explorer.head.value = SENTENCES[2], 5  # the first picture; now it is your turn
+explorer.sentence.value, explorer.head.value = (
+    SENTENCES[2],
+    5,
+)  # the first picture; now it is your turn
 figures.save_explorer(explorer, "02_attention")
 
 # %% [markdown]
@@ -683,7 +762,10 @@ assert passed_on == [ids[0], *ids[:-1]], "the head must hand over the word befor
 
 # %%
 lines = {"reads": ids, "takes home": passed_on}
-table([[name, *map(tokenizer.word, line)] for name, line in lines.items()], ["position", *map(str, range(len(ids)))])
+table(
+    [[name, *map(tokenizer.word, line)] for name, line in lines.items()],
+    ["position", *map(str, range(len(ids)))],
+)
 
 # %% [markdown]
 # The second line is the first, moved by one: every word now *knows* the word before it. But take another value matrix,
@@ -691,7 +773,9 @@ table([[name, *map(tokenizer.word, line)] for name, line in lines.items()], ["po
 
 # %%
 for name, W_V in {"passes on the word": what, "all zero": 0 * what}.items():
-    print(f"{name:20} same weights, largest output {(weights @ (embed(ids) @ W_V.T)).abs().max():.1f}")
+    print(
+        f"{name:20} same weights, largest output {(weights @ (embed(ids) @ W_V.T)).abs().max():.1f}"
+    )
 
 # %% [markdown]
 # And with one value matrix, the values still differ in length. Two words are read, with numbers made up to make the
@@ -700,8 +784,15 @@ for name, W_V in {"passes on the word": what, "all zero": 0 * what}.items():
 # %%
 weight, length = torch.tensor([0.9, 0.1]), torch.tensor([0.1, 10.0])  # (2,) each, made up
 effect = weight * length  # (2,)
-rows = {"weight": weight, "length of the value": length, "share of the effect": effect / effect.sum()}
-table([[name, *[f"{x:.2f}" for x in row.tolist()]] for name, row in rows.items()], ["", "one word", "another word"])
+rows = {
+    "weight": weight,
+    "length of the value": length,
+    "share of the effect": effect / effect.sum(),
+}
+table(
+    [[name, *[f"{x:.2f}" for x in row.tolist()]] for name, row in rows.items()],
+    ["", "one word", "another word"],
+)
 
 # %% [markdown]
 # A large weight on a short value does little; a small weight on a long value can decide everything. And a word in layer
@@ -719,8 +810,12 @@ figures.save_numbers(
     {
         "variance_of_dot_products": {d: round(variance[d], 1) for d in widths},
         "largest_weight": {label: [round(value, 3) for value in y] for label, y in largest.items()},
-        "previous_word_worst_weight": {sharpness: round(weight, 3) for sharpness, weight in worst.items()},
-        "weight_on_pattern": {name: [round(value, 3) for value in row] for name, row in numbers.items()},
+        "previous_word_worst_weight": {
+            sharpness: round(weight, 3) for sharpness, weight in worst.items()
+        },
+        "weight_on_pattern": {
+            name: [round(value, 3) for value in row] for name, row in numbers.items()
+        },
         "past_moved_by": float(moved[:place].max()),
         "future_moved_by": [round(value, 2) for value in moved[place:].tolist()],
         "loops_and_pytorch_within": 1e-6,

@@ -20,7 +20,8 @@
 # **Running time.** About one minute on two cores.
 
 # %% tags=["parameters"]
-CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
+CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
+# or of a folder with train.* and validation.*
 
 # %% tags=["setup"]
 import os
@@ -32,14 +33,22 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+        subprocess.run(
+            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
+        )
     if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
+        raise RuntimeError(
+            f"{REPOSITORY} does not hold this course: put the right address into this cell"
+        )
+    subprocess.run(
+        [sys.executable, "/content/course/notebooks/colab.py"], check=True
+    )  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
-    raise RuntimeError("open this notebook inside the repository: no folder `helpers` above the working folder")
+    raise RuntimeError(
+        "open this notebook inside the repository: no folder `helpers` above the working folder"
+    )
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT / "notebooks")
 
@@ -94,7 +103,9 @@ try:
 except ValueError as error:
     print(error)
 else:
-    raise AssertionError("300 numbers cannot be shared equally among 8 heads: this should have been refused")
+    raise AssertionError(
+        "300 numbers cannot be shared equally among 8 heads: this should have been refused"
+    )
 
 # %% [markdown]
 # So the blocks are 296 wide, and one linear layer, the *projection*, takes each word vector from 300 numbers to 296.
@@ -108,7 +119,8 @@ share = price / assignment.num_parameters()
 
 assert config.d_model == 296 == 8 * 37
 assert price == 300 * 296 + 296
-print(f"{config.d_model} = {config.num_heads} heads × {config.d_model // config.num_heads} numbers")
+width = config.d_model // config.num_heads
+print(f"{config.d_model} = {config.num_heads} heads × {width} numbers")
 print(f"the projection: {price:,} parameters, {share:.1%} of the model")
 
 # %% [markdown]
@@ -137,12 +149,21 @@ def norm_by_loop(x, gain, bias, eps=1e-5):
     """One token's vector, a list of D numbers."""
     mean = sum(x) / len(x)
     variance = sum((value - mean) ** 2 for value in x) / len(x)
-    return [g * (value - mean) / math.sqrt(variance + eps) + b for value, g, b in zip(x, gain, bias, strict=True)]
+    return [
+        g * (value - mean) / math.sqrt(variance + eps) + b
+        for value, g, b in zip(x, gain, bias, strict=True)
+    ]
 
 
 x = [2.0, 4.0, 6.0, 0.0]
 y = norm_by_loop(x, gain=[1.0] * 4, bias=[0.0] * 4)
-print([round(value, 2) for value in y], "mean", round(sum(y) / 4, 4), "variance", round(sum(v * v for v in y) / 4, 4))
+print(
+    [round(value, 2) for value in y],
+    "mean",
+    round(sum(y) / 4, 4),
+    "variance",
+    round(sum(v * v for v in y) / 4, 4),
+)
 
 # %% [markdown]
 # Then a batch, without a loop. Mean and variance are taken over the last axis only, so that no token sees another, and
@@ -177,11 +198,15 @@ ours, judge = LayerNorm(8), nn.LayerNorm(8)
 ours.load_state_dict({"gain": gain, "bias": bias})
 judge.load_state_dict({"weight": gain, "bias": bias})
 by_loop = torch.tensor(
-    [[norm_by_loop(token, gain.tolist(), bias.tolist()) for token in story] for story in batch.tolist()]
+    [
+        [norm_by_loop(token, gain.tolist(), bias.tolist()) for token in story]
+        for story in batch.tolist()
+    ]
 )
 
 errors = {
-    name: error(value, judge(batch)) for name, value in {"loop": by_loop, "batch": normed, "class": ours(batch)}.items()
+    name: error(value, judge(batch))
+    for name, value in {"loop": by_loop, "batch": normed, "class": ours(batch)}.items()
 }
 assert max(errors.values()) < 1e-6, f"not the judge's LayerNorm: {errors}"
 print("within 1e-6 of torch.nn.LayerNorm:", *errors)
@@ -244,7 +269,9 @@ left.set_title("GELU: ReLU with a soft corner,")
 right.set_title("and its slope does not jump")
 left.legend()
 figures.save_figure(
-    figure, "03_gelu", alt="GELU beside ReLU, and their slopes: GELU bends smoothly and dips slightly below zero."
+    figure,
+    "03_gelu",
+    alt="GELU beside ReLU, and their slopes: GELU bends smoothly and dips slightly below zero.",
 )
 
 # %% [markdown]
@@ -330,13 +357,21 @@ def judges_name(name):
 def judge_of(block, norm_first=True):
     """PyTorch's layer with the weights of `block`."""
     layer = nn.TransformerEncoderLayer(
-        24, 4, dim_feedforward=48, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm_first
+        24,
+        4,
+        dim_feedforward=48,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=norm_first,
     )
     layer.load_state_dict({judges_name(name): value for name, value in block.state_dict().items()})
     return layer
 
 
-assert error(by_hand, judge_of(block)(x, src_mask=mask)) < 1e-6, "PyTorch's layer gives something else"
+assert error(by_hand, judge_of(block)(x, src_mask=mask)) < 1e-6, (
+    "PyTorch's layer gives something else"
+)
 print("by hand = DecoderBlock = torch.nn.TransformerEncoderLayer, within 1e-6")
 
 # %% [markdown]
@@ -366,8 +401,9 @@ def writes(model, ids):
 
 # %%
 STORY = (
-    "Once upon a time, there was a little girl named Mia. Mia had a red ball. Tom had a blue kite. "
-    "One day, Mia lost the red ball. She was sad. Tom looked under the tree and found the red ball. Mia was very happy."
+    "Once upon a time, there was a little girl named Mia. Mia had a red ball. Tom had a blue "
+    "kite. One day, Mia lost the red ball. She was sad. Tom looked under the tree and found the "
+    "red ball. Mia was very happy."
 )
 ids = torch.tensor([[tokenizer.sos_id, *tokenizer.encode(STORY)]])  # (1, T)
 torch.manual_seed(0)
@@ -380,29 +416,53 @@ assert same < 1e-5, "the sum of the parts is not the stream"
 print(f"{len(parts)} parts write into the stream of each of {ids.shape[1]} tokens")
 
 # %%
-stream = torch.stack(list(parts.values())).cumsum(0).norm(dim=-1)[:, 0]  # (parts, T): its length after each write
+stream = (
+    torch.stack(list(parts.values())).cumsum(0).norm(dim=-1)[:, 0]
+)  # (parts, T): its length after each write
 sizes = torch.stack(list(parts.values())).norm(dim=-1)[:, 0]  # (parts, T): the length of each write
 
 figure, axes = plots.subplots(size=(7.5, 4.0))
 places = np.arange(len(parts))
-axes.bar(places, sizes.mean(1), color=plots.COLORS[9], width=0.6, label="what the part writes (mean of the tokens)")
-axes.plot(places, stream.mean(1), color=plots.COLORS[0], marker="o", label="the stream after it (mean of the tokens)")
+axes.bar(
+    places,
+    sizes.mean(1),
+    color=plots.COLORS[9],
+    width=0.6,
+    label="what the part writes (mean of the tokens)",
+)
+axes.plot(
+    places,
+    stream.mean(1),
+    color=plots.COLORS[0],
+    marker="o",
+    label="the stream after it (mean of the tokens)",
+)
 axes.fill_between(
-    places, stream.amin(1), stream.amax(1), color=plots.COLORS[0], alpha=0.2, label="from the shortest to the longest"
+    places,
+    stream.amin(1),
+    stream.amax(1),
+    color=plots.COLORS[0],
+    alpha=0.2,
+    label="from the shortest to the longest",
 )
 axes.set_xticks(places, [name.replace(" ", "\n") for name in parts])
-axes.set(xlabel="part, in the order of writing", ylabel="length of the vector (no unit)", ylim=(0, None))
+axes.set(
+    xlabel="part, in the order of writing", ylabel="length of the vector (no unit)", ylim=(0, None)
+)
 axes.set_title("Each write makes the stream longer (untrained model)")
 axes.legend(loc="upper left")
 figures.save_figure(
-    figure, "03_stream", alt="Length of the residual stream after each part of three blocks: it grows with every write."
+    figure,
+    "03_stream",
+    alt="Length of the residual stream after each part of three blocks: it grows with every write.",
 )
 
 # %%
 assert (stream.mean(1).diff() > 0).all(), "a write made the stream shorter"
 pythagoras = sizes.square().sum(0).sqrt() / stream[-1]  # (T,)
 print(
-    f"from {stream[0].mean():.0f} to {stream[-1].mean():.0f}: the sum of all lengths would be {sizes.sum(0).mean():.0f}"
+    f"from {stream[0].mean():.0f} to {stream[-1].mean():.0f}: the sum of all lengths would be "
+    f"{sizes.sum(0).mean():.0f}"
 )
 print(f"√(sum of squared lengths) / length of the sum: {pythagoras.mean():.1f}")
 
@@ -502,8 +562,15 @@ for (kind, color), line in zip(zip(KINDS, plots.COLORS, strict=False), plots.LIN
     right.plot(DEPTHS, [measured[kind, depth][-1] for depth in DEPTHS], **style)
 guide = [measured["pre-norm", 3][-1] * (3 / depth) ** 0.5 for depth in DEPTHS]
 right.plot(DEPTHS, guide, color=plots.GREY, linestyle=":", label="1 / √depth")
-left.set(xlabel="block, of 12", ylabel="length of the gradient (nats per unit)", ylim=(0, None), xticks=range(1, 13))
-right.set(xlabel="blocks in the stack", xscale="log", ylabel="gradient of the last block", ylim=(0, None))
+left.set(
+    xlabel="block, of 12",
+    ylabel="length of the gradient (nats per unit)",
+    ylim=(0, None),
+    xticks=range(1, 13),
+)
+right.set(
+    xlabel="blocks in the stack", xscale="log", ylabel="gradient of the last block", ylim=(0, None)
+)
 right.set_xticks(DEPTHS, DEPTHS)
 right.minorticks_off()
 left.set_title("Pre-norm: later blocks get less")
@@ -514,7 +581,10 @@ right.legend()
 figures.save_figure(
     figure,
     "03_gradients",
-    alt="Gradient of each of 12 blocks before training, and of the last block for 3 to 24 blocks: post-norm level, pre-norm falling.",
+    alt=(
+        "Gradient of each of 12 blocks before training, and of the last block for 3 to 24 "
+        "blocks: post-norm level, pre-norm falling."
+    ),
 )
 
 # %%
@@ -541,7 +611,9 @@ table(rows, ["", "12 blocks: first / last gradient", "last gradient: 3 blocks / 
 # %%
 def first_steps(model, steps=80, batch_size=8, learning_rate=2e-3):
     """The loss of each of the first steps of training."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+    )
     losses = []
     for step in range(steps):
         rows = torch.arange(step * batch_size, (step + 1) * batch_size) % len(some)  # (B,)
@@ -554,7 +626,9 @@ def first_steps(model, steps=80, batch_size=8, learning_rate=2e-3):
 
 
 some = encode_stories(tokenizer, stories.train[:640], 64).long()  # (N, 64)
-runs = {(kind, depth): first_steps(stack(kind, depth, seed=1)) for depth in (3, 12) for kind in KINDS}
+runs = {
+    (kind, depth): first_steps(stack(kind, depth, seed=1)) for depth in (3, 12) for kind in KINDS
+}
 
 # %%
 counts = torch.bincount(some[:, 1:].flatten(), minlength=V).double()  # (V,)
@@ -567,7 +641,10 @@ def smooth(losses, width=10):
     return np.convolve(losses, np.ones(width) / width, mode="valid")  # (steps - width + 1,)
 
 
-curves = {f"{kind}, {depth} blocks": (np.arange(10, 81), smooth(run)) for (kind, depth), run in runs.items()}
+curves = {
+    f"{kind}, {depth} blocks": (np.arange(10, 81), smooth(run))
+    for (kind, depth), run in runs.items()
+}
 figures.save_figure(
     plots.compare_curves(
         curves,
@@ -576,13 +653,18 @@ figures.save_figure(
         title="Twelve post-norm blocks get stuck; three do not",
     ),
     "03_first_steps",
-    alt="Training loss of four stacks over 80 steps: three fall, the post-norm stack of 12 blocks stays at the level of word counts.",
+    alt=(
+        "Training loss of four stacks over 80 steps: three fall, the post-norm stack of 12 "
+        "blocks stays at the level of word counts."
+    ),
 )
 
 # %%
 end = {key: float(np.mean(losses[-10:])) for key, losses in runs.items()}
 assert abs(end["post-norm", 3] - end["pre-norm", 3]) < 0.3, "three blocks: the two kinds differ"
-assert end["post-norm", 12] > end["pre-norm", 12] + 0.5, "twelve blocks: post-norm learns as well as pre-norm"
+assert end["post-norm", 12] > end["pre-norm", 12] + 0.5, (
+    "twelve blocks: post-norm learns as well as pre-norm"
+)
 print("3 blocks: the two kinds end within 0.3 nats of each other")
 print("12 blocks: pre-norm ends more than 0.5 nats below post-norm")
 
@@ -608,7 +690,10 @@ def stream_lengths(model, ids):
 
 
 lengths = {kind: stream_lengths(stack(kind, 12, seed=0), eight) for kind in KINDS}
-rows = [[kind, *(f"{values[block - 1]:.1f}" for block in (1, 4, 8, 12))] for kind, values in lengths.items()]
+rows = [
+    [kind, *(f"{values[block - 1]:.1f}" for block in (1, 4, 8, 12))]
+    for kind, values in lengths.items()
+]
 table(rows, ["length of the stream / √D", "after block 1", "4", "8", "12"])
 
 # %%
@@ -620,7 +705,9 @@ with torch.no_grad():
 
 assert lengths["pre-norm"][-1] > 2 * lengths["pre-norm"][0], "the pre-norm stream does not grow"
 assert louder > 2, "the final norm makes no difference"
-print(f"without a final norm the first logits of 12 pre-norm blocks are {louder:.1f} times as large")
+print(
+    f"without a final norm the first logits of 12 pre-norm blocks are {louder:.1f} times as large"
+)
 
 # %% [markdown]
 # The stream of post-norm has the length $\sqrt{D}$ after every block. That of pre-norm grows, so later blocks, whose
@@ -656,7 +743,12 @@ rows_of_table = [
     ["three blocks", "3 × 960360", count(assignment.blocks), 2_881_080],
     ["final norm", "296 + 296", count(assignment.norm), 592],
     ["output", "296 × 10000 + 10000", count(assignment.output), 2_970_000],
-    ["output, with its norm", "592 + 2970000", count(assignment.norm, assignment.output), 2_970_592],
+    [
+        "output, with its norm",
+        "592 + 2970000",
+        count(assignment.norm, assignment.output),
+        2_970_592,
+    ],
     ["the whole model", "3089096 + 2881080 + 2970592", count(assignment), 8_940_768],
 ]
 
@@ -665,8 +757,13 @@ for part, formula, ours, expected in rows_of_table:
     assert ours == expected == eval(formula.replace("×", "*")), (
         f"{part}: {ours:,} parameters, the table says {expected:,}"
     )
-assert assignment.num_parameters() == rows_of_table[-1][2], "a part of the model is missing in the table"
-table([[part, formula, ours] for part, formula, ours, _ in rows_of_table], ["part", "formula", "parameters"])
+assert assignment.num_parameters() == rows_of_table[-1][2], (
+    "a part of the model is missing in the table"
+)
+table(
+    [[part, formula, ours] for part, formula, ours, _ in rows_of_table],
+    ["part", "formula", "parameters"],
+)
 
 # %%
 vocabulary = count(assignment.embedding, assignment.output) / count(assignment)
@@ -697,7 +794,10 @@ def initial_loss(seed):
 
 starts = [initial_loss(seed) for seed in range(10)]
 initial = sum(starts) / len(starts)
-print(f"ln V = ln {V:,} = {math.log(V):.2f} nats; measured, mean of {len(starts)} random starts: {initial:.2f} nats")
+print(
+    f"ln V = ln {V:,} = {math.log(V):.2f} nats; measured, mean of {len(starts)} random starts: "
+    f"{initial:.2f} nats"
+)
 
 # %% [markdown]
 # A little more. The logits are not all equal: they scatter at random, and a random opinion costs. We can say how much.
@@ -710,10 +810,15 @@ print(f"ln V = ln {V:,} = {math.log(V):.2f} nats; measured, mean of {len(starts)
 # %%
 D = config.d_model
 expected = math.log(V) + D / (D + V)
-print(f"predicted: {expected:.2f} nats; for the assignment's 10,000 words: {math.log(10_000) + D / (D + 10_000):.2f}")
+print(
+    f"predicted: {expected:.2f} nats; for the assignment's 10,000 words: "
+    f"{math.log(10_000) + D / (D + 10_000):.2f}"
+)
 
 assert abs(initial - expected) < 0.1, "the initial loss is not that of a model that knows nothing"
-assert all(abs(start - expected) < 0.3 for start in starts), "one of the random starts is far from what it must be"
+assert all(abs(start - expected) < 0.3 for start in starts), (
+    "one of the random starts is far from what it must be"
+)
 print("measured and predicted agree within 0.1 nats:", abs(initial - expected) < 0.1)
 
 # %% [markdown]
@@ -771,8 +876,13 @@ for story in batch.tolist():
         continued[tuple(story[: t + 1])] += 1
 
 targets = continued.total()
-floor = sum(times * math.log(begun[text[:-1]] / times) for text, times in continued.items()) / targets
-print(f"the floor: {floor:.4f} nats per token; (8 ln 8) / {targets} tokens = {8 * math.log(8) / targets:.4f}")
+floor = (
+    sum(times * math.log(begun[text[:-1]] / times) for text, times in continued.items()) / targets
+)
+print(
+    f"the floor: {floor:.4f} nats per token; (8 ln 8) / {targets} tokens = "
+    f"{8 * math.log(8) / targets:.4f}"
+)
 
 # %% [markdown]
 # Of course: by its end, each of eight different stories has been singled out once, and to single out one of eight costs
@@ -805,7 +915,10 @@ figures.save_figure(
         log_y=True,
     ),
     "03_one_batch",
-    alt="Loss on one batch over 100 steps: the model with a mask levels off at the floor, the one without goes below it.",
+    alt=(
+        "Loss on one batch over 100 steps: the model with a mask levels off at the floor, the "
+        "one without goes below it."
+    ),
 )
 
 # %% [markdown]
@@ -837,9 +950,13 @@ figures.save_figure(
 def direct_logits(model, ids):
     """Each part's share of the logits, {part: (B, T, V)}; together they are the logits."""
     parts, weight = writes(model, ids), model.output.weight  # {part: (B, T, D)}, (V, D)
-    variance = sum(parts.values()).var(-1, unbiased=False, keepdim=True)  # (B, T, 1), from here on a constant
+    variance = sum(parts.values()).var(
+        -1, unbiased=False, keepdim=True
+    )  # (B, T, 1), from here on a constant
     gain = model.norm.gain * torch.rsqrt(variance + model.norm.eps)  # (B, T, D)
-    shares = {name: (part - part.mean(-1, keepdim=True)) * gain @ weight.T for name, part in parts.items()}
+    shares = {
+        name: (part - part.mean(-1, keepdim=True)) * gain @ weight.T for name, part in parts.items()
+    }
     constant = model.norm.bias @ weight.T + model.output.bias  # (V,)
     return shares | {"biases": constant.expand_as(shares["words"])}
 
@@ -874,7 +991,10 @@ with torch.no_grad():
     predicted = [tokenizer.word(i) for i in exact(batch)[0].argmax(-1).tolist()]  # (T,)
 
 assert all(predicted[t] == names[t + 1] for t in places), "the story was not learned by heart"
-table([[" ".join(names[t - 2 : t + 1]), predicted[t]] for t in places], ["… what stands there", "predicted"])
+table(
+    [[" ".join(names[t - 2 : t + 1]), predicted[t]] for t in places],
+    ["… what stands there", "predicted"],
+)
 
 # %% [markdown]
 # Softmax does not notice when the same number is added to all logits. So a single logit means nothing; we count each
@@ -909,7 +1029,9 @@ for i, offset in enumerate((-0.2, 0.2)):
         label=label,
     )
 right.set_title("The same word read, two opposite answers")
-right.set_xlabel(f"logit of “{tokenizer.word(second)}” minus logit of “{tokenizer.word(first)}” (nats)")
+right.set_xlabel(
+    f"logit of “{tokenizer.word(second)}” minus logit of “{tokenizer.word(first)}” (nats)"
+)
 for panel in (left, right):
     panel.set_yticks(range(len(part_names)), part_names if panel is left else [])
     panel.invert_yaxis()
@@ -919,11 +1041,17 @@ figure.legend(handles=right.get_legend_handles_labels()[0], loc="outside lower r
 figures.save_figure(
     figure,
     "03_attribution",
-    alt="What each part adds to the logit of the predicted word, and to the difference between two words.",
+    alt=(
+        "What each part adds to the logit of the predicted word, and to the difference between "
+        "two words."
+    ),
 )
 
 # %%
-totals, inside = between.sum(0), between[2:-1].sum(0)  # (2,), (2,): all parts; attention and feed-forward only
+totals, inside = (
+    between.sum(0),
+    between[2:-1].sum(0),
+)  # (2,), (2,): all parts; attention and feed-forward only
 at_both = writes(exact, batch)["words"][0, places[:2]]  # (2, D)
 
 assert torch.equal(at_both[0], at_both[1]), "the same word was written in two ways"
@@ -931,9 +1059,13 @@ assert first == second or (totals[0] < 0 < totals[1] and inside[0] < 0 < inside[
     "attention and feed-forward did not decide"
 )
 print(
-    f"the parts decide for “{tokenizer.word(first)}” in the first place, for “{tokenizer.word(second)}” in the second"
+    f"the parts decide for “{tokenizer.word(first)}” in the first place, for "
+    f"“{tokenizer.word(second)}” in the second"
 )
-print("attention and feed-forward alone decide so, too; what the word writes is the same in both places")
+print(
+    "attention and feed-forward alone decide so, too; what the word writes is the same in both "
+    "places"
+)
 
 # %% [markdown]
 # Left: each bar is one part's share of the logit of the word that was predicted; all bars together are that logit,
@@ -983,13 +1115,21 @@ figures.save_numbers(
         "projection_share": price / count(assignment),
         "vocabulary_share": vocabulary,
         "vocabulary_size": V,
-        "gradients": {f"{kind}, {depth} blocks": values for (kind, depth), values in measured.items()},
-        "first_steps_end": {f"{kind}, {depth} blocks": value for (kind, depth), value in end.items()},
+        "gradients": {
+            f"{kind}, {depth} blocks": values for (kind, depth), values in measured.items()
+        },
+        "first_steps_end": {
+            f"{kind}, {depth} blocks": value for (kind, depth), value in end.items()
+        },
         "unigram_loss": unigram,
         "stream_lengths": lengths,
         "stream_of_a_story": dict(zip(parts, stream.mean(1), strict=True)),
         "initial_loss": {"ln_V": math.log(V), "predicted": expected, "measured": initial},
         "one_batch": {"floor": floor, "with_mask": honest[-1], "mask_forgotten": cheating[-1]},
-        "attribution": {"error": worst, "push": dict(zip(part_names, push, strict=True)), "places": between},
+        "attribution": {
+            "error": worst,
+            "push": dict(zip(part_names, push, strict=True)),
+            "places": between,
+        },
     },
 )

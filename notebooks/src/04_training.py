@@ -20,7 +20,8 @@
 # more for word vectors if they are not cached yet.
 
 # %% tags=["parameters"]
-CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
+CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
+# or of a folder with train.* and validation.*
 
 # %% tags=["setup"]
 import os
@@ -32,14 +33,22 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+        subprocess.run(
+            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
+        )
     if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
+        raise RuntimeError(
+            f"{REPOSITORY} does not hold this course: put the right address into this cell"
+        )
+    subprocess.run(
+        [sys.executable, "/content/course/notebooks/colab.py"], check=True
+    )  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
-    raise RuntimeError("open this notebook inside the repository: no folder `helpers` above the working folder")
+    raise RuntimeError(
+        "open this notebook inside the repository: no folder `helpers` above the working folder"
+    )
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT / "notebooks")
 
@@ -77,7 +86,8 @@ figures = FigureFolder(CORPUS)
 stories = load_stories(CORPUS, validation=500)
 tokenizer = WordTokenizer.train(stories.train, vocab_size=10_000)
 print(
-    f"{len(stories.train):,} training stories, {len(stories.validation):,} validation stories, {len(tokenizer):,} tokens"
+    f"{len(stories.train):,} training stories, {len(stories.validation):,} validation stories, "
+    f"{len(tokenizer):,} tokens"
 )
 
 # %% [markdown]
@@ -115,7 +125,12 @@ show_source(loss_sum)
 
 # %%
 model = new_model(stories, tokenizer)
-batch = torch.tensor([tokenizer.encode_story(text, 64) for text in ("The girl was happy.", "The boy had a red ball.")])
+batch = torch.tensor(
+    [
+        tokenizer.encode_story(text, 64)
+        for text in ("The girl was happy.", "The boy had a red ball.")
+    ]
+)
 with torch.no_grad():
     total, count = loss_sum(model, batch, tokenizer.pad_id)
     logits = model(batch[:, :-1]).flatten(0, 1)  # (B·(T-1), V)
@@ -123,7 +138,9 @@ with torch.no_grad():
     reference = F.cross_entropy(logits, targets, ignore_index=tokenizer.pad_id)
     with_padding = F.cross_entropy(logits, targets)
 
-assert torch.allclose(total / count, reference, rtol=1e-5), "the loss is not the mean over real tokens"
+assert torch.allclose(total / count, reference, rtol=1e-5), (
+    "the loss is not the mean over real tokens"
+)
 print(f"{count} real targets of {targets.numel()}")
 print(
     "the mean over real targets is PyTorch's: True; over all targets it differs:",
@@ -171,7 +188,8 @@ table(
 vectors = train_vectors(stories.train, tokenizer)
 model = new_model(stories, tokenizer, vectors)
 print(
-    f"{model.num_parameters():,} parameters; with a vocabulary of 10,000: {Decoder(ModelConfig()).num_parameters():,}"
+    f"{model.num_parameters():,} parameters; with a vocabulary of 10,000: "
+    f"{Decoder(ModelConfig()).num_parameters():,}"
 )
 
 # %% [markdown]
@@ -186,17 +204,26 @@ steps = range(0, total_steps, 3)
 figures.save_figure(
     plots.compare_curves(
         {
-            "our default": (steps, [1000 * learning_rate_at(step, total_steps, config) for step in steps]),
+            "our default": (
+                steps,
+                [1000 * learning_rate_at(step, total_steps, config) for step in steps],
+            ),
             "the assignment's": (
                 steps,
-                [1000 * learning_rate_at(step, total_steps, TrainingConfig.baseline()) for step in steps],
+                [
+                    1000 * learning_rate_at(step, total_steps, TrainingConfig.baseline())
+                    for step in steps
+                ],
             ),
         },
         y_label="learning rate (thousandths)",
         title="A short climb, then half a cosine",
     ),
     "04_schedule",
-    alt="Learning rate against step: ours climbs to its maximum within the warm-up and falls to zero; the assignment's is flat.",
+    alt=(
+        "Learning rate against step: ours climbs to its maximum within the warm-up and falls to "
+        "zero; the assignment's is flat."
+    ),
 )
 
 # %% [markdown]
@@ -236,7 +263,9 @@ assert difference < 0.01, "bfloat16 changes the loss: something small is summed 
 # **Predict.** What will the samples get right just after the unigram landmark? And after the bigram?
 
 # %%
-names = words_after(r"\b(?:named|called) ([A-Z]\w+)", stories.train, tokenizer)  # ids of people's and animals' names
+names = words_after(
+    r"\b(?:named|called) ([A-Z]\w+)", stories.train, tokenizer
+)  # ids of people's and animals' names
 sounds = words_after(
     r'song, "([^".]+)\.', stories.train, tokenizer
 )  # ids of words that mean nothing; see "A song" below
@@ -244,7 +273,10 @@ samples = {}
 
 
 def write_samples(stage: str, step: int, model: Decoder) -> None:
-    samples[stage] = {"step": step, "generations": generate(model, tokenizer, [""] * 16, max_new_tokens=40, seed=1)}
+    samples[stage] = {
+        "step": step,
+        "generations": generate(model, tokenizer, [""] * 16, max_new_tokens=40, seed=1),
+    }
 
 
 def watch(row: dict, model: Decoder) -> None:
@@ -267,9 +299,15 @@ crossed = {
     for name, loss in marks.items()
 }
 missed = [name for name in ("uniform", "unigram", "bigram") if crossed[name] is None]
-assert not missed, f"the loss never passed {missed}: too few stories, or too few steps, to learn from"
-assert crossed["uniform"] <= crossed["unigram"] < crossed["bigram"], "the landmarks are passed in order"
-assert final < marks["bigram"] - 0.5, "one word of context explains nearly all: attention has learned nothing"
+assert not missed, (
+    f"the loss never passed {missed}: too few stories, or too few steps, to learn from"
+)
+assert crossed["uniform"] <= crossed["unigram"] < crossed["bigram"], (
+    "the landmarks are passed in order"
+)
+assert final < marks["bigram"] - 0.5, (
+    "one word of context explains nearly all: attention has learned nothing"
+)
 print("half a nat or more below the bigram:", final < marks["bigram"] - 0.5)
 
 # %% [markdown]
@@ -289,8 +327,12 @@ if "entropy floor" in marks:
 place = CHECKPOINTS / corpus_name(CORPUS)
 if CORPUS == "bundled" and place.exists():
     _, words_then, then = load_checkpoint(place)
-    assert words_then.words == tokenizer.words, "other stories made checkpoints/bundled: delete it, and run this again"
-    assert abs(final - then["validation_loss"]) < 0.03, "this run did not land where the kept model did"
+    assert words_then.words == tokenizer.words, (
+        "other stories made checkpoints/bundled: delete it, and run this again"
+    )
+    assert abs(final - then["validation_loss"]) < 0.03, (
+        "this run did not land where the kept model did"
+    )
     print("within 0.03 nats of the model that came with the repository: True")
 else:
     save_trained(place, model, tokenizer, history, corpus_name(CORPUS))
@@ -300,10 +342,14 @@ figures.save_figure(
     plots.loss_curves(
         history.rows,
         marks,
-        title="The loss falls past every landmark" + (" and settles on the floor" if "entropy floor" in marks else ""),
+        title="The loss falls past every landmark"
+        + (" and settles on the floor" if "entropy floor" in marks else ""),
     ),
     "04_loss",
-    alt="Training and validation loss against steps, falling steeply past uniform, unigram and bigram lines and levelling off.",
+    alt=(
+        "Training and validation loss against steps, falling steeply past uniform, unigram and "
+        "bigram lines and levelling off."
+    ),
 )
 
 # %% [markdown]
@@ -328,14 +374,23 @@ table(
         for row in history.rows
         if row["step"] % steps_per_epoch == 0
     ],
-    ["epoch", "training loss, last stretch", "validation loss", "validation perplexity", "above the floor"],
+    [
+        "epoch",
+        "training loss, last stretch",
+        "validation loss",
+        "validation perplexity",
+        "above the floor",
+    ],
 )
 
 # %%
 figures.save_figure(
     plots.perplexity_curve(history.rows, marks, title="The same run as perplexity"),
     "04_perplexity",
-    alt="Training and validation perplexity against steps on a logarithmic axis, with the same landmarks.",
+    alt=(
+        "Training and validation perplexity against steps on a logarithmic axis, with the same "
+        "landmarks."
+    ),
 )
 
 # %% [markdown]
@@ -362,7 +417,9 @@ seen = {n: {gram for row in rows for gram in ngrams(row, n)} for n in (2, 5)}
 # %%
 def measure(generations):
     texts = [g.ids for g in generations]
-    known = {n: np.mean([gram in seen[n] for ids in texts for gram in ngrams(ids, n)]) for n in seen}
+    known = {
+        n: np.mean([gram in seen[n] for ids in texts for gram in ngrams(ids, n)]) for n in seen
+    }
     mentions = [word in ids[:t] for ids in texts for t, word in enumerate(ids) if word in names]
     return {"pairs": known[2], "runs": known[5], "names": np.mean(mentions) if mentions else 0.0}
 
@@ -372,19 +429,35 @@ measured = {stage: measure(kept["generations"]) for stage, kept in samples.items
 # %% tags=["nbval-ignore-output"]
 table(
     [
-        [stage, kept["step"], *(f"{value:.0%}" for value in measured[stage].values()), kept["generations"][0].text]
+        [
+            stage,
+            kept["step"],
+            *(f"{value:.0%}" for value in measured[stage].values()),
+            kept["generations"][0].text,
+        ]
         for stage, kept in samples.items()
     ],
-    ["after", "step", "known pairs", "known runs", "names again", "one of the sixteen stories, from nothing"],
+    [
+        "after",
+        "step",
+        "known pairs",
+        "known runs",
+        "names again",
+        "one of the sixteen stories, from nothing",
+    ],
 )
 
 # %%
 stages = ["untrained", "unigram", "bigram", "trained"]
-pairs, runs, mentions = ([measured[stage][key] for stage in stages] for key in ("pairs", "runs", "names"))
+pairs, runs, mentions = (
+    [measured[stage][key] for stage in stages] for key in ("pairs", "runs", "names")
+)
 assert pairs == sorted(set(pairs)), "each landmark brings more pairs that exist"
 assert runs[3] > runs[2], "runs of five words come after the bigram"
 print("pairs rise at every landmark, runs of five come last: True")
-if "entropy floor" in marks:  # on real stories names return less surely, and sixteen samples are too few to tell
+if (
+    "entropy floor" in marks
+):  # on real stories names return less surely, and sixteen samples are too few to tell
     assert mentions[3] > mentions[2], "names come back only once attention works"
     print("returning names come last too: True")
 
@@ -425,11 +498,19 @@ trials = {
 brief = replace(stories, validation=stories.validation[:80])
 results = {}
 for name, (recipe, start) in trials.items():
-    untrained = new_model(stories, tokenizer) if start is None else new_model(stories, tokenizer, vectors, **start)
+    untrained = (
+        new_model(stories, tokenizer)
+        if start is None
+        else new_model(stories, tokenizer, vectors, **start)
+    )
     results[name] = train(untrained, tokenizer, brief, recipe)
 table(
     [
-        [name, f"{h.rows[-1]['validation_loss']:.2f}", f"{math.exp(h.rows[-1]['validation_loss']):.1f}"]
+        [
+            name,
+            f"{h.rows[-1]['validation_loss']:.2f}",
+            f"{math.exp(h.rows[-1]['validation_loss']):.1f}",
+        ]
         for name, h in results.items()
     ],
     ["recipe", "validation loss", "perplexity"],
@@ -453,21 +534,32 @@ if CORPUS == "bundled":
 shown = ["default: fastText, tuned", "fastText, frozen", "random start", "the assignment's recipe"]
 figures.save_figure(
     plots.compare_curves(
-        {name: (results[name].column("step"), results[name].column("validation_loss")) for name in shown},
+        {
+            name: (results[name].column("step"), results[name].column("validation_loss"))
+            for name in shown
+        },
         y_label="validation loss (nats per token)",
         title="Good vectors help most when they may move",
     ),
     "04_recipes",
-    alt="Validation loss of four short runs: fastText tuned is lowest, random and frozen are above it, the assignment's recipe is far above.",
+    alt=(
+        "Validation loss of four short runs: fastText tuned is lowest, random and frozen are "
+        "above it, the assignment's recipe is far above."
+    ),
 )
 
 # %%
 losses = {name: h.rows[-1]["validation_loss"] for name, h in results.items()}
-assert losses["default: fastText, tuned"] < losses["random start"], "fastText vectors are the better start"
+assert losses["default: fastText, tuned"] < losses["random start"], (
+    "fastText vectors are the better start"
+)
 assert losses["default: fastText, tuned"] < losses["the assignment's recipe"] - 0.5, (
     "the default is far ahead of the assignment's recipe"
 )
-print("fastText beats the random start, and the default the assignment's recipe by more than half a nat: True")
+print(
+    "fastText beats the random start, and the default the assignment's recipe by more than half "
+    "a nat: True"
+)
 
 # %% [markdown]
 # Vectors that know something are the better start. They help most when they may move: what skip-gram knows about a word is not
@@ -498,22 +590,32 @@ def losses_of_words(count):
     return torch.cat(
         [
             F.cross_entropy(model(rows.to(device)).mT.cpu(), wanted, reduction="none")
-            for rows, wanted in zip(inputs[:count].split(50), targets[:count].split(50), strict=True)
+            for rows, wanted in zip(
+                inputs[:count].split(50), targets[:count].split(50), strict=True
+            )
         ]
     )
 
 
-song, again = {}, torch.zeros_like(targets, dtype=torch.bool)  # (M, T-1): this sound has followed that one before
+song, again = (
+    {},
+    torch.zeros_like(targets, dtype=torch.bool),
+)  # (M, T-1): this sound has followed that one before
 if sounds:
     is_sound = torch.isin(validation_ids, torch.tensor(sorted(sounds)))  # (M, T)
     inside = is_sound[:, 1:] & is_sound[:, :-1]  # (M, T-1): a sound after a sound
     for m, t in inside.nonzero().tolist():
         pair = (inputs[m, t].item(), targets[m, t].item())
         again[m, t] = pair in pairwise(inputs[m, : t + 1].tolist())
-    floors = torch.tensor(np.array([nats[: inside.shape[1]] for nats in stories.validation_nats]))  # (M, T-1)
+    floors = torch.tensor(
+        np.array([nats[: inside.shape[1]] for nats in stories.validation_nats])
+    )  # (M, T-1)
     all_losses = losses_of_words(len(inputs))  # (M, T-1)
     for name, places in (("the first time", inside & ~again), ("sung again", inside & again)):
-        song[name] = {"model": all_losses[places].mean().item(), "floor": floors[places].mean().item()}
+        song[name] = {
+            "model": all_losses[places].mean().item(),
+            "floor": floors[places].mean().item(),
+        }
 
 # %% tags=["nbval-ignore-output"]
 if song:
@@ -526,7 +628,9 @@ if song:
 
 # %%
 if song:
-    assert abs(song["the first time"]["model"] - song["the first time"]["floor"]) < 0.2, "nobody can know a new song"
+    assert abs(song["the first time"]["model"] - song["the first time"]["floor"]) < 0.2, (
+        "nobody can know a new song"
+    )
     assert song["sung again"]["model"] < 0.3, "the model does not remember the song"
     print("a new song cannot be foreseen, a known one is known to less than 0.3 nats a word: True")
 
@@ -580,7 +684,9 @@ table(
 
 # %%
 expected = (
-    {"previous sound": 0.3, "next sound": 0.3, "same name": 0.5} if sounds else {"previous word": 0.2, "same name": 0.1}
+    {"previous sound": 0.3, "next sound": 0.3, "same name": 0.5}
+    if sounds
+    else {"previous word": 0.2, "same name": 0.1}
 )
 for pattern, enough in expected.items():
     after, before = best(scores, pattern)[2], best(scores_before, pattern)[2]
@@ -595,7 +701,8 @@ SENTENCES = [
     if sounds
     else "The girl was happy, and the boy was happy too.",
 ]
-# A song stands in the middle of a story, never at its start: the model reads this first, and the pictures leave it out.
+# A song stands in the middle of a story, never at its start: the model reads this first, and the
+# pictures leave it out.
 BEFORE = {
     SENTENCES[2]: "There once was a kind boy called Ben, and he lived by the sea. "
     "His best friend was a wise dog named Momo who told jokes."
@@ -613,43 +720,69 @@ for text in SENTENCES:
     shown = slice(len(before) + 1 if before else 0, None)
     tokens = [tokenizer.word(i) for i in ids[shown]]
     attention[text] = (tokens, weights[:, 0, :, shown, shown].float().cpu().numpy())
-    next_words[text] = [(word, tokenizer.word(i)) for word, i in zip(tokens, logits[0, shown].argmax(-1), strict=True)]
+    next_words[text] = [
+        (word, tokenizer.word(i))
+        for word, i in zip(tokens, logits[0, shown].argmax(-1), strict=True)
+    ]
 
 # %%
 if sounds:
     second = [t for t, (word, _) in enumerate(next_words[SENTENCES[2]]) if word == "zim"][1]
     guesses = next_words[SENTENCES[2]][second : second + 3]
-    print("in the second song, the likeliest word after", ", after ".join(f"{a} is {b}" for a, b in guesses))
-    assert [b for _, b in guesses] == ["tala", "pom", "vero"], "the model does not remember this song"
+    print(
+        "in the second song, the likeliest word after",
+        ", after ".join(f"{a} is {b}" for a, b in guesses),
+    )
+    assert [b for _, b in guesses] == ["tala", "pom", "vero"], (
+        "the model does not remember this song"
+    )
 
 # %% [markdown]
 # Each head by its own best pattern; how many words it looks back on average (from the words after the twentieth); and which
 # words it favours, as a multiple of what an even spread would give them.
 
 # %%
-heads = [(layer, head) for layer in range(len(model.blocks)) for head in range(model.config.num_heads)]
+heads = [
+    (layer, head) for layer in range(len(model.blocks)) for head in range(model.config.num_heads)
+]
 own = {place: max(scores, key=lambda pattern: scores[pattern][place]) for place in heads}
 jobs = {
-    place: [p for p in sorted(scores, key=lambda p: -scores[p][place]) if scores[p][place] > 0.3] for place in heads
+    place: [p for p in sorted(scores, key=lambda p: -scores[p][place]) if scores[p][place] > 0.3]
+    for place in heads
 }
-notes = {(layer + 1, head + 1): "\n".join(jobs[layer, head][:2]) for layer, head in heads if jobs[layer, head]}
+notes = {
+    (layer + 1, head + 1): "\n".join(jobs[layer, head][:2])
+    for layer, head in heads
+    if jobs[layer, head]
+}
 
 with torch.no_grad():
-    _, weights = model(validation_ids[:64].long().to(model.output.weight.device), return_attention=True)
+    _, weights = model(
+        validation_ids[:64].long().to(model.output.weight.device), return_attention=True
+    )
 weights = weights.float().cpu()  # (L, B, H, T, T)
-distance = torch.arange(weights.shape[-1])[:, None] - torch.arange(weights.shape[-1])  # (T, T), query minus key
+distance = torch.arange(weights.shape[-1])[:, None] - torch.arange(
+    weights.shape[-1]
+)  # (T, T), query minus key
 back = (weights * distance).sum(-1)[..., 20:].mean(dim=(1, 3))  # (L, H)
 
 keys = validation_ids[:64].long()  # (B, T)
 real = (keys != tokenizer.pad_id).float()  # (B, T)
-received = torch.einsum("lbhts,bt->lhbs", weights, real)  # (L, H, B, T), by each key from all words after it
-even = torch.einsum("bt,ts->bs", real / torch.arange(1, real.shape[1] + 1), (distance >= 0).float())  # (B, T)
+received = torch.einsum(
+    "lbhts,bt->lhbs", weights, real
+)  # (L, H, B, T), by each key from all words after it
+even = torch.einsum(
+    "bt,ts->bs", real / torch.arange(1, real.shape[1] + 1), (distance >= 0).float()
+)  # (B, T)
 common = [i for i in keys.unique().tolist() if i != tokenizer.pad_id and (keys == i).sum() >= 30]
 favours = torch.stack(
     [received[..., keys == i].sum(-1) / even[keys == i].sum() for i in common], dim=-1
 )  # (L, H, words)
 reads = {
-    place: [(tokenizer.word(common[j]), favours[place][j].item()) for j in favours[place].argsort(descending=True)[:3]]
+    place: [
+        (tokenizer.word(common[j]), favours[place][j].item())
+        for j in favours[place].argsort(descending=True)[:3]
+    ]
     for place in heads
 }
 
@@ -673,7 +806,9 @@ table(
 def show_heads(number):
     tokens, weights = attention[SENTENCES[number]]
     alt = f"Heat-maps of all {weights.shape[0] * weights.shape[1]} heads for: {SENTENCES[number]}"
-    return figures.save_figure(plots.head_grid(weights, tokens, notes=notes), f"04_heads_{number + 1}", alt=alt)
+    return figures.save_figure(
+        plots.head_grid(weights, tokens, notes=notes), f"04_heads_{number + 1}", alt=alt
+    )
 
 
 # %%
@@ -714,7 +849,8 @@ if CORPUS == "bundled":
 def show_arrows(number):
     tokens, weights = attention[SENTENCES[number]]
     figure = plots.head_grid(weights, tokens, kind="arrows", notes=notes)
-    alt = f"Word-to-word arrows of all {weights.shape[0] * weights.shape[1]} heads for: {SENTENCES[number]}"
+    heads = weights.shape[0] * weights.shape[1]
+    alt = f"Word-to-word arrows of all {heads} heads for: {SENTENCES[number]}"
     return figures.save_figure(figure, f"04_arrows_{number + 1}", alt=alt)
 
 
@@ -744,13 +880,18 @@ show_arrows(2)
 # %%
 FEW = 80
 returning = torch.tensor(
-    [[w in names and w in row[: t + 1] for t, w in enumerate(row[1:])] for row in validation_ids[:FEW].tolist()]
+    [
+        [w in names and w in row[: t + 1] for t, w in enumerate(row[1:])]
+        for row in validation_ids[:FEW].tolist()
+    ]
 )
-places = {"returning names": returning} | ({"the song sung again": again[:FEW]} if sounds else {})  # (FEW, T-1) each
+places = {"returning names": returning} | (
+    {"the song sung again": again[:FEW]} if sounds else {}
+)  # (FEW, T-1) each
 
 
 def cost_of_silence(layer, head):
-    """By how many nats the loss rises, in each of the places, when one head's part is set to zero."""
+    """By how many nats the loss rises, in each place, when one head's part is set to zero."""
     weight = model.blocks[layer].attention.output.weight  # (D, H·K)
     width = weight.shape[1] // model.config.num_heads
     columns = slice(head * width, (head + 1) * width)
@@ -768,7 +909,12 @@ silence = {place: cost_of_silence(*place) for place in heads}
 # %% tags=["nbval-ignore-output"]
 table(
     [
-        [name, f"{layer + 1}.{head + 1}", ", ".join(jobs[layer, head]) or "–", f"+{silence[layer, head][name]:.2f}"]
+        [
+            name,
+            f"{layer + 1}.{head + 1}",
+            ", ".join(jobs[layer, head]) or "–",
+            f"+{silence[layer, head][name]:.2f}",
+        ]
         for name in places
         for layer, head in sorted(heads, key=lambda place: -silence[place][name])[:4]
     ],
@@ -778,7 +924,9 @@ table(
 # %%
 if sounds:
     costs = sorted(silence[place]["the song sung again"] for place in heads)
-    assert costs[-1] > 0.05 > costs[len(costs) // 2], "no head is needed for the song, or half of them are"
+    assert costs[-1] > 0.05 > costs[len(costs) // 2], (
+        "no head is needed for the song, or half of them are"
+    )
     print("some head costs the song more than 0.05 nats, half of the heads less: True")
 
 # %% [markdown]
@@ -826,15 +974,22 @@ def compare():
 # %%
 protocol = {} if CORPUS == "bundled" else compare()
 recorded = (
-    plots.load_numbers("tinystories", "04") if CORPUS == "bundled" else {"protocol": protocol, "steps": total_steps}
+    plots.load_numbers("tinystories", "04")
+    if CORPUS == "bundled"
+    else {"protocol": protocol, "steps": total_steps}
 )
 ends = [recorded["steps"] // 3 * epoch for epoch in (1, 2, 3)]
 perplexities = {
-    name: {row["step"]: math.exp(row["validation_loss"]) for row in rows} for name, rows in recorded["protocol"].items()
+    name: {row["step"]: math.exp(row["validation_loss"]) for row in rows}
+    for name, rows in recorded["protocol"].items()
 }
 table(
     [
-        [name, *(f"{by_step[end]:.2f}" if end in by_step else "" for end in ends), f"{list(by_step.values())[-1]:.2f}"]
+        [
+            name,
+            *(f"{by_step[end]:.2f}" if end in by_step else "" for end in ends),
+            f"{list(by_step.values())[-1]:.2f}",
+        ]
         for name, by_step in perplexities.items()
     ],
     ["validation perplexity", "epoch 1", "epoch 2", "epoch 3", "last step"],
@@ -843,7 +998,10 @@ table(
 # %%
 median = np.median([perplexities[f"ours, seed {seed}"][ends[2]] for seed in range(3)])
 reached = perplexities["the assignment's recipe"][ends[2]]
-print(f"ours, median of three seeds: {median:.2f}; in 300 steps: {perplexities['ours in 300 steps'][300]:.2f}")
+print(
+    f"ours, median of three seeds: {median:.2f}; in 300 steps: "
+    f"{perplexities['ours in 300 steps'][300]:.2f}"
+)
 assert median < 0.75 * reached, "three epochs of our recipe are not far ahead of the assignment's"
 assert perplexities["ours in 300 steps"][300] < reached, "a third of the steps is not enough"
 
@@ -859,7 +1017,10 @@ figures.save_figure(
         log_y=True,
     ),
     "04_protocol",
-    alt="Validation perplexity of three runs on TinyStories on a logarithmic axis: ours is below the assignment's recipe throughout.",
+    alt=(
+        "Validation perplexity of three runs on TinyStories on a logarithmic axis: ours is below "
+        "the assignment's recipe throughout."
+    ),
 )
 
 # %% [markdown]
@@ -873,7 +1034,9 @@ figures.save_figure(
 
 # %%
 if CORPUS == "bundled":
-    display(table([[text] for text in recorded["samples"]["trained"][:3]], ["the first three samples"]))
+    display(
+        table([[text] for text in recorded["samples"]["trained"][:3]], ["the first three samples"])
+    )
 
 # %% [markdown]
 # Most phrases are English. Whole sentences often break in the middle, and no plot lasts for two of them.
@@ -888,7 +1051,9 @@ figures.save_numbers(
         "landmarks": marks,
         "history": history.rows,
         "validation_perplexity": perplexity(model, tokenizer, stories.validation),
-        "samples": {stage: [g.text for g in kept["generations"][:4]] for stage, kept in samples.items()},
+        "samples": {
+            stage: [g.text for g in kept["generations"][:4]] for stage, kept in samples.items()
+        },
         "sample_measures": measured,
         "trials": losses,
         "trial_steps": TRIAL_STEPS,
@@ -896,7 +1061,9 @@ figures.save_numbers(
         "sentences": SENTENCES,
         "song": song,
         "words_back": back,
-        "favoured_words": {f"{layer + 1}.{head + 1}": words for (layer, head), words in reads.items()},
+        "favoured_words": {
+            f"{layer + 1}.{head + 1}": words for (layer, head), words in reads.items()
+        },
         "silenced": {f"{layer + 1}.{head + 1}": costs for (layer, head), costs in silence.items()},
         "protocol": protocol,
     },

@@ -21,7 +21,8 @@
 # **Running time.** About two minutes on two cores.
 
 # %% tags=["parameters"]
-CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
+CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
+# or of a folder with train.* and validation.*
 
 # %% tags=["setup"]
 import os
@@ -33,14 +34,22 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+        subprocess.run(
+            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
+        )
     if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
+        raise RuntimeError(
+            f"{REPOSITORY} does not hold this course: put the right address into this cell"
+        )
+    subprocess.run(
+        [sys.executable, "/content/course/notebooks/colab.py"], check=True
+    )  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
-    raise RuntimeError("open this notebook inside the repository: no folder `helpers` above the working folder")
+    raise RuntimeError(
+        "open this notebook inside the repository: no folder `helpers` above the working folder"
+    )
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT / "notebooks")
 
@@ -63,11 +72,16 @@ from helpers.stories import load_stories
 from helpers.training import encode_stories, load_or_train
 
 figures = FigureFolder(CORPUS)
-known = load_numbers("tinystories", "05") if CORPUS == "bundled" else {}  # the same notebook, run on TinyStories
+known = (
+    load_numbers("tinystories", "05") if CORPUS == "bundled" else {}
+)  # the same notebook, run on TinyStories
 model, tokenizer, metadata = load_or_train(CORPUS)
 stories = load_stories(CORPUS, validation=500)
 device = model.output.weight.device
-print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} words, trained for {metadata['step']} steps")
+print(
+    f"{model.num_parameters():,} parameters, {len(tokenizer):,} words, trained for "
+    f"{metadata['step']} steps"
+)
 
 # %% [markdown]
 # ## One distribution
@@ -75,13 +89,18 @@ print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} words, trained
 # Here is the beginning of a story. What does the model expect next?
 
 # %%
-PROMPT = "Tom was a small boy who lived near the sea. Tom had a wise dog named Max who told jokes. One day, Tom"
+PROMPT = (
+    "Tom was a small boy who lived near the sea. Tom had a wise dog named Max who told jokes. "
+    "One day, Tom"
+)
 
 
 def log_probabilities(ids):
     """Of each word to come after these ids, (V,): -inf for what never comes out."""
     with torch.no_grad():
-        scores = model(torch.tensor([ids], device=device))[0, -1].float().log_softmax(-1).cpu()  # (V,)
+        scores = (
+            model(torch.tensor([ids], device=device))[0, -1].float().log_softmax(-1).cpu()
+        )  # (V,)
     scores[[tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id]] = -torch.inf
     scores[len(tokenizer) :] = -torch.inf  # the table may have more rows than there are words
     return scores
@@ -119,7 +138,10 @@ figures.save_figure(
         title=f"The next word after “… {PROMPT[-12:]}”",
     ),
     "05_distribution",
-    alt="Bars: the probabilities of the nine likeliest next words under six rules. Low temperature and filters raise the likeliest.",
+    alt=(
+        "Bars: the probabilities of the nine likeliest next words under six rules. Low "
+        "temperature and filters raise the likeliest."
+    ),
 )
 
 # %% [markdown]
@@ -129,24 +151,37 @@ figures.save_figure(
 
 # %%
 for name, probabilities in rules.items():
-    print(f"{name:16} {int((probabilities > 0).sum()):5,} words left, sum {probabilities.sum():.3f}")
+    print(
+        f"{name:16} {int((probabilities > 0).sum()):5,} words left, sum {probabilities.sum():.3f}"
+    )
 a, b = order[0], order[1]
-ratio = {name: (probabilities[a] / probabilities[b]).item() for name, probabilities in rules.items()}
+ratio = {
+    name: (probabilities[a] / probabilities[b]).item() for name, probabilities in rules.items()
+}
 assert math.isclose(ratio["as it is"], ratio["top-k 3"], rel_tol=1e-4), "a filter keeps the ratios"
-assert math.isclose(ratio["as it is"] ** 2, ratio["temperature 0.5"], rel_tol=1e-4), "temperature 0.5 squares them"
+assert math.isclose(ratio["as it is"] ** 2, ratio["temperature 0.5"], rel_tol=1e-4), (
+    "temperature 0.5 squares them"
+)
 
-held_out_ids = encode_stories(tokenizer, stories.validation[:100], model.config.context_length)  # (N, T)
+held_out_ids = encode_stories(
+    tokenizer, stories.validation[:100], model.config.context_length
+)  # (N, T)
 with torch.no_grad():
     top = model(held_out_ids[:, :-1].long().to(device)).softmax(-1).amax(-1).cpu()  # (N, T-1)
 share = (top[held_out_ids[:, 1:] != tokenizer.pad_id] > 0.9).float().mean().item()
-print(f"in 100 validation stories, the likeliest word has more than 0.9 at {share:.0%} of the places")
+print(
+    f"in 100 validation stories, the likeliest word has more than 0.9 at {share:.0%} of the places"
+)
 
 # %% [markdown]
 # Try them together (live in Jupyter and Colab):
 
 # %%
 SamplingExplorer(
-    lambda temperature, top_k, top_p: filtered_distribution(scores, temperature, top_k, top_p).numpy(), likeliest
+    lambda temperature, top_k, top_p: filtered_distribution(
+        scores, temperature, top_k, top_p
+    ).numpy(),
+    likeliest,
 )
 
 # %% [markdown]
@@ -173,19 +208,29 @@ how = {
     "top-k 8": {"top_k": 8, "seed": 0},
     "top-p 0.9": {"top_p": 0.9, "seed": 0},
 }
-texts = {name: generate(model, tokenizer, PROMPTS, max_new_tokens=40, **options) for name, options in how.items()}
+texts = {
+    name: generate(model, tokenizer, PROMPTS, max_new_tokens=40, **options)
+    for name, options in how.items()
+}
 for name, options in how.items():
     alone = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=40, **options)
     assert alone[0].ids == texts[name][0].ids, f"{name}: the neighbours change the text"
 print("the first text is the same alone and beside the others: True")
 unknown = [
-    word for prompt in PROMPTS for word in tokenizer.split(prompt) if tokenizer.encode(word) == [tokenizer.unk_id]
+    word
+    for prompt in PROMPTS
+    for word in tokenizer.split(prompt)
+    if tokenizer.encode(word) == [tokenizer.unk_id]
 ]
 print("words of the prompts that the model does not know:", ", ".join(unknown) or "none")
 
 # %% tags=["nbval-ignore-output"]
 table(
-    [[name, prompt, found.text] for name in texts for prompt, found in zip(PROMPTS, texts[name], strict=True)],
+    [
+        [name, prompt, found.text]
+        for name in texts
+        for prompt, found in zip(PROMPTS, texts[name], strict=True)
+    ],
     ["rule", "prompt", "continuation"],
 )
 
@@ -206,12 +251,21 @@ draws = generate(model, tokenizer, [PROMPT] * 2000, max_new_tokens=1, seed=0, to
 counts = Counter(one.ids[0] for one in draws)
 expected = filtered_distribution(scores, top_k=8)  # (V,)
 common = [i for i in expected.nonzero()[:, 0].tolist() if expected[i] * 2000 >= 5]
-chi_squared = sum((counts[i] - 2000 * expected[i].item()) ** 2 / (2000 * expected[i].item()) for i in common)
-assert set(counts) <= set(expected.nonzero()[:, 0].tolist()), "a word came out that the filter had removed"
-assert chi_squared < 24.3, "the draws do not follow the distribution"  # 7 degrees of freedom, p = 0.001
+chi_squared = sum(
+    (counts[i] - 2000 * expected[i].item()) ** 2 / (2000 * expected[i].item()) for i in common
+)
+assert set(counts) <= set(expected.nonzero()[:, 0].tolist()), (
+    "a word came out that the filter had removed"
+)
+assert chi_squared < 24.3, (
+    "the draws do not follow the distribution"
+)  # 7 degrees of freedom, p = 0.001
 again = generate(model, tokenizer, [PROMPT] * 20, max_new_tokens=1, seed=0, top_k=8)
 assert [one.ids for one in again] == [one.ids for one in draws[:20]]
-print(f"χ² = {chi_squared:.0f}: the draws follow the filtered distribution; and the same seed draws the same words")
+print(
+    f"χ² = {chi_squared:.0f}: the draws follow the filtered distribution; and the same seed draws "
+    "the same words"
+)
 
 # %% [markdown]
 # ## Fifty stories
@@ -256,14 +310,21 @@ def together(parts):
     return whole
 
 
-judged = {"the true continuation": evaluate_continuations(model, tokenizer, held_out, strategy="true")}
+judged = {
+    "the true continuation": evaluate_continuations(model, tokenizer, held_out, strategy="true")
+}
 for name, runs in protocol.items():
-    judged[name] = together([evaluate_continuations(model, tokenizer, held_out, **options) for options in runs])
+    judged[name] = together(
+        [evaluate_continuations(model, tokenizer, held_out, **options) for options in runs]
+    )
 train_ids = encode_stories(tokenizer, stories.train, model.config.context_length)  # (N, T)
 trigram = Trigram(train_ids, model.config.vocab_size)
 limit = model.config.context_length - 6
 judged["trigram model"] = together(
-    [trigram.continuations(model, tokenizer, judged["greedy"], limit, seed) for seed in range(SEEDS)]
+    [
+        trigram.continuations(model, tokenizer, judged["greedy"], limit, seed)
+        for seed in range(SEEDS)
+    ]
 )
 measured = {
     name: {
@@ -286,7 +347,10 @@ def score_table(measured):
             low, high = found["intervals"][measure]
             row += [f"{found[measure]:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"]
         rows.append([*row, f"{found['mean_story_bleu']:.1f}"])
-    return table(rows, ["continuation", "perplexity", "95 % interval", "BLEU", "95 % of BLEU", "mean of stories"])
+    return table(
+        rows,
+        ["continuation", "perplexity", "95 % interval", "BLEU", "95 % of BLEU", "mean of stories"],
+    )
 
 
 print(bleu_signature())
@@ -298,7 +362,9 @@ score_table(measured)
 # %%
 perplexities = {name: found.perplexity for name, found in judged.items()}
 assert perplexities["greedy"] < perplexities["temperature 1"] < perplexities["temperature 1.3"]
-assert perplexities["greedy"] < perplexities["the true continuation"] < perplexities["trigram model"]
+assert (
+    perplexities["greedy"] < perplexities["the true continuation"] < perplexities["trigram model"]
+)
 print("greedy text is less surprising than the truth, trigram text far more: True")
 
 # %% [markdown]
@@ -328,8 +394,9 @@ score_table({name: known["continuations"][name] for name in measured} if known e
 
 # %%
 def slow_beams(start, width, steps):
-    """The running beams (ids, log-probability) after `steps`; and of each step the 2 · width best candidates, as (the beam
-    that it extends, word, log-probability, kept)."""
+    """The running beams (ids, log-probability) after `steps`; and of each step the 2 · width best
+    candidates, as (the beam that it extends, word, log-probability, kept).
+    """
     beams, tree = [([], 0.0)], []
     for _ in range(steps):
         candidates = []
@@ -339,7 +406,10 @@ def slow_beams(start, width, steps):
                 candidates.append((total + score, [*ids, token], place))
         candidates = sorted(candidates, key=lambda candidate: -candidate[0])[: 2 * width]
         tree.append(
-            [(place, tokenizer.word(ids[-1]), total, i < width) for i, (total, ids, place) in enumerate(candidates)]
+            [
+                (place, tokenizer.word(ids[-1]), total, i < width)
+                for i, (total, ids, place) in enumerate(candidates)
+            ]
         )
         beams = [(ids, total) for total, ids, _ in candidates[:width]]
     return beams, tree
@@ -347,8 +417,12 @@ def slow_beams(start, width, steps):
 
 WIDTH, STEPS = 3, 5
 beams, tree = slow_beams(START, WIDTH, STEPS)
-fast = generate(model, tokenizer, [PROMPT], max_new_tokens=STEPS, strategy="beam", num_beams=WIDTH)[0].beams
-assert [one.ids for one in fast] == [ids for ids, _ in beams], "the slow and the fast beam search differ"
+fast = generate(model, tokenizer, [PROMPT], max_new_tokens=STEPS, strategy="beam", num_beams=WIDTH)[
+    0
+].beams
+assert [one.ids for one in fast] == [ids for ids, _ in beams], (
+    "the slow and the fast beam search differ"
+)
 print("the beams of `generate` are those of the slow search: True")
 
 # %% [markdown]
@@ -364,7 +438,10 @@ show_source(beam_search)
 figures.save_figure(
     plots.beam_tree(tree, title=f"Three beams after “… {PROMPT[-12:]}”"),
     "05_beams",
-    alt="A tree from left to right: at each of five steps six candidate words with their log-probabilities, three of them kept.",
+    alt=(
+        "A tree from left to right: at each of five steps six candidate words with their "
+        "log-probabilities, three of them kept."
+    ),
 )
 
 # %% [markdown]
@@ -380,18 +457,31 @@ figures.save_figure(
 # %%
 ten = generate(model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=10)[0].beams
 first = (scores >= ten[-1].logprob - 1e-4).nonzero()[:, 0].tolist()
-wide = generate(model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=max(10, len(first)))[0].beams
+wide = generate(
+    model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=max(10, len(first))
+)[0].beams
 every = []
 for word in first:
     after = log_probabilities([*START, word])  # (V,)
-    every += [(scores[word].item() + after[other].item(), [word, other]) for other in range(len(tokenizer))]
+    every += [
+        (scores[word].item() + after[other].item(), [word, other])
+        for other in range(len(tokenizer))
+    ]
 every.sort(key=lambda pair: -pair[0])
 likeliest = [ids for _, ids in every[:10]]
 assert [one.ids for one in wide[:10]] == likeliest, "exhaustive search finds other pairs"
-print(f"of all {(len(tokenizer) - 4) ** 2:,} pairs of words, {len(wide)} beams find the ten likeliest: True")
+print(
+    f"of all {(len(tokenizer) - 4) ** 2:,} pairs of words, {len(wide)} beams find the ten "
+    "likeliest: True"
+)
 for width in (1, 2, 10):
-    narrow = generate(model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=width)[0].beams
-    print(f"of the {width} likeliest, {width} beams find {sum(one.ids in likeliest[:width] for one in narrow)}")
+    narrow = generate(
+        model, tokenizer, [PROMPT], max_new_tokens=2, strategy="beam", num_beams=width
+    )[0].beams
+    print(
+        f"of the {width} likeliest, {width} beams find "
+        f"{sum(one.ids in likeliest[:width] for one in narrow)}"
+    )
 
 # %% [markdown]
 # **Length.** Log-probabilities only fall, so long texts lose against short ones. The *length penalty* $\alpha$ compares
@@ -429,7 +519,9 @@ found = {
     for width in (1, 2, 5, 10)
 }
 gains = {
-    (narrow, wide): np.array([b.logprob - a.logprob for a, b in zip(found[narrow], found[wide], strict=True)])
+    (narrow, wide): np.array(
+        [b.logprob - a.logprob for a, b in zip(found[narrow], found[wide], strict=True)]
+    )
     for narrow, wide in ((1, 2), (1, 5), (2, 5), (5, 10))
 }
 widths_compared = {
@@ -444,7 +536,10 @@ widths_compared = {
 
 # %% tags=["nbval-ignore-output"]
 table(
-    [[name, *list(row.values())[:3], f"{row['mean gain']:+.2f}"] for name, row in widths_compared.items()],
+    [
+        [name, *list(row.values())[:3], f"{row['mean gain']:+.2f}"]
+        for name, row in widths_compared.items()
+    ],
     ["beams", "the wider is likelier", "the same", "less likely", "mean gain, nats"],
 )
 
@@ -465,8 +560,8 @@ print("there are prompts where greedy finds a likelier text than two beams: True
 if known:
     row = known["widths_compared"]["1 and 5"]
     print(
-        f"on TinyStories, 5 beams against greedy: likelier {row['likelier']} times, less likely {row['less likely']}, "
-        f"mean gain {row['mean gain']:+.1f} nats"
+        f"on TinyStories, 5 beams against greedy: likelier {row['likelier']} times, less likely "
+        f"{row['less likely']}, mean gain {row['mean gain']:+.1f} nats"
     )
 
 # %% [markdown]
@@ -491,7 +586,9 @@ rivals = {
 
 
 def tokens_per_second(runs, repeats=5):
-    """Median tokens per second of each, interleaved, after one run to warm up. runs: {name: function that counts tokens}."""
+    """Median tokens per second of each, interleaved, after one run to warm up. runs: {name:
+    function that counts tokens}.
+    """
     speeds = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -507,7 +604,10 @@ def written(options):
 
 
 speeds = tokens_per_second({name: written(options) for name, options in rivals.items()})
-compared = {name: evaluate_continuations(model, tokenizer, five, **options) for name, options in rivals.items()}
+compared = {
+    name: evaluate_continuations(model, tokenizer, five, **options)
+    for name, options in rivals.items()
+}
 
 
 def distinct(found):
@@ -544,7 +644,10 @@ display(
         ],
     )
 )
-table([[name, found.generations[0].text] for name, found in compared.items()], ["rule", "the first of the five"])
+table(
+    [[name, found.generations[0].text] for name, found in compared.items()],
+    ["rule", "the first of the five"],
+)
 
 # %%
 assert speeds["10 beams"] < speeds["5 beams"] < speeds["sampling"], "more beams are slower"
@@ -555,7 +658,10 @@ print("beams find likelier text than sampling, and take longer for it: True")
 figures.save_figure(
     plots.bars(speeds, x_label="tokens per second (finished text only)", title="Beams cost speed"),
     "05_beam_speed",
-    alt="Bars of tokens per second for sampling, greedy, 5 beams and 10 beams: the more beams, the slower.",
+    alt=(
+        "Bars of tokens per second for sampling, greedy, 5 beams and 10 beams: the more beams, "
+        "the slower."
+    ),
 )
 
 # %% [markdown]
@@ -579,7 +685,9 @@ for length in (20, 40):
     with torch.no_grad():
         model(story[:, :length], cache)
     kept.append(torch.stack([cache.keys, cache.values])[..., :20, :])  # (2, L, 1, H, 20, K)
-assert (kept[0] - kept[1]).abs().max() < 1e-5 * kept[0].abs().max(), "old tokens change when new ones come"
+assert (kept[0] - kept[1]).abs().max() < 1e-5 * kept[0].abs().max(), (
+    "old tokens change when new ones come"
+)
 print("20 more tokens leave the keys and values of the first 20 as they were, within 0.001 %: True")
 
 # %% [markdown]
@@ -608,9 +716,13 @@ c = model.config
 formula = 2 * c.num_layers * 20 * c.context_length * c.d_model * 4
 assert cache.nbytes == formula
 print(
-    f"2 · {c.num_layers} layers · 20 texts · {c.context_length} places · width {c.d_model} · 4 bytes = {formula:,} bytes"
+    f"2 · {c.num_layers} layers · 20 texts · {c.context_length} places · width {c.d_model} · 4 "
+    f"bytes = {formula:,} bytes"
 )
-print(f"set aside at once, and measured: {cache.nbytes:,}; the model itself has {4 * model.num_parameters():,}")
+print(
+    f"set aside at once, and measured: {cache.nbytes:,}; the model itself has "
+    f"{4 * model.num_parameters():,}"
+)
 
 # %% [markdown]
 # Twenty prompts, written with and without the cache. Speed is measured side by side, for longer and longer texts.
@@ -624,17 +736,29 @@ speed = {}
 for length in LENGTHS:
 
     def run(use_cache, length=length):
-        found = generate(model, tokenizer, TWENTY, max_new_tokens=length, strategy="greedy", use_cache=use_cache)
+        found = generate(
+            model, tokenizer, TWENTY, max_new_tokens=length, strategy="greedy", use_cache=use_cache
+        )
         return sum(len(one.ids) for one in found)
 
-    speed[length] = tokens_per_second({"with cache": lambda: run(True), "without": lambda: run(False)}, repeats=3)
+    speed[length] = tokens_per_second(
+        {"with cache": lambda: run(True), "without": lambda: run(False)}, repeats=3
+    )
 for options in ({"strategy": "greedy"}, {"seed": 0}, {"strategy": "beam", "num_beams": 5}):
     with_cache, without = (
-        [one.ids for one in generate(model, tokenizer, TWENTY, max_new_tokens=59, use_cache=use_cache, **options)]
+        [
+            one.ids
+            for one in generate(
+                model, tokenizer, TWENTY, max_new_tokens=59, use_cache=use_cache, **options
+            )
+        ]
         for use_cache in (True, False)
     )
     assert with_cache == without, f"{options}: the cache changes the text"
-print("20 texts of 59 tokens, greedy, sampled and with 5 beams, are the same with and without the cache, word for word")
+print(
+    "20 texts of 59 tokens, greedy, sampled and with 5 beams, are the same with and without the "
+    "cache, word for word"
+)
 
 # %% tags=["nbval-ignore-output"]
 table(
@@ -655,14 +779,20 @@ ratios = {length: fast["with cache"] / fast["without"] for length, fast in speed
 assert ratios[59] > max(2, ratios[7]), "the cache does not pay, or not more for longer texts"
 figures.save_figure(
     plots.compare_curves(
-        {name: (LENGTHS, [speed[length][name] for length in LENGTHS]) for name in ("with cache", "without")},
+        {
+            name: (LENGTHS, [speed[length][name] for length in LENGTHS])
+            for name in ("with cache", "without")
+        },
         x_label="new tokens per text",
         y_label="tokens per second, 20 texts",
         title="With a cache, speed holds; without, it falls",
         from_zero=True,
     ),
     "05_cache_speed",
-    alt="Tokens per second against text length: with the cache never falling much, without it falling.",
+    alt=(
+        "Tokens per second against text length: with the cache never falling much, without it "
+        "falling."
+    ),
 )
 
 # %% [markdown]
@@ -687,16 +817,20 @@ figures.save_figure(
 # %%
 @torch.no_grad()
 def greedy_with(step, prompts, count, words=None):
-    """Greedy text by step(cache, tokens, number of the step) -> logits; or, given words (B, count), the logits on them.
+    """Greedy text by step(cache, tokens, number of the step) -> logits; or, given words (B, count),
+    the logits on them.
 
-    Returns ids (B, count) and logits (B, count, V), each row of them scored before the word of that place was read.
+    Returns ids (B, count) and logits (B, count, V), each row of them scored before the word of that
+    place was read.
     """
     start = torch.tensor(prompts, device=device)  # (B, T)
     cache = KVCache(model.config, len(prompts), device=device)
     logits, ids = [model(start, cache)[:, -1]], []  # prefill; logits (B, V)
     for number in range(count):
         scores = logits[-1].clone()  # (B, V)
-        scores[:, [tokenizer.pad_id, tokenizer.sos_id, tokenizer.eos_id, tokenizer.unk_id]] = -torch.inf
+        scores[
+            :, [tokenizer.pad_id, tokenizer.sos_id, tokenizer.eos_id, tokenizer.unk_id]
+        ] = -torch.inf
         scores[:, len(tokenizer) :] = -torch.inf
         ids.append(scores.argmax(-1) if words is None else words[:, number])  # (B,)
         if number < count - 1:
@@ -709,7 +843,9 @@ def right(cache, tokens, number):
 
 
 def positions_anew(cache, tokens, number):
-    positions = model.positions.clone()  # (T, D), the sinusoids: one line of the table is overwritten for this step
+    positions = (
+        model.positions.clone()
+    )  # (T, D), the sinusoids: one line of the table is overwritten for this step
     model.positions[cache.length] = positions[0]
     logits = model(tokens, cache)[:, -1]  # (B, V)
     model.positions.copy_(positions)
@@ -765,18 +901,26 @@ for name in ("positions start anew", "never filled", "another row's keys"):
     assert drift[name][0] < 1e-3, f"{name}: prefill is wrong too"
     assert min(drift[name][1:]) > 0.1, f"{name}: the logits do not show it"
 assert max(drift["right"]) < 1e-3, "the right cache is wrong"
-assert min(fluent["positions start anew"], fluent["another row's keys"]) > 0.7, "two of them should pass at a glance"
+assert min(fluent["positions start anew"], fluent["another row's keys"]) > 0.7, (
+    "two of them should pass at a glance"
+)
 print("right: within 0.001 of one pass at every word")
 print("the three broken ones: right at the first word, off by more than 0.1 at every later one")
 figures.save_figure(
     plots.compare_curves(
-        {f"{name}: {fluent[name]:.0%} of pairs known": (range(1, NEW + 1), values) for name, values in drift.items()},
+        {
+            f"{name}: {fluent[name]:.0%} of pairs known": (range(1, NEW + 1), values)
+            for name, values in drift.items()
+        },
         x_label="new word",
         y_label="largest logit difference (mean of 20 texts)",
         title="Three broken caches are wrong from the second word on",
     ),
     "05_broken",
-    alt="Largest logit difference to the right cache against the new word, for three broken caches: zero at the first, large after.",
+    alt=(
+        "Largest logit difference to the right cache against the new word, for three broken "
+        "caches: zero at the first, large after."
+    ),
 )
 
 # %% [markdown]
@@ -791,7 +935,9 @@ figures.save_figure(
 figures.save_numbers(
     "05",
     {
-        "distribution": {name: probabilities[order].tolist() for name, probabilities in rules.items()},
+        "distribution": {
+            name: probabilities[order].tolist() for name, probabilities in rules.items()
+        },
         "words": list(likeliest),
         "continuations": measured,
         "prompts": PROMPTS,

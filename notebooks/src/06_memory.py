@@ -21,7 +21,8 @@
 # **Running time.** About two minutes on two cores.
 
 # %% tags=["parameters"]
-CORPUS = "bundled"  # "tinystories" (from the Hugging Face Hub), or the path of a file, or of a folder with train.* and validation.*
+CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
+# or of a folder with train.* and validation.*
 
 # %% tags=["setup"]
 import os
@@ -33,14 +34,22 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+        subprocess.run(
+            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
+        )
     if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
+        raise RuntimeError(
+            f"{REPOSITORY} does not hold this course: put the right address into this cell"
+        )
+    subprocess.run(
+        [sys.executable, "/content/course/notebooks/colab.py"], check=True
+    )  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
-    raise RuntimeError("open this notebook inside the repository: no folder `helpers` above the working folder")
+    raise RuntimeError(
+        "open this notebook inside the repository: no folder `helpers` above the working folder"
+    )
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT / "notebooks")
 
@@ -103,13 +112,18 @@ ids = encode_stories(tokenizer, stories.train[:512], trained.config.context_leng
 exact = Decoder(trained.config).double()
 exact.load_state_dict(trained.state_dict())
 lengths = (9, 61, 30, 45)
-texts = [" ".join(tokenizer.split(text)[:length]) for text, length in zip(stories.train, lengths, strict=False)]
+texts = [
+    " ".join(tokenizer.split(text)[:length])
+    for text, length in zip(stories.train, lengths, strict=False)
+]
 ragged = encode_stories(tokenizer, texts, exact.config.context_length).long()  # (4, T)
 
 
 def gradient(loss):
     """Of every parameter, as one long vector."""
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(exact.parameters()))])  # (P,)
+    return torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(exact.parameters()))]
+    )  # (P,)
 
 
 def difference(ours, reference):
@@ -118,7 +132,9 @@ def difference(ours, reference):
 
 
 logits = exact(ragged[:, :-1])  # (4, T-1, V)
-whole = gradient(F.cross_entropy(logits.flatten(0, 1), ragged[:, 1:].flatten(), ignore_index=tokenizer.pad_id))  # (P,)
+whole = gradient(
+    F.cross_entropy(logits.flatten(0, 1), ragged[:, 1:].flatten(), ignore_index=tokenizer.pad_id)
+)  # (P,)
 print("real tokens of the four stories:", (ragged[:, 1:] != tokenizer.pad_id).sum(dim=1).tolist())
 
 # %% [markdown]
@@ -152,7 +168,12 @@ print(f"mean of means: off by {off_by['mean of means']:.0%} of the largest gradi
 counts = [count.item() for _, count in parts()]
 table(
     [
-        [count, f"1/{tokens}", f"1/{len(counts) * count}", f"{tokens.item() / (len(counts) * count):.1f} ×"]
+        [
+            count,
+            f"1/{tokens}",
+            f"1/{len(counts) * count}",
+            f"{tokens.item() / (len(counts) * count):.1f} ×",
+        ]
         for count in counts
     ],
     ["tokens of the story", "weight of each in the batch", "in the mean of means", "ratio"],
@@ -173,11 +194,16 @@ show_source(_update)
 
 # %%
 few = replace(stories, train=stories.train[:96], validation=stories.validation[:50])
+settings = TrainingConfig(epochs=1, precision="fp32", warmup_steps=1)
 once, in_four = (
-    train(new_model(stories, tokenizer), tokenizer, few,
-          TrainingConfig(epochs=1, batch_size=size, accumulation_steps=steps, precision="fp32", warmup_steps=1))
+    train(
+        new_model(stories, tokenizer),
+        tokenizer,
+        few,
+        replace(settings, batch_size=size, accumulation_steps=steps),
+    )
     for size, steps in ((32, 1), (8, 4))
-)  # fmt: skip
+)
 assert once.column("step") == in_four.column("step") == [1, 2, 3]
 assert all(
     math.isclose(a, b, rel_tol=1e-4)
@@ -193,21 +219,38 @@ print("three steps of 32 stories, and three of 4 × 8: the same losses, within 0
 # %%
 config = TrainingConfig(batch_size=16, precision="fp32")
 assignments = Decoder(ModelConfig()).to(device).train()  # the assignment's 8,940,768 parameters
-print(f"{assignments.num_parameters():,} parameters, {assignments.num_parameters() * 4 / 1e6:.0f} MB in float32")
+print(
+    f"{assignments.num_parameters():,} parameters, {assignments.num_parameters() * 4 / 1e6:.0f} "
+    "MB in float32"
+)
 
 
 def step_of(model, stories_at_once, accumulation_steps, precision="fp32"):
-    """One optimizer step with a learning rate of 0, as a function to measure. Plain gradient descent, without moments."""
+    """One optimizer step with a learning rate of 0, as a function to measure. Plain gradient
+    descent, without moments.
+    """
     batch = ids[: stories_at_once * accumulation_steps].to(model.output.weight.device)  # (B, T)
     settings = replace(config, batch_size=stories_at_once, accumulation_steps=accumulation_steps)
     nothing = torch.optim.SGD(model.parameters(), lr=0.0)
     return partial(
-        _update, _LossSum(model, tokenizer.pad_id), nothing, batch, tokenizer.pad_id, 0.0, 0, settings, precision
+        _update,
+        _LossSum(model, tokenizer.pad_id),
+        nothing,
+        batch,
+        tokenizer.pad_id,
+        0.0,
+        0,
+        settings,
+        precision,
     )
 
 
 step_peaks = {}
-for name, (stories_at_once, steps) in {"16 alone": (16, 1), "8 times 16": (16, 8), "128 at once": (128, 1)}.items():
+for name, (stories_at_once, steps) in {
+    "16 alone": (16, 1),
+    "8 times 16": (16, 8),
+    "128 at once": (128, 1),
+}.items():
     step_peaks[name] = measure_peak_memory(step_of(assignments, stories_at_once, steps))
     assignments.zero_grad(set_to_none=True)
     print(f"{name:12} {step_peaks[name] / 1e6:4.0f} MB")
@@ -247,33 +290,52 @@ def run(accumulation_steps, learning_rate):
 
 same = {a: run(a, BASE_RATE) for a in ACCUMULATION}
 scaled = {a: same[a] if a == 1 else run(a, BASE_RATE * math.sqrt(a)) for a in ACCUMULATION}
-final = {name: {a: h.rows[-1]["validation_loss"] for a, h in runs.items()} for name, runs in
-         (("same", same), ("scaled", scaled))}  # fmt: skip
-print(f"{len(some.train):,} stories:", {f"16 × {a}": f"{h.rows[-1]['step']} steps" for a, h in same.items()})
+final = {
+    name: {a: h.rows[-1]["validation_loss"] for a, h in runs.items()}
+    for name, runs in (("same", same), ("scaled", scaled))
+}
+print(
+    f"{len(some.train):,} stories:",
+    {f"16 × {a}": f"{h.rows[-1]['step']} steps" for a, h in same.items()},
+)
 
 # %%
 figures.save_figure(
     plots.compare_curves(
-        {f"16 × {a} = {16 * a}": ([n / 1000 for n in h.column("tokens")], h.column("validation_loss"))
-         for a, h in same.items()},
+        {
+            f"16 × {a} = {16 * a}": (
+                [n / 1000 for n in h.column("tokens")],
+                h.column("validation_loss"),
+            )
+            for a, h in same.items()
+        },
         x_label="tokens read (thousands)",
         y_label="validation loss (nats per token)",
         title="Token for token, more steps learn more",
     ),
     "06_accumulation_tokens",
-    alt="Four loss curves against tokens: the more mini-batches are accumulated, the higher the curve lies.",
-)  # fmt: skip
+    alt=(
+        "Four loss curves against tokens: the more mini-batches are accumulated, the higher the "
+        "curve lies."
+    ),
+)
 
 # %%
 figures.save_figure(
     plots.compare_curves(
-        {f"16 × {a} = {16 * a}": (h.column("step"), h.column("validation_loss")) for a, h in same.items()},
+        {
+            f"16 × {a} = {16 * a}": (h.column("step"), h.column("validation_loss"))
+            for a, h in same.items()
+        },
         x_label="optimizer step",
         y_label="validation loss (nats per token)",
         title="Step for step, the larger batch starts ahead, then its schedule ends",
     ),
     "06_accumulation_steps",
-    alt="The same four curves against optimizer steps: the larger the batch, the lower it starts, and the sooner and higher it ends.",
+    alt=(
+        "The same four curves against optimizer steps: the larger the batch, the lower it "
+        "starts, and the sooner and higher it ends."
+    ),
 )
 
 # %% [markdown]
@@ -290,19 +352,28 @@ figures.save_figure(
 assert final["same"][1] < final["same"][8], "more steps in the same data learn more"
 assert final["scaled"][8] < final["same"][8], "a larger batch profits from a larger rate"
 print(
-    "eight times the batch at the same rate learns less from the same stories; a larger rate makes up for a part: True"
+    "eight times the batch at the same rate learns less from the same stories; a larger rate "
+    "makes up for a part: True"
 )
 figures.save_figure(
     plots.compare_curves(
-        {f"16 × {a} = {16 * a}": ([n / 1000 for n in h.column("tokens")], h.column("validation_loss"))
-         for a, h in scaled.items()},
+        {
+            f"16 × {a} = {16 * a}": (
+                [n / 1000 for n in h.column("tokens")],
+                h.column("validation_loss"),
+            )
+            for a, h in scaled.items()
+        },
         x_label="tokens read (thousands)",
         y_label="validation loss (nats per token)",
         title="With learning rates grown by the square root, the curves move closer",
     ),
     "06_accumulation_scaled",
-    alt="Four loss curves against tokens with scaled learning rates: closer together than with one rate for all.",
-)  # fmt: skip
+    alt=(
+        "Four loss curves against tokens with scaled learning rates: closer together than with "
+        "one rate for all."
+    ),
+)
 
 # %% [markdown]
 # The larger rate helps the larger batches here. We did not run the small batch at those rates, so this does not show that only a
@@ -336,7 +407,9 @@ def several(step, times):
         step()
 
 
-per_128 = seconds({a: partial(several, step_of(runner, 16, a, precision), 8 // a) for a in ACCUMULATION})
+per_128 = seconds(
+    {a: partial(several, step_of(runner, 16, a, precision), 8 // a) for a in ACCUMULATION}
+)
 per_epoch = {a: value * EPOCH / 128 for a, value in per_128.items()}
 
 # %% tags=["nbval-ignore-output"]
@@ -410,7 +483,8 @@ table(
 
 # %%
 print(
-    f"the block's input has {incoming / 1e6:.1f} MB; the block keeps {inside / 1e6:.1f} MB, {inside / incoming:.0f} times as much"
+    f"the block's input has {incoming / 1e6:.1f} MB; the block keeps {inside / 1e6:.1f} MB, "
+    f"{inside / incoming:.0f} times as much"
 )
 assert inside > 10 * incoming
 
@@ -474,7 +548,8 @@ assignments.set_dropout(0.1)
 assert not equal(all_gradients(assignments, Recompute.apply), all_gradients(assignments, plainly))
 assert equal(all_gradients(assignments, checkpoint), all_gradients(assignments, plainly))
 print(
-    "with dropout, the sketch's gradients are those of plain training: False; those of helpers.memory.checkpoint: True"
+    "with dropout, the sketch's gradients are those of plain training: False; those of "
+    "helpers.memory.checkpoint: True"
 )
 
 # %% [markdown]
@@ -558,7 +633,10 @@ figures.save_figure(
         title="One mountain, three hills, or twelve small teeth",
     ),
     "06_profiles",
-    alt="Memory during a training pass of 12 blocks: keeping all climbs to a high peak; checkpointed it stays low, with a tooth for each segment.",
+    alt=(
+        "Memory during a training pass of 12 blocks: keeping all climbs to a high peak; "
+        "checkpointed it stays low, with a tooth for each segment."
+    ),
 )
 
 # %% [markdown]
@@ -580,11 +658,15 @@ batch_32 = ids[:32].to(device)  # (B, T)
 def pytorchs_loss(model, batch):
     inputs, targets = batch[:, :-1], batch[:, 1:]  # (B, T-1) each
     T = inputs.shape[1]
-    x = model.projection(model.embedding(inputs)) * model.config.d_model**0.5 + model.positions[:T]  # (B, T, D)
+    x = (
+        model.projection(model.embedding(inputs)) * model.config.d_model**0.5 + model.positions[:T]
+    )  # (B, T, D)
     x = model.dropout(x)  # (B, T, D)
     for block in model.blocks:
         x, _ = pytorchs_checkpoint(block, x, model.mask[:T, :T], use_reentrant=False)  # (B, T, D)
-    return output_loss(model.norm(x), model.output.weight, model.output.bias, targets, tokenizer.pad_id)  # ()
+    return output_loss(
+        model.norm(x), model.output.weight, model.output.bias, targets, tokenizer.pad_id
+    )  # ()
 
 
 def by_pytorch(model, batch):
@@ -605,14 +687,20 @@ for name, function in contest.items():
     contest_gradients[name] = [p.grad for p in judged.parameters()]
 assert equal(contest_gradients["ours, a segment a block"], contest_gradients["all kept"])
 assert equal(contest_gradients["PyTorch's, a segment a block"], contest_gradients["all kept"])
-assert contest_peaks["ours, a segment a block"] <= 1.02 * contest_peaks["PyTorch's, a segment a block"]
+assert (
+    contest_peaks["ours, a segment a block"] <= 1.02 * contest_peaks["PyTorch's, a segment a block"]
+)
 assert contest_peaks["ours, a segment a block"] < 0.6 * contest_peaks["all kept"]
 contest_gradients.clear()
 contest_seconds = seconds(contest)
 print("one gradient, bit for bit, and no more memory than PyTorch's own: True")
 
 # %% tags=["nbval-ignore-output"]
-gpu = load_numbers("tinystories", "06_gpu") if (ROOT / "figures" / "tinystories" / "06_gpu.json").exists() else {}
+gpu = (
+    load_numbers("tinystories", "06_gpu")
+    if (ROOT / "figures" / "tinystories" / "06_gpu.json").exists()
+    else {}
+)
 BATCHES = math.ceil(EPOCH / 32)
 contest_table = [
     {
@@ -624,7 +712,10 @@ contest_table = [
     }
     for name in contest
 ]
-table(contest_table + gpu.get("checkpointing", []), ["way", "peak, MB", "seconds per epoch", "of the time", "device"])
+table(
+    contest_table + gpu.get("checkpointing", []),
+    ["way", "peak, MB", "seconds per epoch", "of the time", "device"],
+)
 
 # %%
 print(f"measured on a GPU: {bool(gpu)}" + ("" if gpu else "; these are a CPU's figures"))
@@ -647,7 +738,9 @@ print(f"measured on a GPU: {bool(gpu)}" + ("" if gpu else "; these are a CPU's f
 # **Predict.** Our $b$ is many times $a$. Where does the best $s$ of 64 blocks lie?
 
 # %%
-narrow = ModelConfig(vocab_size=len(tokenizer), embedding_dim=16, d_model=32, num_layers=64, num_heads=4, d_ff=112)
+narrow = ModelConfig(
+    vocab_size=len(tokenizer), embedding_dim=16, d_model=32, num_layers=64, num_heads=4, d_ff=112
+)
 tower = Decoder(narrow).to(device).train()
 tower_peaks = {}
 for segments in [(2,), (4,), (8,), (16,), (32,), (64,), (8, 8)]:
@@ -660,8 +753,8 @@ a_bytes = 16 * 63 * 32 * 4  # B · T · D · 4
 # From the two peaks with the largest segments: peak(2) − peak(4) = (64/2 − 64/4) · b − 2 · a.
 b_bytes = (tower_peaks[2,] - tower_peaks[4,] + 2 * a_bytes) / (64 / 2 - 64 / 4)
 print(
-    f"b is {b_bytes / a_bytes:.0f} times a, so the best number of segments is about {math.sqrt(64 * b_bytes / a_bytes):.0f}; "
-    "32 and 64 lie on either side of it"
+    f"b is {b_bytes / a_bytes:.0f} times a, so the best number of segments is about "
+    f"{math.sqrt(64 * b_bytes / a_bytes):.0f}; 32 and 64 lie on either side of it"
 )
 assert tower_peaks[64,] < 0.5 * tower_peaks[8,], "the square root should lose"
 assert tower_peaks[8, 8] < tower_peaks[64,], "nesting should win"
@@ -672,7 +765,10 @@ figures.save_figure(
     plots.compare_curves(
         {
             "measured": (counts, [tower_peaks[s,] / 1e6 for s in counts]),
-            "s · a + (64/s) · b": (counts, [(s * a_bytes + 64 / s * b_bytes) / 1e6 for s in counts]),
+            "s · a + (64/s) · b": (
+                counts,
+                [(s * a_bytes + 64 / s * b_bytes) / 1e6 for s in counts],
+            ),
         },
         x_label="segments of 64 blocks",
         y_label="peak memory (MB)",
@@ -682,7 +778,10 @@ figures.save_figure(
         log_y=True,
     ),
     "06_segments",
-    alt="Peak memory against the number of segments, both axes logarithmic: it falls steeply up to 32 segments, and is nearly flat from there.",
+    alt=(
+        "Peak memory against the number of segments, both axes logarithmic: it falls steeply up "
+        "to 32 segments, and is nearly flat from there."
+    ),
 )
 
 # %% [markdown]
@@ -705,14 +804,17 @@ show_source(_OutputLoss)
 # %%
 torch.manual_seed(0)
 hidden, weight, bias = (
-    t.to(device) for t in (torch.randn(32 * 63, 296), torch.randn(10_000, 296) / 17, torch.zeros(10_000))
+    t.to(device)
+    for t in (torch.randn(32 * 63, 296), torch.randn(10_000, 296) / 17, torch.zeros(10_000))
 )
 targets = torch.randint(1, 10_000, (32 * 63,)).to(device)  # (N,)
 ROWS = 512  # a chunk's
 
 
 def plain_loss(hidden, weight, bias):
-    return F.cross_entropy(F.linear(hidden, weight, bias), targets, ignore_index=0, reduction="sum")  # ()
+    return F.cross_entropy(
+        F.linear(hidden, weight, bias), targets, ignore_index=0, reduction="sum"
+    )  # ()
 
 
 def chunked_loss(hidden, weight, bias):
@@ -802,13 +904,17 @@ figures.save_numbers(
         "accumulated_gradient_off_by": off_by,
         "twelve_blocks": peaks,
         "checkpointing": contest_table,
-        "segments_of_64": {" x ".join(map(str, segments)): value for segments, value in tower_peaks.items()},
+        "segments_of_64": {
+            " x ".join(map(str, segments)): value for segments, value in tower_peaks.items()
+        },
         "loss_step": loss_peaks,
         "hours_for_all_stories": hours,
     },
 )
 if device == "cuda":
-    figures.save_numbers("06_gpu", {"checkpointing": contest_table, "name": torch.cuda.get_device_name()})
+    figures.save_numbers(
+        "06_gpu", {"checkpointing": contest_table, "name": torch.cuda.get_device_name()}
+    )
 
 # %% [markdown]
 # ## How near the limit?
@@ -844,7 +950,11 @@ assert alike["fp32, against GPT-2"]["low"] < 1 < alike["bf16, against GPT-2"]["l
 assert all(alike[name]["median"] < ratio["median"] for name, ratio in ratios.items())
 table(
     [[name, shown.format(**ratios[name]), shown.format(**alike[name])] for name in ratios],
-    ["ours", "times as fast: median of turns (lowest to highest)", "with our memory setting for all"],
+    [
+        "ours",
+        "times as fast: median of turns (lowest to highest)",
+        "with our memory setting for all",
+    ],
 )
 
 # %% [markdown]
@@ -876,7 +986,10 @@ FigureFolder("benchmark").save_figure(
         limit=("Hugging Face", 1.0),
     ),
     "06_decoding",
-    alt="Bars of decoding speed relative to Hugging Face's generate: ours is above 1 everywhere, the matrix products alone far above.",
+    alt=(
+        "Bars of decoding speed relative to Hugging Face's generate: ours is above 1 everywhere, "
+        "the matrix products alone far above."
+    ),
 )
 
 # %% [markdown]
@@ -906,7 +1019,10 @@ FigureFolder("benchmark").save_figure(
         title="What a step costs as one thing grows",
     ),
     "06_scaling",
-    alt="Five panels of milliseconds against batch, context, blocks, vocabulary and tokens in the cache, each beside a straight line; context bends upwards.",
+    alt=(
+        "Five panels of milliseconds against batch, context, blocks, vocabulary and tokens in "
+        "the cache, each beside a straight line; context bends upwards."
+    ),
 )
 
 # %%
@@ -917,7 +1033,10 @@ for name, row in grown.items():
     bend[name] = slopes[-1] / slopes[0]
 assert max(bend, key=bend.get) == "tokens of context"
 assert all(abs(value - 1) < 0.25 for name, value in bend.items() if name != "tokens of context")
-table([[name, f"{value:.2f}"] for name, value in bend.items()], ["cost against", "last slope / first slope"])
+table(
+    [[name, f"{value:.2f}"] for name, value in bend.items()],
+    ["cost against", "last slope / first slope"],
+)
 
 # %% [markdown]
 # *Tokens in the cache* is one decoding step of 20 texts; the others are training steps. A ratio of 1 is a straight line, and the

@@ -20,7 +20,8 @@
 # **Running time.** Seconds.
 
 # %% tags=["parameters"]
-CORPUS = "tinystories"  # whose recorded numbers: "tinystories", or a path that you have recorded with `make record`
+CORPUS = "tinystories"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
+# or of a folder with train.* and validation.*
 
 # %% tags=["setup"]
 import os
@@ -32,14 +33,22 @@ REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assig
 
 if "google.colab" in sys.modules:
     if not Path("/content/course").exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True)
+        subprocess.run(
+            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
+        )
     if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(f"{REPOSITORY} does not hold this course: put the right address into this cell")
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)  # adds what is missing
+        raise RuntimeError(
+            f"{REPOSITORY} does not hold this course: put the right address into this cell"
+        )
+    subprocess.run(
+        [sys.executable, "/content/course/notebooks/colab.py"], check=True
+    )  # adds what is missing
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
-    raise RuntimeError("open this notebook inside the repository: no folder `helpers` above the working folder")
+    raise RuntimeError(
+        "open this notebook inside the repository: no folder `helpers` above the working folder"
+    )
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT / "notebooks")
 
@@ -78,7 +87,8 @@ print(f"{corpus}; the trained model: {published}")
 STEPS = training["steps"]
 EPOCHS = [STEPS // 3 * epoch for epoch in (1, 2, 3)]
 perplexities = {
-    name: {row["step"]: math.exp(row["validation_loss"]) for row in rows} for name, rows in training["protocol"].items()
+    name: {row["step"]: math.exp(row["validation_loss"]) for row in rows}
+    for name, rows in training["protocol"].items()
 }
 seeds = [[perplexities[f"ours, seed {seed}"][end] for seed in range(3)] for end in EPOCHS]
 ours = [statistics.median(values) for values in seeds]
@@ -131,7 +141,8 @@ table(
         [
             "2.4",
             "checkpointing: peak of what a step adds to memory, time",
-            f"{float(recomputed['peak, MB']) / float(kept['peak, MB']):.2f} ×, {recomputed['of the time']} ×",
+            f"{float(recomputed['peak, MB']) / float(kept['peak, MB']):.2f} ×, "
+            f"{recomputed['of the time']} ×",
             "PyTorch's own, no number",
         ],
     ],
@@ -203,7 +214,10 @@ table(
         ["projection 300 → 296", sizes["projection"]],
         ["3 blocks, attention in each", sizes["attention"]],
         ["3 blocks, feed-forward in each", sizes["feed-forward"]],
-        ["3 blocks, two norms in each", sizes["one block"] - sizes["attention"] - sizes["feed-forward"]],
+        [
+            "3 blocks, two norms in each",
+            sizes["one block"] - sizes["attention"] - sizes["feed-forward"],
+        ],
         ["final norm", sizes["final norm"]],
         ["output 296 → 10,000", sizes["output"]],
         ["the whole model", sizes["the whole model"]],
@@ -214,7 +228,11 @@ table(
 
 # %%
 assert (
-    sizes["embedding"] + sizes["projection"] + 3 * sizes["one block"] + sizes["final norm"] + sizes["output"]
+    sizes["embedding"]
+    + sizes["projection"]
+    + 3 * sizes["one block"]
+    + sizes["final norm"]
+    + sizes["output"]
     == 8_940_768
 )
 assert sizes["the whole model"] == 8_940_768
@@ -223,7 +241,8 @@ print("the parts add up to 8,940,768: True")
 print(f"embedding and output are {words / sizes['the whole model']:.0%} of them")
 share = sizes["output"] / (sizes["the whole model"] - sizes["embedding"])
 print(
-    f"of the multiplications for a token, the output layer has {share:.0%}; an embedding is looked up, not multiplied"
+    f"of the multiplications for a token, the output layer has {share:.0%}; an embedding is "
+    "looked up, not multiplied"
 )
 print(f"the earlier code has {sizes['the whole model'] - EARLIER['parameters']:,} fewer")
 
@@ -253,7 +272,13 @@ assert recipe.dropout is None  # as the model was built: 0
 table(
     [
         *(
-            [text, *(str(getattr(one, name) or 0).strip("()").replace("_", " ") for one in (asked, recipe))]
+            [
+                text,
+                *(
+                    str(getattr(one, name) or 0).strip("()").replace("_", " ")
+                    for one in (asked, recipe)
+                ),
+            ]
             for name, text in NAMES.items()
         ),
         ["embedding starts from", "random numbers", "fastText vectors"],
@@ -271,13 +296,22 @@ table(
 theirs = perplexities["the assignment's recipe"]
 table(
     [
-        ["an earlier deliverable", *(f"{value:.2f}" for value in EARLIER["perplexity after epochs 1, 2, 3"])],
+        [
+            "an earlier deliverable",
+            *(f"{value:.2f}" for value in EARLIER["perplexity after epochs 1, 2, 3"]),
+        ],
         ["its recipe, here", *(f"{theirs[end]:.2f}" for end in EPOCHS)],
         ["our recipe, median of three seeds", *(f"{value:.2f}" for value in ours)],
-        ["… smallest and largest of the three", *(f"{min(values):.2f}–{max(values):.2f}" for values in seeds)],
+        [
+            "… smallest and largest of the three",
+            *(f"{min(values):.2f}–{max(values):.2f}" for values in seeds),
+        ],
     ],
     ["validation perplexity", "epoch 1", "epoch 2", "epoch 3"],
-    caption="One protocol. Each model has 8,940,768 parameters, except the earlier deliverable's own (8,930,536).",
+    caption=(
+        "One protocol. Each model has 8,940,768 parameters, except the earlier deliverable's own "
+        "(8,930,536)."
+    ),
 )
 
 # %% [markdown]
@@ -288,7 +322,8 @@ table(
 short = perplexities["ours in 300 steps"]
 assert ours[2] < 0.75 * theirs[EPOCHS[2]]
 print(
-    f"with its schedule fitted to {max(short)} steps, less than one epoch, our recipe reaches {short[max(short)]:.2f}"
+    f"with its schedule fitted to {max(short)} steps, less than one epoch, our recipe reaches "
+    f"{short[max(short)]:.2f}"
 )
 
 # %% tags=["hide-input"]
@@ -304,7 +339,10 @@ figures.save_figure(
         log_y=True,
     ),
     "07_protocol",
-    alt="Validation perplexity against steps for the assignment's recipe and two runs of ours, both of which end below it.",
+    alt=(
+        "Validation perplexity against steps for the assignment's recipe and two runs of ours, "
+        "both of which end below it."
+    ),
 )
 
 # %% tags=["hide-input"]
@@ -322,7 +360,10 @@ figures.save_figure(
         title="Training and validation loss under both recipes",
     ),
     "07_recipes",
-    alt="Training and validation loss of the assignment's recipe and ours: ours lies below, and its training loss ends further below its validation loss.",
+    alt=(
+        "Training and validation loss of the assignment's recipe and ours: ours lies below, and "
+        "its training loss ends further below its validation loss."
+    ),
 )
 
 # %% [markdown]
@@ -331,7 +372,10 @@ figures.save_figure(
 # %% tags=["hide-input"]
 trials = training["trials"]
 table(
-    [[name, f"{loss:.3f}", f"{math.exp(loss):.1f}"] for name, loss in sorted(trials.items(), key=lambda item: item[1])],
+    [
+        [name, f"{loss:.3f}", f"{math.exp(loss):.1f}"]
+        for name, loss in sorted(trials.items(), key=lambda item: item[1])
+    ],
     [f"{training['trial_steps']} steps each", "validation loss", "perplexity"],
     caption="What was tried: everything that is not named is the default.",
 )
@@ -347,26 +391,38 @@ table(
 # %% tags=["hide-input"]
 marks = training["landmarks"]
 figures.save_figure(
-    plots.loss_curves(training["history"], marks, title="Training and validation loss of the default run"),
+    plots.loss_curves(
+        training["history"], marks, title="Training and validation loss of the default run"
+    ),
     "07_loss",
-    alt="Training and validation loss against steps, falling past uniform, unigram and bigram lines; at the end training is below validation.",
+    alt=(
+        "Training and validation loss against steps, falling past uniform, unigram and bigram "
+        "lines; at the end training is below validation."
+    ),
 )
 
 # %% tags=["hide-input"]
 figures.save_figure(
     plots.perplexity_curve(training["history"], marks, title="The same run as perplexity"),
     "07_perplexity",
-    alt="Training and validation perplexity against steps on a logarithmic axis, with the same landmarks.",
+    alt=(
+        "Training and validation perplexity against steps on a logarithmic axis, with the same "
+        "landmarks."
+    ),
 )
 
 # %% tags=["hide-input"]
 last = training["history"][-1]
 print(
-    f"after {last['step']} steps: training loss {last['train_loss']:.2f} over the last stretch, validation "
-    f"{last['validation_loss']:.2f}, validation perplexity {training['validation_perplexity']:.2f}"
+    f"after {last['step']} steps: training loss {last['train_loss']:.2f} over the last stretch, "
+    f"validation {last['validation_loss']:.2f}, validation perplexity "
+    f"{training['validation_perplexity']:.2f}"
 )
 assert last["train_loss"] < last["validation_loss"] < marks["bigram"]
-assert next(row["step"] for row in training["history"] if row["validation_loss"] < marks["bigram"]) < EPOCHS[0]
+assert (
+    next(row["step"] for row in training["history"] if row["validation_loss"] < marks["bigram"])
+    < EPOCHS[0]
+)
 
 # %% [markdown]
 # The loss passes the bigram in the first epoch: from there on the model uses more than the last word. In the third, training ends
@@ -400,7 +456,10 @@ QUOTED = (
     "She was the kitchen",
 )
 if corpus == "TinyStories":  # what is quoted below, stands above
-    assert all(any(quote in text for texts in decoding["samples"].values() for text in texts[:2]) for quote in QUOTED)
+    assert all(
+        any(quote in text for texts in decoding["samples"].values() for text in texts[:2])
+        for quote in QUOTED
+    )
 
 # %% [markdown]
 # **Judged.** Forty tokens are a few sentences. So this is about sentences; nobody could see a plot.
@@ -456,17 +515,33 @@ table(
             "",
         ]
     ],
-    ["continuation", "texts", "perplexity", "95 % interval", "BLEU", "95 % interval", "mean of texts"],
+    [
+        "continuation",
+        "texts",
+        "perplexity",
+        "95 % interval",
+        "BLEU",
+        "95 % interval",
+        "mean of texts",
+    ],
     caption="Perplexity per token and BLEU of continuations of 50 prompts.",
 )
 
 # %% tags=["hide-input"]
 truth = continued["the true continuation"]["perplexity"]
-written = {rule: row["perplexity"] for rule, row in continued.items() if rule != "the true continuation"}
+written = {
+    rule: row["perplexity"] for rule, row in continued.items() if rule != "the true continuation"
+}
 assert min(written, key=lambda rule: abs(math.log(written[rule] / truth))) == "temperature 1"
-print(f"the true continuation's perplexity is {truth / written['greedy']:.1f} times that of greedy text")
+print(
+    f"the true continuation's perplexity is {truth / written['greedy']:.1f} times that of greedy "
+    "text"
+)
 drawn = continued["temperature 1"]
-print(f"at temperature 1, {drawn['ended']} of {drawn['texts']} texts end in <eos> before the context is full")
+print(
+    f"at temperature 1, {drawn['ended']} of {drawn['texts']} texts end in <eos> before the "
+    "context is full"
+)
 
 # %% [markdown]
 # A low perplexity is no praise: greedy text is so much likelier than what people wrote because it repeats what is common. The
@@ -479,21 +554,28 @@ print(f"at temperature 1, {drawn['ended']} of {drawn['texts']} texts end in <eos
 
 # %% tags=["hide-input"]
 explorer = load_explorer(CORPUS, "04_attention")
-scores = {pattern: np.array(by_layer) for pattern, by_layer in training["head_scores"]["after"].items()}
-before = {pattern: np.array(by_layer) for pattern, by_layer in training["head_scores"]["before"].items()}
+scores = {
+    pattern: np.array(by_layer) for pattern, by_layer in training["head_scores"]["after"].items()
+}
+before = {
+    pattern: np.array(by_layer) for pattern, by_layer in training["head_scores"]["before"].items()
+}
 layers, heads = next(iter(scores.values())).shape
 places = [(layer, head) for layer in range(layers) for head in range(heads)]
 best = {place: max(scores, key=lambda pattern: scores[pattern][place]) for place in places}
 CLEAR = 0.3  # a head follows a pattern with at least this score
 notes = {
-    (layer + 1, head + 1): best[layer, head] for layer, head in places if scores[best[layer, head]][layer, head] > CLEAR
+    (layer + 1, head + 1): best[layer, head]
+    for layer, head in places
+    if scores[best[layer, head]][layer, head] > CLEAR
 }
 
 
 def show_heads(number, kind):
     title, (tokens, weights) = list(explorer.sentences.items())[number]
     figure = plots.head_grid(weights, tokens, kind=kind, notes=notes)
-    alt = f"{'Heat-maps' if kind == 'heatmap' else 'Word-to-word arrows'} of all {layers * heads} heads for: {title}"
+    what = "Heat-maps" if kind == "heatmap" else "Word-to-word arrows"
+    alt = f"{what} of all {layers * heads} heads for: {title}"
     return figures.save_figure(figure, f"07_{kind}_{number + 1}", alt=alt)
 
 
@@ -537,20 +619,37 @@ KINDS = {
 WORDS = {
     "where someone spoke": {'"'},
     "where a sentence ended": set(".!?"),
-    "who the story is about": {"he", "she", "they", "his", "her", "lily", "timmy", "tom", "ben", "mia", "max", "sue"},
+    "who the story is about": {
+        "he",
+        "she",
+        "they",
+        "his",
+        "her",
+        "lily",
+        "timmy",
+        "tom",
+        "ben",
+        "mia",
+        "max",
+        "sue",
+    },
     "how the story began": {"once", "upon", "one", "day", "there", "named"},
 }
 
 
 def what_it_does(layer, head):
-    """By the head's best pattern where it follows one clearly, else by the word that it favours most."""
+    """By the head's best pattern where it follows one clearly, else by the word that it favours
+    most.
+    """
     if scores[best[layer, head]][layer, head] > CLEAR:
         return KINDS[best[layer, head]]
     word, times = training["favoured_words"][f"{layer + 1}.{head + 1}"][0]
     kind = next((kind for kind, words in WORDS.items() if word in words), None)
     if times > 2:
         return f"reads {kind}" if kind else f"reads “{word}”"
-    return "looks a few words back" if training["words_back"][layer][head] < 8 else "looks back widely"
+    return (
+        "looks a few words back" if training["words_back"][layer][head] < 8 else "looks back widely"
+    )
 
 
 table(
@@ -560,7 +659,9 @@ table(
             best[layer, head] if scores[best[layer, head]][layer, head] > 0.1 else "none",
             f"{scores[best[layer, head]][layer, head]:.2f}",
             f"{training['words_back'][layer][head]:.0f}",
-            ", ".join(f"{w} {n:.1f}" for w, n in training["favoured_words"][f"{layer + 1}.{head + 1}"]),
+            ", ".join(
+                f"{w} {n:.1f}" for w, n in training["favoured_words"][f"{layer + 1}.{head + 1}"]
+            ),
             f"{training['silenced'][f'{layer + 1}.{head + 1}']['returning names']:+.2f}",
             what_it_does(layer, head),
         ]
@@ -574,7 +675,8 @@ table(
 for pattern in ("previous word", "same name"):
     assert scores[pattern].max() > 0.2 > 0.1 > before[pattern].max(), pattern
     print(
-        f"{pattern}: {before[pattern].max():.2f} for the best head before training, {scores[pattern].max():.2f} after"
+        f"{pattern}: {before[pattern].max():.2f} for the best head before training, "
+        f"{scores[pattern].max():.2f} after"
     )
 
 # %% [markdown]
@@ -624,7 +726,14 @@ table(
         ]
         for rule, row in beams.items()
     ],
-    ["rule", "tokens/s", "BLEU", "95 % interval", "log-probability per token", "distinct pairs of words"],
+    [
+        "rule",
+        "tokens/s",
+        "BLEU",
+        "95 % interval",
+        "log-probability per token",
+        "distinct pairs of words",
+    ],
     caption="Beam search against sampling: speed, BLEU, and what it costs in variety.",
 )
 
@@ -636,7 +745,8 @@ assert (
     > beams["sampling"]["logprob_per_token"]
 )
 print(
-    f"of 100 prompts, 10 beams find a likelier text than 5 for {wider['likelier']}, the same for {wider['same']}, a less likely one for {wider['less likely']}"
+    f"of 100 prompts, 10 beams find a likelier text than 5 for {wider['likelier']}, the same for "
+    f"{wider['same']}, a less likely one for {wider['less likely']}"
 )
 
 # %% tags=["hide-input"]
@@ -647,7 +757,10 @@ figures.save_figure(
         title="More beams, fewer tokens per second",
     ),
     "07_beams",
-    alt="Bars of tokens per second for sampling, greedy search, 5 and 10 beams; 10 beams are the slowest.",
+    alt=(
+        "Bars of tokens per second for sampling, greedy search, 5 and 10 beams; 10 beams are the "
+        "slowest."
+    ),
 )
 
 # %% [markdown]
@@ -660,10 +773,17 @@ figures.save_figure(
 # %% tags=["hide-input"]
 if corpus == "TinyStories":
     certain = [beams[rule] for rule in ("greedy", "5 beams", "10 beams")]
-    assert max(row["distinct_pairs"] for row in certain) < 0.4 < 0.7 < beams["sampling"]["distinct_pairs"]
+    assert (
+        max(row["distinct_pairs"] for row in certain)
+        < 0.4
+        < 0.7
+        < beams["sampling"]["distinct_pairs"]
+    )
     assert min(row["bleu"] for row in certain) > 2 * beams["sampling"]["bleu"]
     assert max(row["bleu_interval"][0] for row in certain) < min(row["bleu"] for row in certain)
-    assert 1.4 < beams["5 beams"]["tokens_per_second"] / beams["10 beams"]["tokens_per_second"] < 2.2
+    assert (
+        1.4 < beams["5 beams"]["tokens_per_second"] / beams["10 beams"]["tokens_per_second"] < 2.2
+    )
 
 # %% [markdown]
 # ## Part 2.2: the cache of keys and values
@@ -673,32 +793,46 @@ if corpus == "TinyStories":
 # %% tags=["hide-input"]
 table(
     [
-        [length, f"{row['without']:,.0f}", f"{row['with cache']:,.0f}", f"{row['with cache'] / row['without']:.1f} ×"]
+        [
+            length,
+            f"{row['without']:,.0f}",
+            f"{row['with cache']:,.0f}",
+            f"{row['with cache'] / row['without']:.1f} ×",
+        ]
         for length, row in sorted(speed.items(), key=lambda item: int(item[0]))
     ],
     ["new tokens", "without, tokens/s", "with, tokens/s", "ratio"],
-    caption="Tokens per second for a batch of 20 prompts; both ways write the same text, word for word.",
+    caption=(
+        "Tokens per second for a batch of 20 prompts; both ways write the same text, word for word."
+    ),
 )
 
 # %% tags=["hide-input"]
 lengths = sorted(speed, key=int)
 figures.save_figure(
     plots.compare_curves(
-        {name: ([int(n) for n in lengths], [speed[n][name] for n in lengths]) for name in ("with cache", "without")},
+        {
+            name: ([int(n) for n in lengths], [speed[n][name] for n in lengths])
+            for name in ("with cache", "without")
+        },
         x_label="new tokens",
         y_label="tokens per second",
         title="Without a cache every token costs more than the one before",
         from_zero=True,
     ),
     "07_cache",
-    alt="Tokens per second against the number of new tokens: with the cache roughly level, without it falling.",
+    alt=(
+        "Tokens per second against the number of new tokens: with the cache roughly level, "
+        "without it falling."
+    ),
 )
 
 # %%
 assert gain > 2
 assert max(decoding["drift"]["right"]) < 1e-3
 print(
-    f"the cache's logits stay within {max(decoding['drift']['right']):.0e} of those without; it takes {decoding['cache_bytes'] / 1e6:.1f} MB"
+    f"the cache's logits stay within {max(decoding['drift']['right']):.0e} of those without; it "
+    f"takes {decoding['cache_bytes'] / 1e6:.1f} MB"
 )
 
 # %% [markdown]
@@ -730,7 +864,9 @@ table(
         f"validation loss, rate {memory['base_rate']:g}",
         "loss, rate × √accumulation",
     ],
-    caption="An epoch with each effective batch: time, and what is learned. 100 validation stories.",
+    caption=(
+        "An epoch with each effective batch: time, and what is learned. 100 validation stories."
+    ),
 )
 
 # %% tags=["hide-input"]
@@ -748,7 +884,10 @@ figures.save_figure(
         title="In one epoch a larger batch has fewer steps, and ends higher",
     ),
     "07_accumulation",
-    alt="Validation loss against optimizer steps for four effective batches; the larger ones fall faster and end earlier, higher.",
+    alt=(
+        "Validation loss against optimizer steps for four effective batches; the larger ones "
+        "fall faster and end earlier, higher."
+    ),
 )
 
 # %%
@@ -756,11 +895,12 @@ peaks, off = memory["step_peaks"], memory["accumulated_gradient_off_by"]
 assert peaks["8 times 16"] < 0.3 * peaks["128 at once"]
 assert off["sum of sums"] < 1e-12 < off["mean of means"]
 print(
-    f"a step of 128 stories adds {peaks['128 at once'] / 1e6:.0f} MB to memory, in 8 times 16 {peaks['8 times 16'] / 1e6:.0f} MB"
+    f"a step of 128 stories adds {peaks['128 at once'] / 1e6:.0f} MB to memory, in 8 times 16 "
+    f"{peaks['8 times 16'] / 1e6:.0f} MB"
 )
 print(
-    f"accumulated gradient, against the large batch's in float64: off by {off['sum of sums']:.0e} of its largest entry; "
-    f"a mean of means {off['mean of means']:.0%}"
+    f"accumulated gradient, against the large batch's in float64: off by {off['sum of sums']:.0e} "
+    f"of its largest entry; a mean of means {off['mean of means']:.0%}"
 )
 
 # %% [markdown]
@@ -780,7 +920,10 @@ table(
         for row in memory["checkpointing"]
     ],
     ["way", "device", "peak, MB", "seconds per epoch", "of the time"],
-    caption="Peak of what a training step adds to memory, and time per epoch, with and without checkpointing.",
+    caption=(
+        "Peak of what a training step adds to memory, and time per epoch, with and without "
+        "checkpointing."
+    ),
 )
 
 # %% tags=["hide-input"]
@@ -792,7 +935,8 @@ if gpu.is_file():
         print(", ".join(f"{key}: {value}" for key, value in row.items()))
 else:
     print(
-        "peak memory on a GPU: not measured yet; the figures are a CPU's, where the bytes of living tensors are counted"
+        "peak memory on a GPU: not measured yet; the figures are a CPU's, where the bytes of "
+        "living tensors are counted"
     )
 
 # %%
@@ -800,7 +944,8 @@ twelve = memory["twelve_blocks"]
 assert float(recomputed["peak, MB"]) < 0.5 * float(kept["peak, MB"])
 assert twelve["12 segments"] < 0.25 * twelve["all kept"]
 print(
-    f"twelve blocks, 16 stories: {twelve['all kept'] / 1e6:.0f} MB, checkpointed {twelve['12 segments'] / 1e6:.0f} MB"
+    f"twelve blocks, 16 stories: {twelve['all kept'] / 1e6:.0f} MB, checkpointed "
+    f"{twelve['12 segments'] / 1e6:.0f} MB"
 )
 
 # %% [markdown]
@@ -847,15 +992,20 @@ goal = measured["to_the_goal"]
 seconds = goal["seconds"]
 assert goal["ratio"] > 10
 print(
-    f"to a validation perplexity of {goal['perplexity']}: {seconds['ours']:.0f} s in {goal['steps']['ours']:.0f} steps, against "
-    f"{seconds['the earlier deliverable']:.0f} s in {goal['steps']['the earlier deliverable']:.0f}: {goal['ratio']:.0f} times less"
+    f"to a validation perplexity of {goal['perplexity']}: {seconds['ours']:.0f} s in "
+    f"{goal['steps']['ours']:.0f} steps, against {seconds['the earlier deliverable']:.0f} s in "
+    f"{goal['steps']['the earlier deliverable']:.0f}: {goal['ratio']:.0f} times less"
 )
-print(f"before that, word vectors of 10,000 bundled stories: {goal['seconds_for_vectors']:.0f} s, once")
+print(
+    f"before that, word vectors of 10,000 bundled stories: {goal['seconds_for_vectors']:.0f} s, "
+    "once"
+)
 vectors = measured["vectors"]
 assert vectors["ours"]["gb"] < 0.1
 print(
-    f"10,000 vectors from a .bin of {vectors['file_gb']:.1f} GB: {vectors['ours']['seconds']:.1f} s and less than 0.1 GB, the fasttext "
-    f"package {vectors['fasttext']['seconds']:.0f} s and {vectors['fasttext']['gb']:.1f} GB"
+    f"10,000 vectors from a .bin of {vectors['file_gb']:.1f} GB: {vectors['ours']['seconds']:.1f} "
+    f"s and less than 0.1 GB, the fasttext package {vectors['fasttext']['seconds']:.0f} s and "
+    f"{vectors['fasttext']['gb']:.1f} GB"
 )
 
 # %% [markdown]
@@ -874,10 +1024,15 @@ known = load_numbers("bundled", "04")
 floor, reached = known["landmarks"]["entropy floor"], math.log(known["validation_perplexity"])
 figures.save_figure(
     plots.loss_curves(
-        known["history"], known["landmarks"], title="On the bundled stories the loss settles on its floor"
+        known["history"],
+        known["landmarks"],
+        title="On the bundled stories the loss settles on its floor",
     ),
     "07_floor",
-    alt="Training and validation loss on the bundled stories, falling past uniform, unigram and bigram to the entropy floor.",
+    alt=(
+        "Training and validation loss on the bundled stories, falling past uniform, unigram and "
+        "bigram to the entropy floor."
+    ),
 )
 
 # %%
