@@ -3,6 +3,7 @@
 #   make report     install, execute every notebook, build build/report.html and build/report.pdf
 #   make test       install, lint, run every test, and compare every notebook with a fresh run; the network is cut
 #
+#   make quick      lint, and the tests without notebooks and browser: for whoever changes a line
 #   make torture    the tests of reliability with many cases: killed runs, damaged files, hostile texts, broken servers
 #   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
 #   make publish CORPUS=path REPO=owner/name    the model that was trained on them, to the Hugging Face Hub
@@ -27,7 +28,7 @@ JOBS ?= 2
 LONGEST := notebooks/04_training.ipynb
 
 .DEFAULT_GOAL := report
-.PHONY: report test torture record publish benchmark render sync clean
+.PHONY: report test quick torture record publish benchmark render sync clean
 
 report: $(READY)
 	$(BIN)/python report/execute.py
@@ -39,6 +40,11 @@ test: $(READY)
 	$(BIN)/python tests/without_network.py $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	    $(LONGEST) notebooks tests \
 	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 900
+
+quick: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" tests
 
 torture: $(READY)
 	TORTURE=1 $(BIN)/python tests/without_network.py $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m torture tests

@@ -1,18 +1,25 @@
-"""The code that the notebooks share, in the order in which a story flows through it.
+"""The code that the notebooks share. Each module imports only those above it.
 
-    stories     where stories come from: the bundled grammar, TinyStories, or a local file
-    tokenizer   words to ids and back
-    vectors     fastText word vectors: train, read, stream; the embedding matrix
-    memory      checkpointing by hand, the output layer and its loss a few rows at a time, a meter
-    of peak memory
-    model       the decoder-only transformer and its KV cache, from their basic parts
-    training    batches, the loss, the loop, checkpoints
-    decoding    generate(): greedy, sampling, beam search, each with or without a cache of keys and
-    values
-    files       files that are there whole or not at all, and JSON that notices damage
-    evaluation  perplexity, the landmarks of a loss curve, what each head attends to, BLEU and the
-    50-prompt protocol
-    plots       one style; heat-maps, arrows, curves, the beam tree, the explorers with sliders
+    support/         files that are whole or not there, refusals, hardware, the Hub
+    tokenizer        words to ids and back
+    kv_cache         keys and values that decoding keeps
+    memory           gradient checkpointing by hand, and a meter of peak memory
+    loss             the output layer and its cross-entropy in chunks; the loss of a batch
+    model            the decoder-only transformer, from its basic parts
+    grammar          the grammar of the bundled stories: it knows the probability of each word
+    stories          where stories come from: the grammar, TinyStories, a file or folder
+    fasttext_bin     the reader of fastText's binary files
+    vectors          word vectors: train, read, stream; the embedding matrix
+    checkpoints      trained models and saved runs on disk, models from the Hub
+    training         settings, learning rate, optimizer step, the loop
+    decoding         generate(): greedy, sampling, beam search, with or without the cache
+    evaluation       perplexity, the landmarks of a loss curve, BLEU, the 50-prompt protocol
+    heads            the patterns of attention heads, and their scores
+    recipe           from a corpus to a trained model, in Python and as a command
+    plots            one style; curves, bars, maps
+    attention_plots  heat-maps and arrows of attention
+    explorers        pictures with sliders
+    notebook         what a cell shows and keeps: figures, numbers, tables, source, claims
 
 Importing the package loads none of them.
 """

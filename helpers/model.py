@@ -15,16 +15,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers.kv_cache import KVCache
+from helpers.loss import output_loss
 from helpers.memory import checkpoint
+from helpers.support.checks import check, counts, require
 
 LONGEST_CONTEXT = 16_384  # tokens: the mask alone is a table of its square, one gigabyte
+
+
+_SIZE_RULES = {
+    "vocab_size embedding_dim d_model num_layers num_heads d_ff context_length": (
+        "a whole number of at least 1",
+        counts,
+    ),
+    "dropout": ("a probability below 1", lambda dropout: 0 <= dropout < 1),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The sizes of a Decoder. The defaults are the assignment's: 8,940,768 parameters.
 
-    Raises ValueError where the sizes cannot make a model.
+    Raises ValueError if the sizes cannot make a model.
     """
 
     vocab_size: int = 10_000
@@ -37,49 +49,35 @@ class ModelConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        for name in (
-            "vocab_size",
-            "embedding_dim",
-            "d_model",
-            "num_layers",
-            "num_heads",
-            "d_ff",
-            "context_length",
-        ):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r}: every size must be a whole number, at least 1")
-        if self.d_model % self.num_heads:
-            raise ValueError(
-                f"d_model={self.d_model} is not divisible by num_heads={self.num_heads}: each "
-                "head takes an equal share of the width; try "
-                f"d_model={self.d_model - self.d_model % self.num_heads or self.num_heads}"
-            )
-        if self.d_model % 2:
-            raise ValueError(
-                f"d_model={self.d_model} is odd: sinusoidal positions come in sine and cosine pairs"
-            )
-        if self.context_length > LONGEST_CONTEXT:
-            raise ValueError(
-                f"context_length={self.context_length}: more than {LONGEST_CONTEXT}, and the "
-                "mask, its square, would fill gigabytes; choose a shorter one"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} is not a probability below 1")
+        check(vars(self), _SIZE_RULES)
+        require(
+            self.d_model % self.num_heads == 0,
+            f"d_model={self.d_model} is not divisible by num_heads={self.num_heads}: each "
+            "head takes an equal share of the width; try "
+            f"d_model={self.d_model - self.d_model % self.num_heads or self.num_heads}",
+        )
+        require(
+            self.d_model % 2 == 0,
+            f"d_model={self.d_model} is odd: sinusoidal positions come in sine and cosine pairs",
+        )
+        require(
+            self.context_length <= LONGEST_CONTEXT,
+            f"context_length={self.context_length}: more than {LONGEST_CONTEXT}, and the "
+            "mask, its square, would fill gigabytes; choose a shorter one",
+        )
 
     def check_vocabulary(self, tokens: int) -> None:
-        """Raises ValueError where a tokenizer of so many tokens has more than the model's table."""
-        if tokens > self.vocab_size:
-            raise ValueError(
-                f"the vocabulary of {tokens} is larger than the model's table of "
-                f"{self.vocab_size}: train the tokenizer with vocab_size={self.vocab_size}, or "
-                "build the model with more rows"
-            )
+        """Raises ValueError if a tokenizer of so many tokens has more than the model's table."""
+        require(
+            tokens <= self.vocab_size,
+            f"the vocabulary of {tokens} is larger than the model's table of "
+            f"{self.vocab_size}: train the tokenizer with vocab_size={self.vocab_size}, or "
+            "build the model with more rows",
+        )
 
 
 class LayerNorm(nn.Module):
-    """Each token's vector, shifted and scaled to mean 0 and variance 1, then by a learned gain and
-    bias.
+    """Shift and scale each token's vector to mean 0 and variance 1, then apply gain and bias.
 
     Ba, Kiros & Hinton 2016, "Layer Normalization", section 3.
     """
@@ -91,14 +89,12 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:  # (…, D) -> (…, D)
-        wide = x.to(
-            torch.promote_types(x.dtype, torch.float32)
-        )  # (…, D), for float16 cannot hold the squares
+        # In float32 at least: float16 cannot hold the squares.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # (…, D)
         centred = wide - wide.mean(dim=-1, keepdim=True)  # (…, D)
         variance = centred.square().mean(dim=-1, keepdim=True)  # (…, 1)
-        return (centred * torch.rsqrt(variance + self.eps)).to(
-            x.dtype
-        ) * self.gain + self.bias  # (…, D)
+        normed = (centred * torch.rsqrt(variance + self.eps)).to(x.dtype)  # (…, D)
+        return normed * self.gain + self.bias  # (…, D)
 
 
 def sinusoidal_positions(length: int, d_model: int) -> Tensor:
@@ -112,104 +108,8 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()  # (T, D)
 
 
-class KVCache:
-    """The keys and values of all tokens read so far, which no later token changes: a new token
-    needs only its own.
-
-    Room for `capacity` tokens (None: the context) of `batch_size` rows is set aside at once: keys
-    and values are (L, B, H, capacity, K) each. Pass it to `Decoder.forward`, which reads what is
-    new and appends to it.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch_size: int,
-        capacity: int | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
-        capacity = config.context_length if capacity is None else capacity
-        shape = (
-            config.num_layers,
-            batch_size,
-            config.num_heads,
-            capacity,
-            config.d_model // config.num_heads,
-        )
-        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (L, B, H, capacity, K)
-        self.values = torch.empty_like(self.keys)  # (L, B, H, capacity, K)
-        self._lengths = [
-            0
-        ] * config.num_layers  # within a pass, the layers before the present one are ahead
-
-    @property
-    def length(self) -> int:
-        """How many tokens every layer holds. Raises RuntimeError where the layers disagree: a pass
-        was broken off.
-        """
-        if len(set(self._lengths)) > 1:
-            raise RuntimeError(
-                f"the layers hold {self._lengths} tokens, not the same number: a pass through the "
-                "model was broken off; call cache.crop(length) with the length before it"
-            )
-        return self._lengths[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes set aside: 2 · L · B · H · capacity · K · bytes per number."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T new keys and values (B, H, T, K) of one layer, counted from 0; returns all of that
-        layer, (B, H, S, K).
-
-        Raises ValueError where they do not fit the cache, or where it is full.
-        """
-        _, B, H, capacity, K = self.keys.shape
-        start, T = self._lengths[layer], keys.shape[-2]
-        if keys.shape != (B, H, T, K) or values.shape != keys.shape:
-            raise ValueError(
-                f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit a cache of "
-                f"{B} rows, {H} heads of width {K}: build it with KVCache(model.config, "
-                "batch_size)"
-            )
-        if start + T > capacity:
-            raise ValueError(
-                f"{start} tokens and {T} more exceed the cache's room for {capacity}: ask for "
-                "more capacity"
-            )
-        self.keys[layer, :, :, start : start + T] = keys
-        self.values[layer, :, :, start : start + T] = values
-        self._lengths[layer] = start + T
-        return self.keys[layer, :, :, : start + T], self.values[layer, :, :, : start + T]
-
-    def reorder(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was; rows may repeat, or be fewer or more than before. For
-        beams and ended rows.
-        """
-        if len(rows) != self.keys.shape[1]:
-            self.keys = self.keys.index_select(1, rows)  # (L, len(rows), H, capacity, K)
-            self.values = self.values.index_select(1, rows)  # (L, len(rows), H, capacity, K)
-            return
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[
-            :, 0
-        ]  # the others stay where they are
-        for held in (self.keys, self.values):
-            held[:, moved, :, : max(self._lengths)] = held[:, rows[moved], :, : max(self._lengths)]
-
-    def crop(self, length: int) -> None:
-        """Forget all but the first `length` tokens. Raises ValueError where there are fewer."""
-        if not 0 <= length <= min(self._lengths):
-            raise ValueError(
-                f"cannot crop to {length} tokens: the cache holds {min(self._lengths)}"
-            )
-        self._lengths = [length] * len(self._lengths)
-
-
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention: every token takes a weighted mean of the tokens before it and itself,
-    once per head.
+    """Causal self-attention: in each head, a token takes a weighted mean of itself and the past.
 
     Vaswani et al. 2017, section 3.2. Queries, keys and values come from one matrix product.
     """
@@ -224,29 +124,33 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor, remember: Callable | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) -> mixed x (B, T, D) and the weights (B, H, T, S).
+        """Mix the tokens of x.
 
-        mask: (T, S) or (B, 1, T, S), 0 where a query may look and -inf where it may not. remember:
-        takes the new keys and values and returns all of them, those of earlier calls first
-        (`KVCache.append`); None: there are none.
+        Args:
+            x: (B, T, D).
+            mask: (T, S) or (B, 1, T, S), 0 if a query may look at a key and -inf if not.
+            remember: takes the new keys and values and returns all, those of earlier calls first
+                (`KVCache.append`); None if there were no earlier calls.
+
+        Returns:
+            The mixed tokens (B, T, D), and the attention weights (B, H, T, S).
         """
         B, T, D = x.shape
-        q, k, v = (
-            self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
-        )  # (B, H, T, K)
+        qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads)  # (B, T, 3, H, K)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
         if remember is not None:
             k, v = remember(k, v)  # (B, H, S, K) each
         scores = (q * k.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask  # (B, H, T, S)
         weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         mixed = self.dropout(weights) @ v  # (B, H, T, K)
-        return self.output(
-            mixed.transpose(1, 2).reshape(B, T, D)
-        ), weights  # (B, T, D), (B, H, T, S)
+        joined = mixed.transpose(1, 2).reshape(B, T, D)  # (B, T, D), the heads side by side
+        return self.output(joined), weights  # (B, T, D), (B, H, T, S)
 
 
 class FeedForward(nn.Module):
-    """The same small two-layer network at every position. Vaswani et al. 2017, section 3.3, with
-    GELU for ReLU.
+    """The same small two-layer network at every position.
+
+    Vaswani et al. 2017, section 3.3, with GELU for ReLU.
     """
 
     def __init__(self, config: ModelConfig):
@@ -260,8 +164,7 @@ class FeedForward(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Attention, then feed-forward; each reads a normed copy of the residual stream and adds its
-    result to it.
+    """Attention, then feed-forward: each reads a normed copy of the stream and adds its result.
 
     Pre-norm: x + f(norm(x)), as in Xiong et al. 2020, "On Layer Normalization in the Transformer
     Architecture", figure 1b.
@@ -278,14 +181,12 @@ class DecoderBlock(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor, remember: Callable | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) -> x (B, T, D), attention weights (B, H, T, S). mask and remember: as in the
-        attention.
-        """
-        mixed, weights = self.attention(
-            self.attention_norm(x), mask, remember
-        )  # (B, T, D), (B, H, T, S)
+        """As `MultiHeadAttention.forward`: x (B, T, D) -> x (B, T, D), weights (B, H, T, S)."""
+        normed = self.attention_norm(x)  # (B, T, D)
+        mixed, weights = self.attention(normed, mask, remember)  # (B, T, D), (B, H, T, S)
         x = x + self.dropout(mixed)  # (B, T, D)
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights  # (B, T, D)
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, D)
+        return x, weights
 
 
 class Decoder(nn.Module):
@@ -297,26 +198,25 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(
-            config.vocab_size, config.embedding_dim, padding_idx=0
-        )  # <pad> is id 0
+        # <pad> is id 0.
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim, padding_idx=0)
         self.projection = nn.Linear(config.embedding_dim, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.d_model)
         self.output = nn.Linear(config.d_model, config.vocab_size)
-        mask = torch.full((config.context_length, config.context_length), float("-inf")).triu(
-            1
-        )  # (T, T)
+        length = config.context_length
+        mask = torch.full((length, length), float("-inf")).triu(1)  # (T, T)
         self.register_buffer("mask", mask, persistent=False)
-        positions = sinusoidal_positions(config.context_length, config.d_model)  # (T, D)
+        positions = sinusoidal_positions(length, config.d_model)  # (T, D)
         self.register_buffer("positions", positions, persistent=False)
         self.segments: tuple[int, ...] = ()
         self.initialize()
 
     def initialize(self) -> None:
-        """Word vectors with standard deviation 0.02, Xavier-uniform matrices (Glorot & Bengio
-        2010), biases zero.
+        """Draw word vectors with standard deviation 0.02 and Xavier-uniform matrices; zero biases.
+
+        Glorot & Bengio 2010, "Understanding the Difficulty of Training Deep Feedforward Networks".
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -328,27 +228,34 @@ class Decoder(nn.Module):
         with torch.no_grad():
             self.embedding.weight[0] = 0.0  # <pad>
 
-    def load_vectors(
+    def start_from_vectors(
         self, matrix, std: float = 0.02, output_std: float | None = 0.06, freeze: bool = False
     ) -> None:
-        """Start from word vectors, (V, E) of float32: the embedding, and the output layer too.
+        """Start the embedding, and the output layer too, from word vectors.
 
         The output layer becomes the same vectors seen through the projection, less their mean:
-        words of like use start with like inputs and like scores. Each is scaled as a whole to its
-        standard deviation; output_std=None leaves the output layer alone. Rows of zeros stay zero
-        and do not count. freeze=True keeps the embedding from training. Raises ValueError where the
-        shapes differ, or no row has a vector.
+        words of similar use start with similar inputs and similar scores.
+
+        Args:
+            matrix: (V, E) of float32; rows of zeros stay zero and do not count.
+            std: standard deviation that the embedding as a whole is scaled to.
+            output_std: the same for the output layer; None leaves that layer alone.
+            freeze: whether to keep the embedding from training.
+
+        Raises:
+            ValueError: if the shapes differ, or if no row has a vector.
         """
         matrix = torch.as_tensor(matrix)  # (V, E)
-        if matrix.shape != self.embedding.weight.shape:
-            raise ValueError(
-                f"word vectors of shape {tuple(matrix.shape)} do not fit an embedding of "
-                f"{tuple(self.embedding.weight.shape)}: build them with vectors.matrix(tokenizer, "
-                "rows=config.vocab_size), and the model with embedding_dim = the vectors' width"
-            )
+        require(
+            matrix.shape == self.embedding.weight.shape,
+            f"word vectors of shape {tuple(matrix.shape)} do not fit an embedding of "
+            f"{tuple(self.embedding.weight.shape)}: build them with vectors.matrix(tokenizer, "
+            "rows=config.vocab_size), and the model with embedding_dim = the vectors' width",
+        )
         filled = matrix.any(dim=1)  # (V,)
-        if not filled.any():
-            raise ValueError("all word vectors are zero: build them with vectors.matrix(tokenizer)")
+        require(
+            filled.any(), "all word vectors are zero: build them with vectors.matrix(tokenizer)"
+        )
         with torch.no_grad():
             self.embedding.weight.copy_(matrix * (std / matrix[filled].std()))
             if output_std is not None:
@@ -363,61 +270,53 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = probability
 
-    def set_checkpointing(self, *segments: int) -> None:
-        """In training, keep only the input of each segment of blocks, and compute its inside again
-        in the backward pass.
+    def set_recomputation(self, *segments: int) -> None:
+        """In training, keep only the input of each segment of blocks, and recompute its inside.
 
-        One number: how many segments the blocks are divided into, num_layers for one each. Two:
-        each of these is divided again, and so on. No number: keep everything. Raises ValueError
-        where there are fewer blocks than segments.
+        One number says into how many segments the blocks are divided (num_layers: one each), a
+        second divides each of these again, and so on. No number: keep everything.
+
+        Raises ValueError if there are fewer blocks than segments.
         """
         blocks = len(self.blocks)
         for count in segments:
-            if not 1 <= count <= blocks:
-                raise ValueError(
-                    f"checkpoint segments {segments}: {blocks} blocks cannot be divided into "
-                    f"{count}; the model has {len(self.blocks)} blocks"
-                )
+            require(
+                1 <= count <= blocks,
+                f"recompute_segments={segments}: {blocks} blocks cannot be divided into "
+                f"{count}; the model has {len(self.blocks)} blocks",
+            )
             blocks //= count
         self.segments = segments
 
     def _through(
         self, x: Tensor, mask: Tensor, blocks: list[DecoderBlock], segments: tuple[int, ...]
     ) -> Tensor:
-        """x (B, T, D) after these blocks, in checkpointed segments where there are any."""
+        """x (B, T, D) after these blocks, in checkpointed segments if there are any."""
         if not segments:
             for block in blocks:
                 x, _ = block(x, mask)  # (B, T, D)
             return x
         ends = [len(blocks) * i // segments[0] for i in range(segments[0] + 1)]
         for start, end in pairwise(ends):
-            frozen = not any(
-                p.requires_grad for block in blocks[start:end] for p in block.parameters()
-            )
-            through = (
-                partial(checkpoint, self._through)
-                if x.requires_grad or not frozen
-                else self._through
-            )
-            x = through(x, mask, blocks[start:end], segments[1:])  # (B, T, D)
+            inside = blocks[start:end]
+            trained = any(p.requires_grad for block in inside for p in block.parameters())
+            again = trained or x.requires_grad  # else there is nothing to compute again
+            through = partial(checkpoint, self._through) if again else self._through
+            x = through(x, mask, inside, segments[1:])  # (B, T, D)
         return x
 
     def hidden(
         self,
         ids: Tensor,
         cache: KVCache | None = None,
-        return_attention: bool = False,
+        *,
         padding: Tensor | None = None,
+        return_attention: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        """ids (B, T) -> the normed residual stream (B, T, D) that the output layer reads, and the
-        attention weights of each block, (B, H, T, S), where asked for.
+        """What the output layer reads: the normed residual stream. Arguments as in `forward`.
 
-        cache: ids follow the tokens that it holds, and are added to it. padding: (B,), how many
-        `<pad>` each row began with, the tokens in the cache counted; they are not looked at, and
-        positions count from after them.
-
-        Raises ValueError where there are no tokens or more than the context holds, IndexError where
-        an id is outside the vocabulary.
+        Returns:
+            The stream (B, T, D), and each block's attention weights (B, H, T, S) if asked for.
         """
         T, before = ids.shape[-1], 0 if cache is None else cache.length
         tokens = before + T - (0 if padding is None else int(padding.min()))
@@ -434,9 +333,8 @@ class Decoder(nn.Module):
             return self.norm(self._through(x, mask, list(self.blocks), self.segments)), []
         attention = []
         for layer, block in enumerate(self.blocks):
-            x, weights = block(
-                x, mask, None if cache is None else partial(cache.append, layer)
-            )  # (B, T, D), (B, H, T, S)
+            remember = None if cache is None else partial(cache.append, layer)
+            x, weights = block(x, mask, remember)  # (B, T, D), (B, H, T, S)
             if return_attention:
                 attention.append(weights)
         return self.norm(x), attention
@@ -444,39 +342,59 @@ class Decoder(nn.Module):
     def _mask_and_positions(
         self, T: int, before: int, padding: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Of T tokens after `before` others: the mask (T, S) or (B, 1, T, S), the positions (T, D)
-        or (B, T, D).
-        """
+        """After `before` tokens: mask (T, S) or (B, 1, T, S), positions (T, D) or (B, T, D)."""
+        S = before + T
         if padding is None:
-            return self.mask[before : before + T, : before + T], self.positions[before : before + T]
-        keys = torch.arange(before + T, device=padding.device)  # (S,)
-        queries = keys[before:]  # (T,)
+            return self.mask[before:S, :S], self.positions[before:S]
+        keys = torch.arange(S, device=padding.device)  # (S,)
+        queries = keys[before:, None]  # (T, 1)
         # A `<pad>` looks at itself: a row of -inf alone would make the softmax NaN.
-        seen = (keys <= queries[:, None]) & (keys >= padding[:, None, None]) | (
-            keys == queries[:, None]
-        )  # (B, T, S)
-        mask = torch.zeros_like(seen, dtype=self.positions.dtype).masked_fill(
-            ~seen, float("-inf")
-        )  # (B, T, S)
-        return mask[:, None], self.positions[
-            (queries - padding[:, None]).clamp(min=0)
-        ]  # (B, 1, T, S), (B, T, D)
+        seen = (keys <= queries) & (keys >= padding[:, None, None]) | (keys == queries)  # (B, T, S)
+        mask = torch.zeros_like(seen, dtype=self.positions.dtype)  # (B, T, S)
+        mask = mask.masked_fill(~seen, float("-inf"))[:, None]  # (B, 1, T, S)
+        places = (keys[before:] - padding[:, None]).clamp(min=0)  # (B, T)
+        return mask, self.positions[places]  # (B, 1, T, S), (B, T, D)
 
     def forward(
         self,
         ids: Tensor,
         cache: KVCache | None = None,
-        return_attention: bool = False,
+        *,
         padding: Tensor | None = None,
+        targets: Tensor | None = None,
+        last_only: bool = False,
+        return_attention: bool = False,
     ):
-        """ids (B, T) -> logits (B, T, V); with return_attention also the weights (L, B, H, T, S).
+        """Logits: row t scores every token that may follow token t.
 
-        Row t of the logits scores the token that follows token t. cache, padding and errors: as in
-        `hidden`.
+        Args:
+            ids: (B, T).
+            cache: ids follow the tokens that it holds, and are added to it.
+            padding: (B,), how many `<pad>` each row began with, counting the tokens in the cache.
+                They are not looked at, and positions count from after them.
+            targets: (B, T), the ids that do follow; `<pad>` counts nothing.
+            last_only: whether to score the last token alone.
+            return_attention: whether to return a pair, with the weights (L, B, H, T, S) second.
+
+        Returns:
+            Logits (B, T, V), or (B, V) with last_only. With targets, the sum of their
+            cross-entropies in nats and their number, two scalars; the logits of a batch are never
+            all in memory.
+
+        Raises:
+            ValueError: if there are no tokens, or more than the context holds.
+            IndexError: if an id is outside the vocabulary.
         """
-        x, attention = self.hidden(ids, cache, return_attention, padding)  # (B, T, D)
-        logits = self.output(x)  # (B, T, V)
-        return (logits, torch.stack(attention)) if return_attention else logits
+        x, attention = self.hidden(
+            ids, cache, padding=padding, return_attention=return_attention
+        )  # (B, T, D)
+        if targets is not None:
+            pad, layer = self.embedding.padding_idx, self.output
+            total = output_loss(x, layer.weight, layer.bias, targets, ignore_index=pad)  # ()
+            result = total, (targets != pad).sum()  # (), ()
+        else:
+            result = self.output(x[:, -1] if last_only else x)  # (B, V) or (B, T, V)
+        return (result, torch.stack(attention)) if return_attention else result
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

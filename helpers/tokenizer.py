@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
-from helpers.files import read_json, write_json
+from helpers.support.checks import require
+from helpers.support.files import read_json, write_json
 
 SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
 FORMAT = 2  # of a saved tokenizer
+SPLITTING = 1  # raise it when texts are split otherwise: cached word vectors depend on it
 LONGEST = 100  # characters of a word; what is longer is read as several words
 
-# A word (inner apostrophes and hyphens belong to it, a possessive 's does not), or one punctuation
-# mark.
+# A word (inner apostrophes and hyphens belong to it, a possessive 's does not), or one mark.
 _TOKEN = re.compile(r"'s\b|\w+(?:(?!'s\b)['-]\w+)*|\.\.\.|--|[^\w\s]")
 # İ because its lower case is two characters, which would be read as two words.
 _STRAIGHT = str.maketrans(
@@ -30,13 +31,13 @@ class WordTokenizer:
     """A fixed vocabulary of lower-case words.
 
     Ids 0 to 3 are `<pad>`, `<sos>`, `<eos>` and `<unk>`; the same strings typed in a text are
-    ordinary words. Every other id is a word, most frequent first, ties broken by the word itself,
-    so that the same texts always give the same ids.
+    ordinary words. Every other id is a word, the most frequent first and ties in alphabetical
+    order, so the same texts always give the same ids. A word of more than 100 characters is read
+    as several of 100: nobody writes one, but files hold them.
 
-    keep_punctuation=True splits punctuation off as words of its own, so that generated text reads
-    as text. False drops it: lower-case, split on white space, each piece stripped of `.,!?;:"()[]`
-    (a piece that was only punctuation stays, as the empty word). A word of more than 100 characters
-    is read as several of 100: nobody writes one, but files hold them.
+    With keep_punctuation=True each mark is a word of its own, so that generated text reads as
+    text. False drops punctuation: the text is split on white space, and each piece stripped of
+    `.,!?;:"()[]` (a piece of punctuation alone stays, as the empty word).
     """
 
     pad_id, sos_id, eos_id, unk_id = range(4)
@@ -44,13 +45,11 @@ class WordTokenizer:
     def __init__(
         self, words: Sequence[str], capitalized: Iterable[str] = (), keep_punctuation: bool = True
     ):
-        """words: the vocabulary without the special tokens. capitalized: those that `decode` writes
-        with a capital.
-        """
-        if len(set(words)) != len(words):
-            raise ValueError(
-                "the vocabulary holds the same word twice: build it with WordTokenizer.train(texts)"
-            )
+        """words: the vocabulary without the special tokens. capitalized: names, for `decode`."""
+        require(
+            len(set(words)) == len(words),
+            "the vocabulary holds the same word twice: build it with WordTokenizer.train(texts)",
+        )
         self.words = list(words)
         self.capitalized = frozenset(capitalized)
         self.keep_punctuation = keep_punctuation
@@ -60,30 +59,27 @@ class WordTokenizer:
     def train(
         cls, texts: Iterable[str], vocab_size: int = 10_000, keep_punctuation: bool = True
     ) -> "WordTokenizer":
-        """The `vocab_size - 4` most frequent words of `texts`, read once and lazily.
+        """The `vocab_size - 4` most frequent words of `texts`, which are read once and lazily.
 
-        Raises ValueError where there is no text, or where vocab_size leaves no room for a word.
+        Raises ValueError if there is no text, or if vocab_size leaves no room for a word.
         """
-        if vocab_size <= len(SPECIALS):
-            raise ValueError(
-                f"vocab_size={vocab_size} leaves no room for words beside the {len(SPECIALS)} "
-                "special tokens"
-            )
+        require(
+            vocab_size > len(SPECIALS),
+            f"vocab_size={vocab_size} leaves no room for words beside the {len(SPECIALS)} "
+            "special tokens",
+        )
         counts, mid_sentence, capitals = Counter(), Counter(), Counter()
         for text in texts:
             pieces = list(_pieces(text, keep_punctuation))
             counts.update(piece.lower() for piece in pieces)
             for previous, piece in pairwise(pieces):
-                if (
-                    previous[-1:].isalnum() or previous == ","
-                ):  # after a mark, a capital may only start a sentence
+                # After other marks, a capital may only mean that a sentence starts.
+                if previous[-1:].isalnum() or previous == ",":
                     mid_sentence[piece.lower()] += 1
                     capitals[piece.lower()] += piece[:1].isupper()
-        if not counts:
-            raise ValueError("no words to build a vocabulary from: the texts are empty")
-        ranked = sorted(counts, key=lambda word: (-counts[word], word))[
-            : vocab_size - len(SPECIALS)
-        ]
+        require(counts, "no words to build a vocabulary from: the texts are empty")
+        by_count = sorted(counts, key=lambda word: (-counts[word], word))
+        ranked = by_count[: vocab_size - len(SPECIALS)]
         capitalized = [word for word in ranked if capitals[word] > mid_sentence[word] / 2]
         return cls(ranked, capitalized, keep_punctuation)
 
@@ -107,34 +103,37 @@ class WordTokenizer:
 
         A longer story is cut, and then has no `<eos>`: it did not end there.
         """
-        ids = [self.sos_id, *islice(self._ids(text), length), self.eos_id][
-            :length
-        ]  # of a long text only the beginning
+        ids = [self.sos_id, *islice(self._ids(text), length), self.eos_id][:length]
         return ids + [self.pad_id] * (length - len(ids))
 
     def word(self, token_id: int) -> str:
         """The word or special token behind an id, for axis labels and tables."""
-        if not 0 <= token_id < len(self):
-            raise ValueError(f"token id {token_id} is outside the vocabulary of {len(self)}")
-        return (
-            SPECIALS[token_id] if token_id < len(SPECIALS) else self.words[token_id - len(SPECIALS)]
+        require(
+            0 <= token_id < len(self),
+            f"token id {token_id} is outside the vocabulary of {len(self)}",
         )
+        specials = len(SPECIALS)
+        return SPECIALS[token_id] if token_id < specials else self.words[token_id - specials]
+
+    def excluded_ids(self, vocab_size: int) -> list[int]:
+        """Ids that never come out of a model with `vocab_size` rows, however it decodes.
+
+        They are `<pad>`, `<sos>` and `<unk>`, and the rows that stand for no word.
+        """
+        return [self.pad_id, self.sos_id, self.unk_id, *range(len(self), vocab_size)]
 
     def decode(self, ids: Iterable[int], after: Iterable[int] = ()) -> str:
-        """Readable text: spaces, quotes and capitals are put back; special tokens give nothing,
-        except `<unk>`.
+        """Readable text, with spaces, quotes and capitals put back.
 
-        after: ids that stand before these. The text goes on from them, so in mid-sentence it starts
+        Special tokens other than `<unk>` leave no trace.
+
+        after: ids that stand before these. The text continues them, so in mid-sentence it starts
         with a small letter.
         """
         if before := list(after):
             return self.decode([*before, *ids])[len(self.decode(before)) :].lstrip()
-        words = [
-            self.word(int(i)) for i in ids if int(i) not in (self.pad_id, self.sos_id, self.eos_id)
-        ]
-        return (
-            self._join(words) if self.keep_punctuation else " ".join(word for word in words if word)
-        )
+        words = [self.word(i) for i in map(int, ids) if i not in range(self.unk_id)]
+        return self._join(words) if self.keep_punctuation else " ".join(filter(None, words))
 
     def _join(self, words: list[str]) -> str:
         text, quote_open, capital, glue, previous = "", False, True, True, ""
@@ -146,14 +145,12 @@ class WordTokenizer:
             if word[:1].isalpha():
                 proper = word in self.capitalized or word == "i" or word.startswith("i'")
                 first = word[:1].upper()
-                if (capital or proper) and first.lower() == word[
-                    :1
-                ]:  # not for ß, whose capital would be read as ss
+                # Not for ß, whose capital would be read as ss.
+                if (capital or proper) and first.lower() == word[:1]:
                     shown = first + word[1:]
                 capital = False
             if word == '"':
-                # Speech starts a sentence. After it, `?" asked Mia` goes on, `." Mia smiled` begins
-                # anew.
+                # Speech starts a sentence. After it, `?" asked Mia` goes on; `." Mia` starts one.
                 capital = not quote_open or previous == "."
                 quote_open = not quote_open
             elif word in _ENDS_SENTENCE:
@@ -162,51 +159,38 @@ class WordTokenizer:
             previous = word
         return text
 
-    def save(self, path: str | Path) -> None:
-        """Write one JSON file; it appears whole or not at all."""
-        state = {
+    def state(self) -> dict:
+        """What `from_state` makes the same tokenizer of: lists of words, which JSON can hold."""
+        return {
             "keep_punctuation": self.keep_punctuation,
             "capitalized": sorted(self.capitalized),
             "words": self.words,
         }
-        write_json(path, state, FORMAT)
+
+    @classmethod
+    def from_state(cls, state: dict) -> "WordTokenizer":
+        """Raises ValueError if the state is not that of a tokenizer."""
+        lists = [state.get("words"), state.get("capitalized")]
+        require(
+            all(isinstance(x, list) and all(isinstance(w, str) for w in x) for x in lists),
+            "this is no saved tokenizer: its words are no list of words",
+        )
+        return cls(*lists, bool(state.get("keep_punctuation")))
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file; it appears whole or not at all."""
+        write_json(path, self.state(), FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> "WordTokenizer":
-        """Read what `save` wrote. Raises ValueError where the file is not such a file, or was
-        changed since.
-        """
-        state = read_json(path, FORMAT)
-        try:
-            words, capitalized, keep_punctuation = (
-                state["words"],
-                state["capitalized"],
-                state["keep_punctuation"],
-            )
-        except KeyError as error:
-            raise ValueError(
-                f"{path} is no saved tokenizer, it has no {error}: save or copy it again"
-            ) from error
-        if not all(
-            isinstance(one, list) and all(isinstance(word, str) for word in one)
-            for one in (words, capitalized)
-        ):
-            raise ValueError(
-                f"{path} is no saved tokenizer, its words are no list of words: save or copy it "
-                "again"
-            )
-        return cls(words, capitalized, keep_punctuation)
+        """Read what `save` wrote. Raises ValueError if the file is another, or was changed."""
+        return cls.from_state(read_json(path, FORMAT))
 
 
 def _pieces(text: str, keep_punctuation: bool) -> Iterator[str]:
-    """The words of a text in their original case, one after the other: a text of megabytes need not
-    be split at once.
-    """
-    found = (
-        _TOKEN.finditer(text.translate(_STRAIGHT))
-        if keep_punctuation
-        else re.finditer(r"\S+", text)
-    )
+    """The words of a text in their original case, lazily: a text may have megabytes."""
+    pattern = _TOKEN if keep_punctuation else re.compile(r"\S+")
+    found = pattern.finditer(text.translate(_STRAIGHT) if keep_punctuation else text)
     for match in found:
         word = match[0] if keep_punctuation else match[0].strip(_STRIPPED)
         if len(word) <= LONGEST:

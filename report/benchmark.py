@@ -34,21 +34,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.decoding import generate, packed_weights  # noqa: E402 - the repository need not be installed
+from helpers.checkpoints import load_checkpoint  # noqa: E402
+from helpers.decoding import generate  # noqa: E402
 from helpers.evaluation import perplexity  # noqa: E402
-from helpers.memory import keep_freed_memory  # noqa: E402
-from helpers.model import Decoder, KVCache, ModelConfig, MultiHeadAttention, sinusoidal_positions  # noqa: E402
-from helpers.plots import FigureFolder, load_numbers  # noqa: E402
+from helpers.kv_cache import KVCache  # noqa: E402
+from helpers.model import Decoder, ModelConfig, MultiHeadAttention, sinusoidal_positions  # noqa: E402
+from helpers.notebook import FigureFolder, load_numbers  # noqa: E402
 from helpers.stories import load_stories  # noqa: E402
+from helpers.support.hardware import keep_freed_memory, packed_weights, pick_device  # noqa: E402
 from helpers.tokenizer import WordTokenizer  # noqa: E402
-from helpers.training import (  # noqa: E402
-    TrainingConfig,
-    _LossSum,
-    _optimizer,
-    _update,
-    load_checkpoint,
-    pick_device,
-)
+from helpers.training import TrainingConfig, make_optimizer, optimizer_step  # noqa: E402
 from helpers.vectors import train_vectors  # noqa: E402
 
 SIZE = ModelConfig()
@@ -195,8 +190,8 @@ def our_step(
     model = (model or Decoder(size)).to(device).train()
     config = TrainingConfig(batch_size=batch)
     ids = torch.randint(4, size.vocab_size, (batch, context), device=device)  # (B, T), no <pad>
-    optimizer, loss = _optimizer(model, config), _LossSum(model, pad_id=0)
-    return lambda: _update(loss, optimizer, ids, 0, 1e-4, 1, config, precision)
+    optimizer = make_optimizer(model, config)
+    return lambda: optimizer_step(model, optimizer, ids, 1e-4, config, precision)
 
 
 def earlier_step(size: ModelConfig = SIZE):

@@ -21,7 +21,7 @@ import typst
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
-from helpers.files import make_folder, write_whole  # noqa: E402 - the repository need not be installed
+from helpers.support.files import make_folder, write_whole  # noqa: E402
 
 FIGURES = ROOT / "figures"
 TITLE = "A story transformer, from scratch"

@@ -31,8 +31,8 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.files import make_folder, write_whole  # noqa: E402 - the repository need not be installed
 from helpers.stories import CORPORA, corpus_name  # noqa: E402
+from helpers.support.files import make_folder, write_whole  # noqa: E402
 
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"

@@ -5,7 +5,7 @@ python report/publish.py tinystories                     -> build/hub/tinystorie
 python report/publish.py tinystories --to owner/name     the same, and uploaded; log in first, with
 `hf auth login`
 
-`helpers.training.load_checkpoint("owner/name")` reads it from there.
+`helpers.checkpoints.load_checkpoint("owner/name")` reads it from there.
 """
 
 import argparse
@@ -13,30 +13,30 @@ import math
 import shutil
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.files import make_folder, write_whole  # noqa: E402 - the repository need not be installed
-from helpers.plots import load_numbers, table  # noqa: E402
+from helpers.checkpoints import HUB_FILE, checkpoint_path, copies, load_checkpoint  # noqa: E402
+from helpers.notebook import load_numbers, table  # noqa: E402
 from helpers.stories import corpus_name  # noqa: E402
-from helpers.training import CHECKPOINT_FILES, load_checkpoint  # noqa: E402
+from helpers.support.files import make_folder, write_whole  # noqa: E402
 
 DATASETS = {"tinystories": ("roneneldan/TinyStories", "TinyStories")}
 
 
-def model_card(corpus: str, name: str) -> ModelCard:
-    """The card of checkpoints/<corpus>. Raises as `load_checkpoint` and `load_numbers` do, and
-    ValueError where figures/<corpus> is of another run.
+def model_card(corpus: str, name: str, model, tokenizer, run: dict) -> ModelCard:
+    """The card of a checkpoint and of the numbers in figures/<corpus>.
+
+    Raises as `load_numbers` does, and ValueError if they are of another run.
     """
-    model, tokenizer, run = load_checkpoint(ROOT / "checkpoints" / corpus)
     training, decoding = load_numbers(corpus, "04"), load_numbers(corpus, "05")
     recorded = training["history"][-1]["validation_loss"]
-    if (
-        abs(run["validation_loss"] - recorded) > 0.03
-    ):  # as far as notebook 04 lets another machine's run be off
+    # As far as notebook 04 lets another machine's run be off.
+    if abs(run["validation_loss"] - recorded) > 0.03:
         raise ValueError(
             f"checkpoints/{corpus} has the validation loss {run['validation_loss']:.4f}, "
             f"figures/{corpus}/04.json {recorded:.4f}: files of two runs; record the corpus "
@@ -92,8 +92,8 @@ git clone {repository} course && cd course && pip install -e .
 ```
 
 ```python
+from helpers.checkpoints import load_checkpoint
 from helpers.decoding import generate
-from helpers.training import load_checkpoint
 
 model, tokenizer, _ = load_checkpoint("{name}")
 print(generate(model, tokenizer, ["Once upon a time"], max_new_tokens=50, seed=0)[0].text)
@@ -131,13 +131,17 @@ unknown word is read as unknown. What the training stories repeat, it repeats.
 
 
 def prepare(corpus: str, name: str) -> Path:
-    """build/hub/<corpus>: what the Hub gets. Nothing is written where a number is missing."""
-    card = model_card(corpus, name)
+    """build/hub/<corpus>: what the Hub gets. Nothing is written if a number is missing."""
+    path = checkpoint_path(ROOT / "checkpoints" / corpus)
+    model, tokenizer, run = load_checkpoint(path)
+    card = model_card(corpus, name, model, tokenizer, run)
     folder = ROOT / "build" / "hub" / corpus
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
-    for file in CHECKPOINT_FILES:
-        write_whole(folder / file, (ROOT / "checkpoints" / corpus / file).read_bytes())
+    write_whole(folder / HUB_FILE, path.read_bytes())
+    parts = {"model": asdict(model.config), "metadata": run, "tokenizer": tokenizer.state()}
+    for file, text in copies(parts).items():
+        write_whole(folder / file, text)
     write_whole(folder / "README.md", str(card))
     return folder
 

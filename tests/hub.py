@@ -6,11 +6,14 @@ import json
 import os
 import re
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar
 from urllib.parse import unquote
+
+from helpers.checkpoints import HUB_FILE, copies, load_checkpoint
 
 REVISION = "0" * 40
 
@@ -19,24 +22,36 @@ def digest(data):
     return hashlib.sha1(data).hexdigest()
 
 
+def published(checkpoint: Path) -> dict[str, bytes]:
+    """The files of a model's repository: a checkpoint, and copies of what it holds."""
+    model, tokenizer, metadata = load_checkpoint(checkpoint)
+    parts = {"model": asdict(model.config), "metadata": metadata, "tokenizer": tokenizer.state()}
+    texts = {name: text.encode() for name, text in copies(parts).items()}
+    return {HUB_FILE: checkpoint.read_bytes()} | texts
+
+
 class Hub(BaseHTTPRequestHandler):
-    """Repositories in memory: {name: {path: bytes}}. Who has no token may read."""
+    """Repositories in memory: {name: {path: bytes}}. Without a token, one may read.
+
+    asked: the method and the path of each request, in order.
+    """
 
     protocol_version = "HTTP/1.1"
     repositories: ClassVar[dict] = {}
+    asked: ClassVar[list] = []
 
     def log_message(self, *_):
         pass
 
+    def log_request(self, *_):
+        self.asked.append(f"{self.command} {self.path}")
+
     def answer(self, status, body=b"", **headers):
         if not isinstance(body, bytes):
             body = json.dumps(body).encode()
+        headers = {"Content-Length": len(body), "X-Repo-Commit": REVISION} | headers
         self.send_response(status)
-        for name, value in {
-            "Content-Length": len(body),
-            "X-Repo-Commit": REVISION,
-            **headers,
-        }.items():
+        for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         if self.command != "HEAD":
@@ -56,37 +71,29 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             self.answer(200, {"errors": [], "warnings": []})
         elif parts[5] == "preupload":
-            files = [
-                {"path": file["path"], "uploadMode": "regular"}
-                for file in json.loads(body)["files"]
-            ]
-            self.answer(200, {"files": [file | {"shouldIgnore": False} for file in files]})
+            how = {"uploadMode": "regular", "shouldIgnore": False}
+            files = [{"path": file["path"]} | how for file in json.loads(body)["files"]]
+            self.answer(200, {"files": files})
         elif parts[5] == "commit":
             lines = [json.loads(line) for line in body.splitlines()]
-            files = [line["value"] for line in lines if line["key"] == "file"]
-            self.repositories[name] |= {
-                file["path"]: base64.b64decode(file["content"]) for file in files
-            }
-            self.answer(
-                200, {"commitOid": REVISION, "commitUrl": f"{here}/{name}/commit/{REVISION}"}
-            )
+            for file in [line["value"] for line in lines if line["key"] == "file"]:
+                self.repositories[name][file["path"]] = base64.b64decode(file["content"])
+            place = f"{here}/{name}/commit/{REVISION}"
+            self.answer(200, {"commitOid": REVISION, "commitUrl": place})
         else:
             self.answer(500, {"error": f"this server does not know {self.path}"})
 
     def do_GET(self):
         parts = unquote(self.path.partition("?")[0]).split("/")
         if parts[1] == "api":
-            files = self.repositories.get("/".join(parts[3:5]))
+            name = "/".join(parts[3:5])
+            files = self.repositories.get(name)
             if files is None:
                 self.answer(401, {"error": "no such repository"}, X_Error_Code="RepoNotFound")
+            elif parts[5:6] == ["tree"]:
+                self.answer(200, self.tree(files, parts[7:]))
             else:
-                listed = parts[5:6] == ["tree"]
-                self.answer(
-                    200,
-                    self.tree(files, parts[7:])
-                    if listed
-                    else {"id": "/".join(parts[3:5]), "sha": REVISION},
-                )
+                self.answer(200, {"id": name, "sha": REVISION})
         else:
             if parts[1] == "datasets":
                 del parts[1]
@@ -97,24 +104,19 @@ class Hub(BaseHTTPRequestHandler):
                 self.send(content)
 
     def tree(self, files, folder):
-        """What is in a folder, given as the parts of its path; that of its folders too, where it
-        was asked for.
-        """
+        """What is in a folder, given as the parts of its path; and in those below, if asked for."""
         entries, depth = {}, len(folder)
+        everything = "recursive=true" in self.path.lower()
         for name, data in files.items():
             parts = name.split("/")
-            if parts[:depth] == folder and (
-                "recursive=true" in self.path.lower() or len(parts) == depth + 1
-            ):
-                entries[name] = {
-                    "type": "file",
-                    "path": name,
-                    "size": len(data),
-                    "oid": digest(data),
-                }
-            elif parts[:depth] == folder:
-                inner = "/".join(parts[: depth + 1])
-                entries[inner] = {"type": "directory", "path": inner, "size": 0, "oid": REVISION}
+            if parts[:depth] != folder:
+                continue
+            if everything or len(parts) == depth + 1:
+                entry = {"type": "file", "path": name, "size": len(data), "oid": digest(data)}
+            else:
+                name = "/".join(parts[: depth + 1])
+                entry = {"type": "directory", "path": name, "size": 0, "oid": REVISION}
+            entries[name] = entry
         return list(entries.values())
 
     def send(self, content):
@@ -133,18 +135,15 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_at(handler: type[Hub], home: Path):
-    """Run the server. Gives an environment in which it is the Hub, `home` its cache, and nobody is
-    logged in.
+    """Run the server. Gives an environment in which it is the Hub, and `home` holds its cache.
+
+    Nobody is logged in.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    Hub.repositories = {}
+    Hub.repositories, Hub.asked = {}, []
     Thread(target=server.serve_forever, daemon=True).start()
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
-    }
-    yield environment | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(home),
-    }
+    ours = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home)}
+    theirs = ("HF_", "HUGGING")
+    yield {name: value for name, value in os.environ.items() if not name.startswith(theirs)} | ours
     server.shutdown()
     server.server_close()

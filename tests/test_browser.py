@@ -1,5 +1,6 @@
-"""The rendered report, and the live explorer, in a real browser. Without Chromium these tests are
-skipped, and say so.
+"""The rendered report, and the live explorer, in a real browser.
+
+Without Chromium these tests are skipped, and say so.
 """
 
 import json
@@ -8,31 +9,26 @@ import socket
 import subprocess
 import sys
 import time
-from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from urllib.request import urlopen
 
 import ipywidgets
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from nbformat.v4 import new_output
 from playwright.sync_api import sync_playwright
-from torture import MARKUP
+from support import MARKUP, ROOT, displayed, report_script, write_notebook
 
-from helpers import plots
-from helpers.plots import AttentionExplorer
+from helpers.explorers import AttentionExplorer
+from helpers.notebook import FigureFolder, table
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "report"))
-build = import_module("build")
+build = report_script("build")
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine: install Debian's `chromium`"
-)
+NAMES = "chromium", "chromium-browser", "google-chrome"
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+NONE = "no Chromium on this machine: install Debian's `chromium`"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NONE)
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -61,10 +57,8 @@ def page(browser, report):
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.asked, page.errors = [], []
     page.on("request", lambda request: page.asked.append(request.url))
-    page.on(
-        "console",
-        lambda message: page.errors.append(message.text) if message.type == "error" else None,
-    )
+    note = lambda message: page.errors.append(message.text) if message.type == "error" else None
+    page.on("console", note)
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(report.as_uri())
     yield page
@@ -103,12 +97,9 @@ def test_the_sliders_of_the_report_show_the_right_head(page):
         explorer = explorers.nth(number)
         sentences = json.loads(explorer.locator("script").text_content())["sentences"]
         layers, heads = len(sentences[0]["attention"]), len(sentences[0]["attention"][0])
-        for sentence, layer, head in (
-            (0, 1, 1),
-            (len(sentences) - 1, layers, heads),
-            (1, 1, heads),
-            (1, layers, 2),
-        ):
+        last = len(sentences) - 1
+        choices = (0, 1, 1), (last, layers, heads), (1, 1, heads), (1, layers, 2)
+        for sentence, layer, head in choices:
             explorer.locator("select").select_option(str(sentence))
             explorer.locator("input[name=layer]").fill(str(layer))
             explorer.locator("input[name=head]").fill(str(head))
@@ -118,10 +109,8 @@ def test_the_sliders_of_the_report_show_the_right_head(page):
             matrix = np.array(sentences[sentence]["attention"][layer - 1][head - 1])
             assert shown == matrix[np.tril_indices(len(matrix))].tolist()
             assert explorer.locator("output").all_text_contents() == [str(layer), str(head)]
-            assert (
-                explorer.locator("svg > text").first.text_content()
-                == sentences[sentence]["tokens"][0]
-            )
+            word = explorer.locator("svg > text").first.text_content()
+            assert word == sentences[sentence]["tokens"][0]
 
 
 def test_a_slider_of_the_report_moves_by_mouse_and_by_key(page):
@@ -150,8 +139,7 @@ def test_headings_are_in_order(page):
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-# axe is slow: it sees only the blocks that hold an element of a kind which no block before them
-# holds.
+# axe is slow: it sees only the blocks with an element of a kind that no block before them has.
 ONE_OF_EACH_KIND = """() => {
     const seen = new Set(), kind = e => e.tagName + '.' + e.getAttribute('class');
     for (const block of [...document.body.children]) {
@@ -177,17 +165,11 @@ def test_the_report_is_accessible(page, scheme):
     assert serious == {}
 
 
-def write_notebook(path, *cells):
-    """cells: (type, source, outputs)."""
-    cells = [
-        {"cell_type": kind, "id": f"cell-{i}", "source": source, "metadata": {}}
-        | ({"outputs": outputs, "execution_count": 1} if kind == "code" else {})
-        for i, (kind, source, outputs) in enumerate(cells)
-    ]
-    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(notebook), encoding="utf-8")
+def output(value):
+    """The output that a notebook on disk holds of a value: without the view of a live widget."""
+    data, metadata = displayed(value)
+    data.pop("application/vnd.jupyter.widget-view+json", None)
+    return new_output("display_data", data=data, metadata=metadata)
 
 
 HOSTILE = "<script>document.title = 'hacked'</script><b>bold</b>"
@@ -197,41 +179,27 @@ def test_words_are_shown_as_text(browser, tmp_path, monkeypatch):
     """A word that is markup, in explorer, caption, table and output: nothing of it runs."""
     explorer = AttentionExplorer({HOSTILE: ([HOSTILE, "b"], [[[[1, 0], [0.5, 0.5]]]])})
     monkeypatch.setenv("FIGURES_DIR", str(tmp_path / "figures" / "mine"))
-    plots.FigureFolder("bundled").save_explorer(explorer, "01_attention")
+    FigureFolder("bundled").save_explorer(explorer, "01_attention")
     monkeypatch.setattr(build, "FIGURES", tmp_path / "figures")
-    data, metadata = explorer._repr_mimebundle_()
-    del data["application/vnd.jupyter.widget-view+json"]
-    table = plots.table([[HOSTILE]], [HOSTILE], caption=HOSTILE)._repr_mimebundle_()
-    shown = {"output_type": "display_data", "data": data, "metadata": metadata}
-    printed = {"output_type": "stream", "name": "stdout", "text": HOSTILE}
-    write_notebook(
-        tmp_path / "notebooks" / "01_one.ipynb",
-        ("markdown", "# 01 · One", None),
-        ("code", HOSTILE, [shown]),
-        ("code", HOSTILE, [{"output_type": "display_data", "data": table, "metadata": {}}]),
-        ("code", HOSTILE, [printed]),
-    )
+    rows = table([[HOSTILE]], [HOSTILE], caption=HOSTILE)
+    printed = new_output("stream", name="stdout", text=HOSTILE)
+    cells = [(HOSTILE, [shown]) for shown in (output(explorer), output(rows), printed)]
+    write_notebook(tmp_path / "notebooks" / "01_one.ipynb", "# 01 · One", *cells)
     build.build_html(tmp_path / "notebooks", tmp_path / "report.html")
     page = browser.new_page()
     page.goto((tmp_path / "report.html").as_uri())
     assert page.title() != "hacked"
     assert page.locator("b").count() == 0
     assert HOSTILE in page.locator(".explorer svg > text").first.text_content()
-    assert (
-        page.locator("figcaption, caption, td, th, pre").filter(has_text="<b>bold</b>").count() >= 6
-    )
+    places = page.locator("figcaption, caption, td, th, pre")
+    assert places.filter(has_text="<b>bold</b>").count() >= 6
     page.close()
 
 
 def test_words_that_are_markup_are_shown_as_they_are(browser, tmp_path):
-    table = plots.table(
-        [[word] for word in MARKUP], ["= h"], caption="\n\n# head ".join(MARKUP)
-    )._repr_mimebundle_()
-    write_notebook(
-        tmp_path / "notebooks" / "01_one.ipynb",
-        ("markdown", "# 01 · One", None),
-        ("code", "1", [{"output_type": "display_data", "data": table, "metadata": {}}]),
-    )
+    words = table([[word] for word in MARKUP], ["= h"], caption="\n\n# head ".join(MARKUP))
+    path = tmp_path / "notebooks" / "01_one.ipynb"
+    write_notebook(path, "# 01 · One", ("1", [output(words)]))
     build.build_html(tmp_path / "notebooks", tmp_path / "report.html")
     page = browser.new_page()
     page.goto((tmp_path / "report.html").as_uri())
@@ -245,9 +213,7 @@ def test_words_that_are_markup_are_shown_as_they_are(browser, tmp_path):
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
-    """An explorer in a notebook that Voilà serves: its address, and the same explorer in this
-    process.
-    """
+    """An explorer that Voilà serves from a notebook: its address, and the same one in here."""
     folder = tmp_path_factory.mktemp("live")
     weights = np.tril(np.random.default_rng(0).random((2, 2, 3, 4, 4)))  # (sentences, L, H, T, T)
     np.save(folder / "weights.npy", weights)
@@ -255,23 +221,16 @@ def live(tmp_path_factory):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np
-from helpers.plots import AttentionExplorer
+from helpers.explorers import AttentionExplorer
 one, two = np.load("weights.npy")
 AttentionExplorer({{"one": (list("abcd"), one), {HOSTILE!r}: ([{HOSTILE!r}, *"fgh"], two)}})
 """
-    write_notebook(folder / "live.ipynb", ("code", code, []))
+    write_notebook(folder / "live.ipynb", (code, []))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "voila",
-        "live.ipynb",
-        f"--port={port}",
-        "--no-browser",
-        "--Voila.ip=127.0.0.1",
-    ]
+    options = f"--port={port} --no-browser --Voila.ip=127.0.0.1".split()
+    command = [sys.executable, "-m", "voila", "live.ipynb", *options]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
     try:
@@ -283,21 +242,17 @@ AttentionExplorer({{"one": (list("abcd"), one), {HOSTILE!r}: ([{HOSTILE!r}, *"fg
             except OSError:
                 assert server.poll() is None, (folder / "log").read_text()
                 time.sleep(0.2)
-        yield (
-            address,
-            AttentionExplorer(
-                {"one": (list("abcd"), weights[0]), HOSTILE: ([HOSTILE, *"fgh"], weights[1])}
-            ),
-        )
+        sentences = {"one": (list("abcd"), weights[0]), HOSTILE: ([HOSTILE, *"fgh"], weights[1])}
+        yield address, AttentionExplorer(sentences)
     finally:
         server.terminate()
         server.wait(10)
 
 
-@pytest.mark.skipif(
-    int(ipywidgets.__version__.split(".")[0]) < 8,
-    reason="this Voilà shows the widgets of ipywidgets 8, not of 7",
-)
+OLD = int(ipywidgets.__version__.split(".")[0]) < 8
+
+
+@pytest.mark.skipif(OLD, reason="this Voilà shows the widgets of ipywidgets 8, not of 7")
 def test_the_live_sliders_show_the_right_head(browser, live):
     address, expected = live
     page = browser.new_page()

@@ -1,205 +1,52 @@
-"""The chunked loss, checkpointing and the meter, against ordinary gradients and PyTorch's own
-checkpointing.
-"""
+"""Checkpointing and the meter, against ordinary gradients and PyTorch's own checkpointing."""
 
-import math
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from support import made_model
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from helpers.memory import checkpoint, measure_peak_memory, memory_timeline, output_loss
-from helpers.model import Decoder, ModelConfig
-from helpers.training import loss_sum
+from helpers.loss import loss_sum, output_loss
+from helpers.memory import checkpoint, measure_peak_memory, memory_timeline
 
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = {"vocab_size": 300, "embedding_dim": 40, "d_model": 64, "num_heads": 8, "d_ff": 224}
+WIDE = {"vocab_size": 300, "embedding_dim": 40, "d_model": 64, "num_heads": 8, "d_ff": 224}
 
 
-def relative_error(ours, reference):
-    return ((ours - reference).abs().max() / reference.abs().max().clamp_min(1e-300)).item()
+def deep_model(layers=3, dropout=0.1):
+    return made_model(num_layers=layers, dropout=dropout, context_length=64, **WIDE).train()
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    rows=st.integers(1, 40),
-    vocab=st.integers(3, 30),
-    chunk=st.integers(1, 50),
-    seed=st.integers(0, 10**6),
-)
-def test_loss_and_gradients_equal_cross_entropy(rows, vocab, chunk, seed):
-    generator = torch.Generator().manual_seed(seed)
-    hidden, weight, bias = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((rows, 8), (vocab, 8), (vocab,))
-    )
-    targets = torch.randint(0, vocab, (rows,), generator=generator)  # id 0 is ignored
-    results = []
-    for chunked in (True, False):
-        leaves = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
-        if chunked:
-            loss = output_loss(*leaves, targets, ignore_index=0, rows_per_chunk=chunk)
-        else:
-            loss = F.cross_entropy(F.linear(*leaves), targets, ignore_index=0, reduction="sum")
-        (0.37 * loss).backward()
-        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
-    for ours, reference in zip(*results, strict=True):
-        assert relative_error(ours, reference) < 1e-12 or (ours - reference).abs().max() < 1e-14
-
-
-def test_bf16_stays_close_to_fp32():
-    torch.manual_seed(0)
-    hidden, weight, bias = torch.randn(64, 32), torch.randn(100, 32) / 6, torch.zeros(100)
-    targets = torch.randint(1, 100, (64,))
-    exact = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum")
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = output_loss(hidden.requires_grad_(), weight, bias, targets)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=2e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sums_are_in_float32_whatever_the_inputs(dtype):
-    torch.manual_seed(0)
-    hidden, weight, bias = (
-        torch.randn(4096, 16, dtype=dtype),
-        torch.randn(50, 16, dtype=dtype),
-        torch.zeros(50, dtype=dtype),
-    )
-    targets = torch.randint(1, 50, (4096,))
-    exact = F.cross_entropy(F.linear(hidden.double(), weight.double()), targets, reduction="sum")
-    weight.requires_grad_()
-    loss = output_loss(hidden, weight, bias, targets, rows_per_chunk=64)
-    loss.backward()
-    assert loss.item() == pytest.approx(exact.item(), rel=1e-3)
-    assert weight.grad.dtype == dtype
-
-
-def test_what_is_ignored_cannot_spoil_the_rest():
-    """A word that can never come out, as the target of a place that does not count; and nonsense in
-    such a place.
-    """
-    hidden, weight, bias = torch.randn(3, 8), torch.randn(5, 8), torch.zeros(5)
-    bias[0], hidden[2] = -math.inf, math.nan
-    targets = torch.tensor([1, 2, 0])
-    leaves = [hidden.requires_grad_(), weight, bias]
-    loss = output_loss(*leaves, targets)
-    loss.backward()
-    assert loss.item() == pytest.approx(
-        F.cross_entropy(F.linear(*leaves)[:2], targets[:2], reduction="sum").item()
-    )
-    assert hidden.grad[:2].isfinite().all()
-    assert hidden.grad[2].tolist() == [0.0] * 8
-
-
-def test_without_gradients_none_are_computed():
-    hidden, weight, bias = (
-        torch.randn(512, 64),
-        torch.randn(5000, 64, requires_grad=True),
-        torch.zeros(5000),
-    )
-
-    def measure():
-        return measure_peak_memory(
-            lambda: output_loss(hidden, weight, bias, torch.ones(512, dtype=torch.long)), "cpu"
-        )
-
-    with torch.no_grad():
-        without = measure()
-    assert without < measure() - weight.nbytes / 2
-
-
-def test_frozen_parameters_get_no_gradient():
-    hidden, weight, bias = torch.randn(4, 8), torch.randn(5, 8), torch.zeros(5, requires_grad=True)
-    output_loss(hidden, weight, bias, torch.ones(4, dtype=torch.long)).backward()
-    assert hidden.grad is None
-    assert weight.grad is None
-    assert bias.grad.abs().sum() > 0
-
-
-def test_shapes_that_disagree_are_refused():
-    with pytest.raises(ValueError, match="shapes disagree"):
-        output_loss(
-            torch.randn(4, 8), torch.randn(5, 7), torch.zeros(5), torch.ones(4, dtype=torch.long)
-        )
-
-
-def test_the_loss_step_takes_a_quarter_of_the_memory():
-    """At the assignment's size: B·T = 2,016 tokens, 10,000 words."""
-    torch.manual_seed(0)
-    leaves = [torch.randn(2016, 296), torch.randn(10_000, 296) / 17, torch.zeros(10_000)]
-    leaves = [leaf.requires_grad_() for leaf in leaves]
-    targets = torch.randint(1, 10_000, (2016,))
-
-    def step(loss):
-        for leaf in leaves:
-            leaf.grad = None
-        return measure_peak_memory(lambda: loss(*leaves, targets).backward(), "cpu")
-
-    plain = step(
-        lambda *args: F.cross_entropy(F.linear(*args[:3]), args[3], ignore_index=0, reduction="sum")
-    )
-    assert plain > 2 * 2016 * 10_000 * 4  # logits and their gradient, at least
-    assert step(output_loss) <= 0.25 * plain
-
-
-def made_model(layers=3, dropout=0.1, **changes):
-    torch.manual_seed(0)
-    return Decoder(ModelConfig(num_layers=layers, dropout=dropout, **(SMALL | changes))).train()
-
-
-def made_ids(model, batch=64):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(
-        4, model.config.vocab_size, (batch, model.config.context_length), generator=generator
-    )
+def made_ids(batch=64):
+    return torch.randint(4, 300, (batch, 64), generator=torch.Generator().manual_seed(1))
 
 
 def backward(model, ids, segments=(), bf16=False):
-    model.set_checkpointing(*segments)
+    """The loss, where the random stream stands afterwards, and the gradients."""
+    model.set_recomputation(*segments)
     model.zero_grad(set_to_none=True)
     torch.manual_seed(2)  # dropout
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        loss, _ = loss_sum(model, ids, 0)
+        loss, _ = loss_sum(model, ids)
     loss.backward()
-    return [
-        loss.detach(),
-        torch.rand(1),
-        *(p.grad for p in model.parameters()),
-    ]  # and where the random stream stands
+    return [loss.detach(), torch.rand(1), *(p.grad for p in model.parameters())]
 
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-    ),
-]
+WITHOUT_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=WITHOUT_GPU)])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("segments", [(6,), (2,), (4,), (2, 3), (2, 2), (1, 2, 3)])
 def test_gradients_are_the_same_bit_for_bit(segments, bf16, device):
     """With dropout: the second pass draws the same numbers, and leaves the stream where an ordinary
     pass leaves it.
     """
-    model = made_model(layers=6).to(device)
-    ids = made_ids(model, batch=4).to(device)
-    for ours, ordinary in zip(
-        backward(model, ids, segments, bf16), backward(model, ids, (), bf16), strict=True
-    ):
+    model, ids = deep_model(layers=6).to(device), made_ids(batch=4).to(device)
+    passes = (backward(model, ids, how, bf16) for how in (segments, ()))
+    for ours, ordinary in zip(*passes, strict=True):
         assert torch.equal(ours, ordinary)
 
 
@@ -244,9 +91,8 @@ def test_several_results_other_arguments_and_parameters_alone():
     squares, _, _, twice = segment(x, 2, ["a", "b"])
     (squares.sum() + twice.sum()).backward()
     assert torch.equal(ours, layer.weight.grad)
-    (only,) = torch.autograd.grad(
-        checkpoint(segment, x, 2, "ab")[3].sum(), [layer.bias]
-    )  # not everything, not .backward()
+    twice = checkpoint(segment, x, 2, "ab")[3].sum()
+    (only,) = torch.autograd.grad(twice, [layer.bias])  # not everything, not .backward()
     assert torch.equal(only, torch.full((3,), 4.0))
 
 
@@ -267,6 +113,10 @@ class Scaled(torch.nn.Module):
 
     def forward(self, x):
         return (x * self.weight).exp()
+
+
+def need_no_gradient(x, module):
+    checkpoint(torch.exp, x.detach())
 
 
 def change_argument(x, module):
@@ -293,9 +143,12 @@ def change_parameter(x, module):
 
 def do_something_else(x, module):
     passes = []
-    checkpoint(
-        lambda x: (passes.append(1), x.exp().sin() if len(passes) == 1 else x.exp())[1], x
-    ).sum().backward()
+
+    def other(x):
+        passes.append(1)
+        return x.exp().sin() if len(passes) == 1 else x.exp()
+
+    checkpoint(other, x).sum().backward()
 
 
 def other_shape(x, module):
@@ -308,45 +161,64 @@ def twice_derived(x, module):
     gradient.sum().backward()
 
 
+def enter_from_the_side(x, module):
+    inside = []
+    checkpoint(lambda x: (inside.append(x.exp()), inside[0] * 2)[1], x)
+    inside[0].sum().backward()
+
+
+def saved(second, first):
+    """The second pass saved a float32 tensor of other (length, number of changes in place)."""
+    found, expected = (
+        rf"\(\({length},\), torch\.float32, {changes}\)" for length, changes in (second, first)
+    )
+    counts = r"\(shape, type, number of changes in place\)"
+    return rf"the second pass saved {found}, the first {expected} {counts}; {SAME}"
+
+
+SAME = "the function must do the same both times, with parameters that did not change in between"
+
+
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [
-        (
-            lambda x, module: checkpoint(torch.exp, x.detach()),
-            "no argument and no parameter needs a gradient",
-        ),
-        (change_argument, "an argument was changed in place before the backward pass"),
+        (need_no_gradient, "no argument and no parameter needs a gradient"),
         (change_argument_inside, "the function changed an argument in place"),
-        (change_what_was_saved, "changed in place a tensor that its backward pass needs"),
-        (change_parameter, "parameters that did not change in between"),
-        (
-            do_something_else,
-            "saved 1 tensors fewer than the first; the function must do the same both times",
-        ),
-        (other_shape, r"saved \(\(2,\), .* the first \(\(3,\)"),
-        (twice_derived, "no second derivatives"),
+        (change_what_was_saved, saved((3, 1), (3, 0))),
+        (change_parameter, saved((3, 1), (3, 0))),
+        (do_something_else, f"the second pass saved 1 tensors fewer; {SAME}"),
+        (other_shape, saved((2, 0), (3, 0))),
+        (twice_derived, "no second derivatives; call the function itself"),
+        (enter_from_the_side, "the backward pass entered a segment from its side"),
     ],
 )
 def test_misuse_is_named(misuse, message):
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=f"^checkpoint: {message}$"):
         misuse(torch.randn(3, requires_grad=True), Scaled())
+
+
+def test_an_argument_that_was_changed_meanwhile_is_pytorchs_to_notice():
+    message = (
+        "^one of the variables needed for gradient computation has been modified by an inplace "
+        r"operation: .* is at version 1; expected version 0 instead"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        change_argument(torch.randn(3, requires_grad=True), Scaled())
 
 
 def test_frozen_blocks_are_left_alone():
     """Only the last block and what follows it learn: there is nothing to compute again in the
     others.
     """
-    model = made_model(4, dropout=0.0)
+    model, ids = deep_model(4, dropout=0.0), made_ids(batch=2)
     for part in (model.embedding, model.projection, *model.blocks[:3]):
         part.requires_grad_(False)
-    ids = made_ids(model, batch=2)
     for ours, ordinary in zip(backward(model, ids, (4,)), backward(model, ids), strict=True):
         assert ours is ordinary is None or torch.equal(ours, ordinary)
 
 
 def test_a_compiled_model_keeps_its_checkpoints():
-    model = made_model(2, dropout=0.0)
-    ids = made_ids(model, batch=2)
+    model, ids = deep_model(2, dropout=0.0), made_ids(batch=2)
     ordinary = backward(model, ids)
     model.hidden = torch.compile(model.hidden, backend="aot_eager")
     for ours, plain in zip(backward(model, ids, (2,)), ordinary, strict=True):
@@ -354,25 +226,23 @@ def test_a_compiled_model_keeps_its_checkpoints():
 
 
 def test_a_result_that_is_no_tensor_is_refused():
-    with pytest.raises(TypeError, match="the function returned dict, not a tensor"):
+    message = "^checkpoint: the function returned dict, not a tensor or tensors$"
+    with pytest.raises(TypeError, match=message):
         checkpoint(lambda x: {"x": x}, torch.ones(1, requires_grad=True))
 
 
 def by_torch(model, ids):
     """The same training pass, block by block, checkpointed by PyTorch."""
-    T = ids.shape[1] - 1
-    x = (
-        model.projection(model.embedding(ids[:, :-1])) * model.config.d_model**0.5
-        + model.positions[:T]
-    )
+    T, scale = ids.shape[1] - 1, model.config.d_model**0.5
+    x = model.projection(model.embedding(ids[:, :-1])) * scale + model.positions[:T]
     for block in model.blocks:
         x, _ = torch_checkpoint(block, x, model.mask[:T, :T], use_reentrant=False)
     return output_loss(model.norm(x), model.output.weight, model.output.bias, ids[:, 1:])
 
 
 def by_us(model, ids, segments):
-    model.set_checkpointing(*segments)
-    return loss_sum(model, ids, 0)[0]
+    model.set_recomputation(*segments)
+    return loss_sum(model, ids)[0]
 
 
 def peak(model, loss):
@@ -382,52 +252,44 @@ def peak(model, loss):
 
 @pytest.mark.parametrize("layers", [3, 12])
 def test_peak_and_time_are_those_of_pytorchs_own_checkpointing(layers):
-    model = made_model(layers, dropout=0.0)
-    ids = made_ids(model)
-    passes = {
-        "ours": partial(by_us, model, ids, (layers,)),
-        "PyTorch's": partial(by_torch, model, ids),
-    }
-    peaks = {name: peak(model, loss) for name, loss in passes.items()}
-    assert peaks["ours"] <= 1.02 * peaks["PyTorch's"]
+    model, ids = deep_model(layers, dropout=0.0), made_ids()
+    ours, theirs = partial(by_us, model, ids, (layers,)), partial(by_torch, model, ids)
+    assert peak(model, ours) <= 1.02 * peak(model, theirs)
     ratios = []
     for _ in range(7):
-        seconds = {}
-        for name, loss in passes.items():
+        seconds = []
+        for loss in (ours, theirs):
             started = time.perf_counter()
             loss().backward()
-            seconds[name] = time.perf_counter() - started
-        ratios.append(seconds["ours"] / seconds["PyTorch's"])
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[0] / seconds[1])
     assert statistics.median(ratios) <= 1.15  # 1.05 on a quiet machine
 
 
 def test_twelve_blocks_need_a_third_of_the_memory():
-    model = made_model(12)
-    ids = made_ids(model)
-    assert peak(model, partial(by_us, model, ids, (12,))) <= 0.35 * peak(
-        model, partial(by_us, model, ids, ())
-    )
+    model, ids = deep_model(12), made_ids()
+    recomputed, kept = (peak(model, partial(by_us, model, ids, how)) for how in ((12,), ()))
+    assert recomputed <= 0.35 * kept
 
 
 def test_sixty_four_blocks_want_nesting_and_not_the_square_root():
     """The inside of a block is some forty times as large as its input, so eight segments of eight
     blocks lose.
     """
-    model = made_model(64)
-    ids = made_ids(model, batch=32)
-    peaks = {
-        segments: peak(model, partial(by_us, model, ids, segments))
-        for segments in [(64,), (8,), (8, 8)]
-    }
-    assert peaks[8, 8] < 0.75 * peaks[64,]
-    assert peaks[8,] > 2 * peaks[64,]
+    model, ids = deep_model(64), made_ids(batch=32)
+    ways = (64,), (8,), (8, 8)
+    each, eight, nested = (peak(model, partial(by_us, model, ids, way)) for way in ways)
+    assert nested < 0.75 * each
+    assert eight > 2 * each
 
 
 def test_impossible_segments_are_refused():
-    with pytest.raises(ValueError, match="6 blocks cannot be divided into 7"):
-        made_model(6).set_checkpointing(7)
-    with pytest.raises(ValueError, match="3 blocks cannot be divided into 4"):
-        made_model(6).set_checkpointing(2, 4)
+    message = r"^recompute_segments=\(7,\): 6 blocks cannot be divided into 7; the model has 6 "
+    with pytest.raises(ValueError, match=message):
+        deep_model(6).set_recomputation(7)
+    message = r"^recompute_segments=\(2, 4\): 3 blocks cannot be divided into 4; the model has 6 "
+    with pytest.raises(ValueError, match=message):
+        deep_model(6).set_recomputation(2, 4)
 
 
 def test_the_meter_counts_what_is_held_at_the_same_time():
@@ -447,29 +309,3 @@ def test_the_meter_counts_what_is_held_at_the_same_time():
     assert measure_peak_memory(work, "cpu") == 8000
     assert measure_peak_memory(lambda: None, "cpu") == 0
     assert measure_peak_memory(lambda: torch.tensor([0.0] * 100), "cpu") == 400
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
-def test_freed_memory_is_kept_for_the_next_step():
-    """A page that the system hands out anew costs a fault. A block as large as this one is always
-    given back by default.
-    """
-    code = """
-import resource, sys, torch
-from helpers.memory import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-for step in range(20):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(20_000_000)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    faults = {}
-    for word in ("keep", "plain"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, word], capture_output=True, check=True, cwd=ROOT
-        )
-        faults[word] = statistics.median(
-            map(int, done.stdout.split())
-        )  # the first steps may need more room
-    assert faults["keep"] < 0.1 * faults["plain"]

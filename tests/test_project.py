@@ -21,7 +21,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 CODE = [
     path
     for folder in ("helpers", "notebooks/src", "report", "tests")
-    for path in (ROOT / folder).glob("*.py")
+    for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 OURS = {"helpers", *(path.stem for path in CODE)}
 

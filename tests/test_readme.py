@@ -4,12 +4,15 @@ import json
 import math
 import re
 import statistics
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from helpers.model import Decoder, ModelConfig
-from helpers.stories import SILENCE
+from helpers.support.hub import ANSWER
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -127,5 +130,22 @@ def test_every_link_leads_to_a_file():
 
 
 def test_the_hub_is_given_up_when_the_readme_says():
-    assert "where it falls\nsilent later, after about a minute" in README
-    assert SILENCE == 60
+    assert "given up after 20 seconds without a first answer" in " ".join(README.split())
+    assert ANSWER == 20
+
+
+def test_every_name_and_option_of_the_helpers_exists():
+    for module, names in re.findall(r"^from helpers\.([\w.]+) import (.+)$", README, re.MULTILINE):
+        found = vars(import_module(f"helpers.{module}"))
+        assert {name.strip() for name in names.split(",")} <= found.keys()
+    for path in re.findall(r"`(helpers/[\w/]+\.\w+)`", README):
+        assert (ROOT / path).is_file(), path
+    command = [sys.executable, "-m", "helpers.training", "--help"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    options = {
+        option
+        for line in re.findall(r"^.*-m helpers\.training (.*)$", README, re.MULTILINE)
+        for option in re.findall(r"--[a-z-]+", line)
+    }
+    assert len(options) > 4
+    assert options <= set(re.findall(r"--[a-z-]+", told))

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import training
 from helpers.decoding import generate
-from helpers.evaluation import entropy_floor
+from helpers.grammar import entropy_floor
 from helpers.files import read_json, write_json
 from helpers.model import Decoder, ModelConfig
 from helpers.stories import Stories, load_stories

@@ -61,7 +61,7 @@ from torch import nn
 
 from helpers import plots
 from helpers.model import ModelConfig, sinusoidal_positions
-from helpers.plots import FigureFolder, show_source, table
+from helpers.notebook import FigureFolder, show_source, table
 from helpers.stories import load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.vectors import neighbours, train_vectors

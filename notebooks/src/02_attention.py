@@ -60,10 +60,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import plots
-from helpers.evaluation import pattern_targets
+from helpers import attention_plots, plots
+from helpers.explorers import AttentionExplorer
+from helpers.heads import pattern_targets
 from helpers.model import Decoder, ModelConfig, MultiHeadAttention, sinusoidal_positions
-from helpers.plots import FigureFolder, show_source, table
+from helpers.notebook import FigureFolder, show_source, table
 from helpers.tokenizer import WordTokenizer
 
 figures = FigureFolder(CORPUS)
@@ -552,7 +553,7 @@ weights = weights[
     : len(tokens), : len(tokens)
 ]  # what comes after does not matter: the past does not move
 figures.save_figure(
-    plots.heatmap(weights, tokens, title="Every word reads the word before it"),
+    attention_plots.heatmap(weights, tokens, title="Every word reads the word before it"),
     "02_previous_word",
     alt="Heat-map of the hand-made head: all the weight lies on the line just below the diagonal.",
 )
@@ -564,7 +565,7 @@ figures.save_figure(
 
 # %%
 figures.save_figure(
-    plots.arrows(weights, tokens, title="One step up, at every word"),
+    attention_plots.arrows(weights, tokens, title="One step up, at every word"),
     "02_previous_word_arrows",
     alt="Arrows from each word on the left to the word one line higher on the right.",
 )
@@ -684,7 +685,7 @@ for text in SENTENCES:
 # %%
 tokens, attention = read[SENTENCES[1]]
 figures.save_figure(
-    plots.head_grid(attention[0], tokens, titles=list(heads)),
+    attention_plots.head_grid(attention[0], tokens, titles=list(heads)),
     "02_eight_heads",
     alt="Eight hand-made heads as heat-maps on one sentence, each with its own clean pattern.",
 )
@@ -739,7 +740,7 @@ table(rows, ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth", "
 # on GitHub you see this one picture.)
 
 # %%
-explorer = plots.AttentionExplorer(read)
+explorer = AttentionExplorer(read)
 explorer.sentence.value, explorer.head.value = (
     SENTENCES[2],
     5,

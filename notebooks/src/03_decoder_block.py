@@ -63,11 +63,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import plots
+from helpers.loss import loss_sum
 from helpers.model import Decoder, DecoderBlock, FeedForward, LayerNorm, ModelConfig
-from helpers.plots import FigureFolder, show_source, table
+from helpers.notebook import FigureFolder, show_source, table
 from helpers.stories import load_stories
 from helpers.tokenizer import WordTokenizer
-from helpers.training import encode_stories, loss_sum
+from helpers.training import encode_stories
 
 figures = FigureFolder(CORPUS)
 stories = load_stories(CORPUS)

@@ -62,28 +62,24 @@ import torch
 import torch.nn.functional as F
 from IPython.display import display
 
-from helpers import plots
+from helpers import attention_plots, plots
+from helpers.checkpoints import CHECKPOINTS, checkpoint_path, load_checkpoint
 from helpers.decoding import generate
-from helpers.evaluation import entropy_floor, head_scores, landmarks, perplexity, words_after
+from helpers.evaluation import landmarks, perplexity
+from helpers.explorers import AttentionExplorer
+from helpers.grammar import entropy_floor
+from helpers.heads import head_scores, words_after
+from helpers.loss import loss_sum
 from helpers.model import Decoder, ModelConfig
-from helpers.plots import AttentionExplorer, FigureFolder, show_source, table
+from helpers.notebook import FigureFolder, load_numbers, show_source, table
+from helpers.recipe import VALIDATION, new_model, save_trained
 from helpers.stories import corpus_name, load_stories
 from helpers.tokenizer import WordTokenizer
-from helpers.training import (
-    CHECKPOINTS,
-    TrainingConfig,
-    encode_stories,
-    learning_rate_at,
-    load_checkpoint,
-    loss_sum,
-    new_model,
-    save_trained,
-    train,
-)
+from helpers.training import TrainingConfig, encode_stories, learning_rate_at, train
 from helpers.vectors import train_vectors
 
 figures = FigureFolder(CORPUS)
-stories = load_stories(CORPUS, validation=500)
+stories = load_stories(CORPUS, validation=VALIDATION)
 tokenizer = WordTokenizer.train(stories.train, vocab_size=10_000)
 print(
     f"{len(stories.train):,} training stories, {len(stories.validation):,} validation stories, "
@@ -324,11 +320,11 @@ if "entropy floor" in marks:
 # repository and stays as it is; this run must land where it did. The model of any other corpus is replaced by this run's.
 
 # %%
-place = CHECKPOINTS / corpus_name(CORPUS)
+place = checkpoint_path(CHECKPOINTS / corpus_name(CORPUS))
 if CORPUS == "bundled" and place.exists():
     _, words_then, then = load_checkpoint(place)
     assert words_then.words == tokenizer.words, (
-        "other stories made checkpoints/bundled: delete it, and run this again"
+        f"other stories made {place.name}: delete it, and run this again"
     )
     assert abs(final - then["validation_loss"]) < 0.03, (
         "this run did not land where the kept model did"
@@ -521,7 +517,7 @@ table(
 
 # %%
 if CORPUS == "bundled":
-    known = plots.load_numbers("tinystories", "04")
+    known = load_numbers("tinystories", "04")
     tried = sorted(known["trials"].items(), key=lambda item: item[1])
     display(
         table(
@@ -667,7 +663,7 @@ def best(scores, pattern):
 # and a share is not taken from the even spread, so compare roughly).
 
 # %% tags=["nbval-ignore-output"]
-by_hand = plots.load_numbers("bundled", "02")["weight_on_pattern"]
+by_hand = load_numbers("bundled", "02")["weight_on_pattern"]
 table(
     [
         [
@@ -807,7 +803,7 @@ def show_heads(number):
     tokens, weights = attention[SENTENCES[number]]
     alt = f"Heat-maps of all {weights.shape[0] * weights.shape[1]} heads for: {SENTENCES[number]}"
     return figures.save_figure(
-        plots.head_grid(weights, tokens, notes=notes), f"04_heads_{number + 1}", alt=alt
+        attention_plots.head_grid(weights, tokens, notes=notes), f"04_heads_{number + 1}", alt=alt
     )
 
 
@@ -848,7 +844,7 @@ if CORPUS == "bundled":
 # %%
 def show_arrows(number):
     tokens, weights = attention[SENTENCES[number]]
-    figure = plots.head_grid(weights, tokens, kind="arrows", notes=notes)
+    figure = attention_plots.head_grid(weights, tokens, kind="arrows", notes=notes)
     heads = weights.shape[0] * weights.shape[1]
     alt = f"Word-to-word arrows of all {heads} heads for: {SENTENCES[number]}"
     return figures.save_figure(figure, f"04_arrows_{number + 1}", alt=alt)
@@ -974,7 +970,7 @@ def compare():
 # %%
 protocol = {} if CORPUS == "bundled" else compare()
 recorded = (
-    plots.load_numbers("tinystories", "04")
+    load_numbers("tinystories", "04")
     if CORPUS == "bundled"
     else {"protocol": protocol, "steps": total_steps}
 )

@@ -66,17 +66,19 @@ from IPython.display import display
 from helpers import plots
 from helpers.decoding import beam_search, filtered_distribution, generate, token_by_token
 from helpers.evaluation import Trigram, bleu_signature, evaluate_continuations
-from helpers.model import KVCache
-from helpers.plots import FigureFolder, SamplingExplorer, load_numbers, show_source, table
+from helpers.explorers import SamplingExplorer
+from helpers.kv_cache import KVCache
+from helpers.notebook import FigureFolder, load_numbers, show_source, table
+from helpers.recipe import VALIDATION, load_or_train
 from helpers.stories import load_stories
-from helpers.training import encode_stories, load_or_train
+from helpers.training import encode_stories
 
 figures = FigureFolder(CORPUS)
 known = (
     load_numbers("tinystories", "05") if CORPUS == "bundled" else {}
 )  # the same notebook, run on TinyStories
 model, tokenizer, metadata = load_or_train(CORPUS)
-stories = load_stories(CORPUS, validation=500)
+stories = load_stories(CORPUS, validation=VALIDATION)
 device = model.output.weight.device
 print(
     f"{model.num_parameters():,} parameters, {len(tokenizer):,} words, trained for "
@@ -101,8 +103,8 @@ def log_probabilities(ids):
         scores = (
             model(torch.tensor([ids], device=device))[0, -1].float().log_softmax(-1).cpu()
         )  # (V,)
-    scores[[tokenizer.pad_id, tokenizer.sos_id, tokenizer.unk_id]] = -torch.inf
-    scores[len(tokenizer) :] = -torch.inf  # the table may have more rows than there are words
+    # Control words but <eos>; and the table may have more rows than there are words.
+    scores[tokenizer.excluded_ids(len(scores))] = -torch.inf
     return scores
 
 

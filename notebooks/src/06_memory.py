@@ -66,34 +66,18 @@ import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as pytorchs_checkpoint  # as a judge only
 
-from helpers import plots
-from helpers.memory import (
-    _OutputLoss,
-    _Recompute,
-    _Segment,
-    checkpoint,
-    measure_peak_memory,
-    memory_timeline,
-    output_loss,
-)
+from helpers import memory, plots
+from helpers.loss import OutputLoss, loss_sum, output_loss
+from helpers.memory import checkpoint, measure_peak_memory, memory_timeline
 from helpers.model import Decoder, ModelConfig
-from helpers.plots import FigureFolder, load_numbers, show_source, table
+from helpers.notebook import FigureFolder, load_numbers, show_source, table
+from helpers.recipe import VALIDATION, load_or_train, new_model
 from helpers.stories import load_stories
-from helpers.training import (
-    TrainingConfig,
-    _LossSum,
-    _update,
-    encode_stories,
-    load_or_train,
-    loss_sum,
-    new_model,
-    pick_device,
-    pick_precision,
-    train,
-)
+from helpers.support.hardware import pick_device, pick_precision
+from helpers.training import TrainingConfig, encode_stories, optimizer_step, train
 
 figures = FigureFolder(CORPUS)
-stories = load_stories(CORPUS, validation=500)
+stories = load_stories(CORPUS, validation=VALIDATION)
 trained, tokenizer, _ = load_or_train(CORPUS)
 device = pick_device()
 ids = encode_stories(tokenizer, stories.train[:512], trained.config.context_length).long()  # (N, T)
@@ -186,7 +170,7 @@ table(
 # the whole step first, and divides every sum by that count:
 
 # %%
-show_source(_update)
+show_source(optimizer_step)
 
 # %% [markdown]
 # Clipping and the optimizer wait until all parts are in; schedule and log count optimizer steps. The lines about processes
@@ -232,17 +216,7 @@ def step_of(model, stories_at_once, accumulation_steps, precision="fp32"):
     batch = ids[: stories_at_once * accumulation_steps].to(model.output.weight.device)  # (B, T)
     settings = replace(config, batch_size=stories_at_once, accumulation_steps=accumulation_steps)
     nothing = torch.optim.SGD(model.parameters(), lr=0.0)
-    return partial(
-        _update,
-        _LossSum(model, tokenizer.pad_id),
-        nothing,
-        batch,
-        tokenizer.pad_id,
-        0.0,
-        0,
-        settings,
-        precision,
-    )
+    return partial(optimizer_step, model, nothing, batch, 0.0, settings, precision)
 
 
 step_peaks = {}
@@ -566,14 +540,14 @@ show_source(checkpoint)
 # instead of the tensor, and `recall` hands out what has been put into it meanwhile.
 
 # %%
-show_source(_Segment)
+show_source(memory.Segment)
 
 # %% [markdown]
-# Who fills them? `_Recompute` stands at the end of the segment. The backward pass comes by there first, before it asks for
+# Who fills them? The helper's `Recompute` stands at the end of the segment. The backward pass comes by there first, before it asks for
 # anything inside:
 
 # %%
-show_source(_Recompute)
+show_source(memory.Recompute)
 
 # %% [markdown]
 # The second run stops as soon as the last placeholder is filled. Without dropout that saves the feed-forward's second product,
@@ -593,7 +567,7 @@ batch = ids[:16].to(device)  # (B, T)
 
 
 def training_pass(model, segments, batch=batch):
-    model.set_checkpointing(*segments)
+    model.set_recomputation(*segments)
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)
     loss_sum(model, batch, tokenizer.pad_id)[0].backward()
@@ -744,7 +718,7 @@ narrow = ModelConfig(
 tower = Decoder(narrow).to(device).train()
 tower_peaks = {}
 for segments in [(2,), (4,), (8,), (16,), (32,), (64,), (8, 8)]:
-    tower.set_checkpointing(*segments)
+    tower.set_recomputation(*segments)
     tower.zero_grad(set_to_none=True)
     tower_peaks[segments] = measure_peak_memory(
         lambda: tower.hidden(batch[:, :-1])[0].square().mean().backward()  # the blocks alone
@@ -799,7 +773,7 @@ figures.save_figure(
 # backward pass has nothing to do but to scale it. Our loop has done this all along: none of the peaks above holds all logits.
 
 # %%
-show_source(_OutputLoss)
+show_source(OutputLoss)
 
 # %%
 torch.manual_seed(0)
@@ -1058,7 +1032,7 @@ table(
 # ## Try it
 #
 # 1. Put `set_dropout(0.0)` before the sketch with dropout. Why do its gradients agree again?
-# 2. Nest three levels, `set_checkpointing(4, 4, 4)`, on the tower. What does the third level save, and what does it cost?
+# 2. Nest three levels, `set_recomputation(4, 4, 4)`, on the tower. What does the third level save, and what does it cost?
 # 3. Set `rows_per_chunk` to 16 and to 2,016. Which is slower, and why?
 #
 # ## References

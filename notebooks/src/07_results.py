@@ -60,8 +60,8 @@ import tomllib
 import numpy as np
 from IPython.display import display
 
-from helpers import plots
-from helpers.plots import FigureFolder, load_explorer, load_numbers, table
+from helpers import attention_plots, plots
+from helpers.notebook import ROOT, FigureFolder, load_explorer, load_numbers, table
 from helpers.stories import corpus_name
 from helpers.training import TrainingConfig
 
@@ -573,7 +573,7 @@ notes = {
 
 def show_heads(number, kind):
     title, (tokens, weights) = list(explorer.sentences.items())[number]
-    figure = plots.head_grid(weights, tokens, kind=kind, notes=notes)
+    figure = attention_plots.head_grid(weights, tokens, kind=kind, notes=notes)
     what = "Heat-maps" if kind == "heatmap" else "Word-to-word arrows"
     alt = f"{what} of all {layers * heads} heads for: {title}"
     return figures.save_figure(figure, f"07_{kind}_{number + 1}", alt=alt)
@@ -929,7 +929,7 @@ table(
 # %% tags=["hide-input"]
 fixed = 3 * 4 * training["parameters"] / 1e6
 print(f"on top of it, in every row: {fixed:.0f} MB for the parameters and the two moments of AdamW")
-gpu = plots.ROOT / "figures" / corpus_name(CORPUS) / "06_gpu.json"
+gpu = ROOT / "figures" / corpus_name(CORPUS) / "06_gpu.json"
 if gpu.is_file():
     for row in load_numbers(CORPUS, "06_gpu")["checkpointing"]:
         print(", ".join(f"{key}: {value}" for key, value in row.items()))

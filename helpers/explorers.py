@@ -1,0 +1,123 @@
+"""Pictures with controls: live in Jupyter and Colab, a still picture elsewhere."""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import ipywidgets as widgets
+import numpy as np
+
+from helpers.attention_plots import heatmap
+from helpers.plots import Picture, distributions
+from helpers.support.checks import require
+
+
+class Explorer:
+    """Controls above the picture that `draw` makes of their values.
+
+    draw: called with the value of each control, by the names given here; returns a Figure, and a
+    text for those who cannot see it. The controls are attributes of these names.
+    """
+
+    def __init__(self, draw, **controls: widgets.Widget):
+        self.draw, self.controls = draw, controls
+        self.labels: dict[str, str] = {}  # what the report looks for
+        vars(self).update(controls)
+        self.picture = self._picture()
+        self.image = widgets.Image(
+            format="png", value=self.picture.png, layout={"max_width": "560px"}
+        )
+        for control in controls.values():
+            control.observe(self._redraw, "value")
+        self.box = widgets.VBox([*controls.values(), self.image])
+
+    def _picture(self) -> Picture:
+        return Picture(
+            *self.draw(**{name: control.value for name, control in self.controls.items()})
+        )
+
+    def _redraw(self, change) -> None:
+        self.picture = self._picture()
+        self.image.value = self.picture.png
+
+    def __repr__(self) -> str:
+        return repr(self.picture)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        data, metadata = self.picture._repr_mimebundle_()
+        metadata["image/png"] |= self.labels
+        return data | {
+            "application/vnd.jupyter.widget-view+json": {
+                "version_major": 2,
+                "version_minor": 0,
+                "model_id": self.box.model_id,
+            }
+        }, metadata
+
+
+class AttentionExplorer(Explorer):
+    """Choose a sentence, a layer and a head, and see its heat-map.
+
+    sentences: {title: (tokens, attention[L, H, T, T])}, with the same L and H for each.
+    Raises ValueError if the shapes do not fit.
+    """
+
+    def __init__(self, sentences: Mapping[str, tuple[Sequence[str], np.ndarray]]):
+        sentences = {title: (words, np.asarray(w)) for title, (words, w) in sentences.items()}
+        self.sentences, sizes = sentences, set()
+        for title, (tokens, weights) in sentences.items():
+            require(
+                weights.ndim == 4 and weights.shape[2:] == (len(tokens), len(tokens)),
+                f"{title!r}: attention of shape {weights.shape} for {len(tokens)} words",
+            )
+            sizes.add(weights.shape[:2])
+        require(
+            len(sizes) == 1,
+            f"the sentences need the same number of layers and heads, not {sorted(sizes)}",
+        )
+        layers, heads = sizes.pop()
+        slider = functools.partial(widgets.IntSlider, value=1, min=1, continuous_update=False)
+
+        def draw(sentence, layer, head):
+            tokens, weights = sentences[sentence]
+            title = f"layer {layer}, head {head}"
+            return heatmap(
+                weights[layer - 1, head - 1], tokens, title=title
+            ), f"{title.capitalize()} of {layers} × {heads}: attention of “{sentence}”"
+
+        super().__init__(
+            draw,
+            sentence=widgets.Dropdown(options=list(sentences), description="sentence"),
+            layer=slider(max=layers, description="layer"),
+            head=slider(max=heads, description="head"),
+        )
+
+
+class SamplingExplorer(Explorer):
+    """Choose temperature, top-k and top-p, and see what becomes of one distribution.
+
+    filtered(temperature, top_k, top_p) -> probabilities (V,), an array; top_k is None if its
+    slider is off. words: the words to show, {word: its place in them}.
+    """
+
+    def __init__(self, filtered, words: Mapping[str, int]):
+        def draw(temperature, top_k, top_p):
+            probabilities = filtered(temperature, top_k or None, top_p)  # (V,)
+            left = int((probabilities > 0).sum())
+            name = f"temperature {temperature:g}, top-k {top_k or 'off'}, top-p {top_p:g}"
+            figure = distributions(
+                list(words),
+                {name: probabilities[list(words.values())]},
+                title=f"{left:,} words left",
+                limit=1.0,
+            )
+            alt = f"Probabilities of the next word at {name}: {left:,} words can still come out"
+            return figure, alt
+
+        sizes = [*((str(k), k) for k in (1, 2, 3, 4, 5, 10, 20, 50, 100, 500)), ("off", 0)]
+        slider = functools.partial(widgets.FloatSlider, value=1.0)
+        super().__init__(
+            draw,
+            temperature=slider(min=0.1, max=2.0, step=0.1, description="temperature"),
+            top_k=widgets.SelectionSlider(value=0, options=sizes, description="top-k"),
+            top_p=slider(min=0.05, max=1.0, step=0.05, description="top-p"),
+        )

@@ -1,0 +1,107 @@
+"""Keys and values that decoding keeps, so that a new token needs only its own.
+
+Shape comments name the sizes: L blocks, B rows, H heads, T new tokens, S tokens held, K head width.
+"""
+
+import torch
+from torch import Tensor
+
+from helpers.support.checks import require
+
+
+class KVCache:
+    """The keys and values of all tokens read so far, which no later token changes.
+
+    Pass it to `Decoder.forward`, which reads the new tokens and appends their keys and values.
+
+    Args:
+        config: the model's `ModelConfig`.
+        batch_size: rows.
+        capacity: tokens a row that memory is set aside for at once; None: the model's context.
+        device, dtype: those of the model.
+    """
+
+    def __init__(
+        self,
+        config,
+        batch_size: int,
+        capacity: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        capacity = config.context_length if capacity is None else capacity
+        heads = config.num_heads
+        shape = (config.num_layers, batch_size, heads, capacity, config.d_model // heads)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (L, B, H, capacity, K)
+        self.values = torch.empty_like(self.keys)  # (L, B, H, capacity, K)
+        # During a pass, the layers before the present one are ahead.
+        self._lengths = [0] * config.num_layers
+
+    @property
+    def length(self) -> int:
+        """How many tokens every layer holds.
+
+        Raises RuntimeError if the layers disagree, because a pass was interrupted.
+        """
+        if len(set(self._lengths)) > 1:
+            raise RuntimeError(
+                f"the layers hold {self._lengths} tokens, not the same number: a pass through the "
+                "model was interrupted; call cache.crop(length) with the length before it"
+            )
+        return self._lengths[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes set aside: 2 · L · B · H · capacity · K · bytes per number."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add T new keys and values, and return all that the layer now holds.
+
+        Args:
+            layer: counted from 0.
+            keys, values: (B, H, T, K) each.
+
+        Returns:
+            keys and values, (B, H, S, K) each.
+
+        Raises:
+            ValueError: if they do not fit the cache, or if it is full.
+        """
+        _, B, H, capacity, K = self.keys.shape
+        start, T = self._lengths[layer], keys.shape[-2]
+        if keys.shape != (B, H, T, K) or values.shape != keys.shape:
+            raise ValueError(
+                f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit a cache of "
+                f"{B} rows, {H} heads of width {K}: build it with KVCache(model.config, batch_size)"
+            )
+        if start + T > capacity:
+            raise ValueError(
+                f"{start} tokens and {T} more exceed the cache's room for {capacity}: ask for more "
+                "capacity"
+            )
+        self.keys[layer, :, :, start : start + T] = keys
+        self.values[layer, :, :, start : start + T] = values
+        self._lengths[layer] = start + T
+        return self.keys[layer, :, :, : start + T], self.values[layer, :, :, : start + T]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was. Rows may repeat; there may be fewer or more of them.
+
+        Beams use it, and batches from which finished rows are dropped.
+        """
+        if len(rows) != self.keys.shape[1]:
+            self.keys = self.keys.index_select(1, rows)  # (L, len(rows), H, capacity, K)
+            self.values = self.values.index_select(1, rows)  # (L, len(rows), H, capacity, K)
+            return
+        # The other rows stay where they are.
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]  # (moved,)
+        S = max(self._lengths)
+        for held in (self.keys, self.values):
+            held[:, moved, :, :S] = held[:, rows[moved], :, :S]
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""
+        held = min(self._lengths)
+        require(0 <= length <= held, f"cannot crop to {length} tokens: the cache holds {held}")
+        self._lengths = [length] * len(self._lengths)

@@ -1,0 +1,1 @@
+"""What the lesson stands on: files, refusals, hardware, the Hub."""

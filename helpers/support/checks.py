@@ -1,0 +1,38 @@
+"""One way to refuse a setting: its name, its value, and what it must be."""
+
+from collections.abc import Mapping
+
+
+def check(values: Mapping, rules: Mapping[str, tuple]) -> None:
+    """Refuse settings that break a rule.
+
+    Args:
+        values: the settings by name.
+        rules: for one name, or several between spaces: what each must be in words, such as "a
+            whole number of at least 1"; a function from the value to whether it is that (a
+            TypeError means no: a word where a number belongs); and, if None is welcome, None.
+
+    Raises:
+        ValueError: for the first that does not fit.
+    """
+    for names, (rule, fits, *or_none) in rules.items():
+        for name in names.split():
+            value = values[name]
+            try:
+                right = (value is None and or_none) or fits(value)
+            except TypeError:
+                right = False
+            if not right:
+                rule += ", or None" if or_none else ""
+                raise ValueError(f"{name}={value!r}: must be {rule}")
+
+
+def counts(number) -> bool:
+    """Whether a number counts things: it is whole, and at least 1."""
+    return isinstance(number, int) and number >= 1
+
+
+def require(condition, message: str, error: type[Exception] = ValueError) -> None:
+    """Raise an error that says what to do, unless the condition holds."""
+    if not condition:
+        raise error(message)

@@ -1,0 +1,218 @@
+"""The grammar: its probabilities against a list of all its stories."""
+
+import json
+import math
+import random
+import re
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import grammar as module
+from helpers.grammar import FLATTENING, Grammar, bundled_grammar
+from helpers.tokenizer import WordTokenizer
+
+# Every construct: rows that agree in either order, a table given by a word and one given by a row,
+# weights, options that share first words, slots first, capitals, possessives, dialogue, remembered
+# words repeated, fresh ones redrawn.
+SMALL = {
+    "remembered": {
+        "kind": {"agrees": "hero", "she": "3 girl, hen", "he": "boy"},
+        "hero": {"agrees": "kind", "she": "Mia, Zoe", "he": "Tom"},
+        "toy": "ball, toy boat, toy train",
+    },
+    "fresh": {
+        "story": [
+            "2 A {kind} named {hero} {lost}.",
+            "{hero} was a {kind}. {They} {lost}!",
+            "In {mood} {mood} May, {hero} {lost}.",
+        ],
+        "they": {"given": "hero", "she": "she", "he": "he"},
+        "lost": ['lost {hero}\'s {toy}. "Is it {where}?" asked {hero}. {reply}', "2 slept"],
+        "where": {
+            "given": "toy",
+            "ball": "in the tree, in the barn, in a pot",
+            "toy boat": "here",
+            "toy train": ["{mood} here"],
+        },
+        "reply": [
+            '"No," said {someone}. {someone_too} laughed',
+            '"Yes," said {someone}',
+            "{someone_too} laughed",
+        ],
+        "someone": ["the {toy}", "{mood} {hero}"],
+        "someone_too": ["The {mood} {toy}", "{Mood} {hero}"],
+        "mood": "sad, glad",
+    },
+}
+
+
+def replay(grammar, path):
+    """The story of the choices `path`, then 0s: its probability, text and nats, and the paths that
+    branch off it.
+    """
+    path, depth, probability, beside = list(path), 0, 1.0, []
+
+    def choose(cumulative):
+        nonlocal depth, probability
+        if depth == len(path):
+            beside.extend([*path, other] for other in range(1, len(cumulative)))
+            path.append(0)
+        chosen = path[depth]
+        depth += 1
+        probability *= (
+            cumulative[chosen] - (cumulative[chosen - 1] if chosen else 0)
+        ) / cumulative[-1]
+        return chosen
+
+    text, nats = grammar._tell(choose)
+    return probability, text, nats, beside
+
+
+def enumerate_stories(grammar):
+    """(probability, text, nats) of every story: all sequences of choices, one after another."""
+    waiting = [[]]
+    while waiting:
+        *told, beside = replay(grammar, waiting.pop())
+        waiting += beside
+        yield told
+
+
+def assert_exact(grammar):
+    """Each word's nats are what the list of all stories says: -log(P(words so far and this one) /
+    P(words so far)).
+    """
+    split = WordTokenizer([]).split
+    told = [(p, (*split(text), "<eos>"), nats) for p, text, nats in enumerate_stories(grammar)]
+    assert math.fsum(p for p, _, _ in told) == pytest.approx(1, abs=1e-12)
+    assert len({words for _, words, _ in told}) == len(told)
+    mass = Counter()
+    for p, words, _ in told:
+        for end in range(len(words) + 1):
+            mass[words[:end]] += p
+    for _, words, nats in told:
+        expected = [math.log(mass[words[:i]] / mass[words[: i + 1]]) for i in range(len(words))]
+        assert nats.dtype == np.float64
+        np.testing.assert_allclose(nats, expected, rtol=0, atol=1e-11)
+    return len(told)
+
+
+def test_every_probability_is_what_the_list_of_all_stories_says():
+    assert assert_exact(Grammar(**SMALL)) > 500
+
+
+def bundled_rules():
+    return tomllib.loads(
+        Path(module.__file__).with_name("bundled_grammar.toml").read_text(encoding="utf-8")
+    )
+
+
+def cut(spec, keep, rng):
+    """The same rule with `keep` of its options, in each row."""
+    if isinstance(spec, dict):
+        return {
+            key: row if key in ("given", "agrees") else cut(row, keep, rng)
+            for key, row in spec.items()
+        }
+    options = [text.strip() for text in spec.split(",")] if isinstance(spec, str) else spec
+    chosen = rng.sample(options, min(keep, len(options)))
+    return ", ".join(chosen) if isinstance(spec, str) else chosen
+
+
+def used_rules(fresh, remembered, start="story"):
+    """The rules that can still be reached from the story: the rest would be refused as unused."""
+    reached, waiting = set(), [start]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            text = json.dumps(fresh.get(name, remembered.get(name)))
+            waiting += [slot.lower() for slot in re.findall(r"\{(\w+)\}", text)]
+            waiting += re.findall(r'"(?:given|agrees)": "(\w+)"', text)
+    return reached
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_cut_down_bundled_grammar_is_exact(seed):
+    rng, rules = random.Random(f"cut-{seed}"), bundled_rules()
+    plots = [text.strip().removeprefix("2 ") for text in rules["remembered"]["plot"].split(",")]
+    rules["remembered"]["plot"] = plots[seed]
+    for name in ("scene", "lesson"):
+        rules["fresh"][name] = {"given": "plot", plots[seed]: rules["fresh"][name][plots[seed]]}
+    kept = {
+        section: {name: cut(spec, 1, rng) for name, spec in specs.items()}
+        for section, specs in rules.items()
+    }
+    count = 0
+    for name in rng.sample(
+        [*rules["remembered"], *rules["fresh"]], 60
+    ):  # open one rule after another, while all fits
+        section = "remembered" if name in rules["remembered"] else "fresh"
+        trial = {**kept, section: {**kept[section], name: cut(rules[section][name], 2, rng)}}
+        reached = used_rules(trial["fresh"], trial["remembered"])
+        grammar = Grammar(
+            *(
+                {n: s for n, s in trial[part].items() if n in reached}
+                for part in ("remembered", "fresh")
+            )
+        )
+        size = sum(1 for _, _ in zip(range(401), enumerate_stories(grammar), strict=False))
+        if size <= 400:
+            kept, best, count = trial, grammar, size
+        if count > 150:
+            break
+    assert count > 50
+    assert assert_exact(best) == count
+
+
+def test_sampled_frequencies_match_the_probabilities():
+    grammar, draws = Grammar(**SMALL), 20_000
+    expected = {text: p * draws for p, text, _ in enumerate_stories(grammar)}
+    seen = Counter(grammar.story(f"draw-{i}")[0] for i in range(draws))
+    assert seen.keys() <= expected.keys()
+    common = [text for text, count in expected.items() if count >= 10]
+    chi_square = sum((seen[text] - expected[text]) ** 2 / expected[text] for text in common)
+    assert chi_square < len(common) + 4 * math.sqrt(2 * len(common))
+
+
+def test_weights():
+    told = {text: p for p, text, _ in enumerate_stories(Grammar({}, {"story": "2 a, b, c"}))}
+    weights = [2 / (1 + FLATTENING), 1 / (2 + FLATTENING), 1 / (3 + FLATTENING)]
+    assert [told[word] for word in "abc"] == pytest.approx([w / sum(weights) for w in weights])
+    assert {text: p for p, text, _ in enumerate_stories(Grammar({}, {"story": ["3 a", "b"]}))} == {
+        "a": 0.75,
+        "b": 0.25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("remembered", "fresh", "message"),
+    [
+        ({}, {"story": ["a dog", "a cat", "a dog"]}, "begin with 'a dog'"),
+        ({}, {"story": ["a dog", "a dog barks"]}, "begin with 'a dog'"),
+        ({}, {"story": ["a {x} dog", "a small cat"], "x": "big, small"}, "begin with 'a'"),
+        ({}, {"story": ["{x} dog", "small cat"], "x": "big, small"}, "begin with 'small'"),
+        ({}, {"story": ["{x} dog", "{x} cat"], "x": "big"}, "begin with 'big'"),
+        ({}, {"story": ["a {x}"]}, r"without a rule: \['x'\]"),
+        ({}, {"story": ["a"], "x": "b"}, r"no slot uses: \['x'\]"),
+        ({}, {"story": ["a {x}"], "x": ["b {story}"]}, "leads back to itself"),
+        ({}, {"story": ["a", ""]}, "must begin with a word"),
+        ({}, {"story": [" {x} b"], "x": "c"}, "must begin with a word"),
+        ({"x": ["b {y}"]}, {"story": ["a {x}"], "y": "c"}, "may hold no slots"),
+        ({"story": "a"}, {"story": ["a"]}, "defined twice"),
+    ],
+)
+def test_grammar_refuses_what_would_not_be_exact(remembered, fresh, message):
+    with pytest.raises(ValueError, match=message):
+        Grammar(remembered, fresh)
+
+
+def test_a_table_needs_its_key_and_its_row():
+    table = {"given": "x", "b": "c"}
+    with pytest.raises(ValueError, match="'y' depends on 'x', which has no value yet"):
+        Grammar({"x": "b"}, {"story": ["a {y} {x}"], "y": table}).story("0")
+    with pytest.raises(ValueError, match="is 'd', for which there is no row"):
+        Grammar({"x": "d"}, {"story": ["a {x} {y}"], "y": table}).story("0")
