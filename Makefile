@@ -22,7 +22,8 @@ TORCH ?= torch==2.13.0
 CORPUS ?=
 REPO ?=
 
-BIN := $(abspath $(VENV))/bin
+# A path from here, in quotes: the clone may lie in a folder with blanks or quotes in its name.
+PY := "$(VENV)/bin/python"
 READY := $(VENV)/.ready
 JOBS ?= 2
 LONGEST := notebooks/04_training.ipynb
@@ -31,40 +32,40 @@ LONGEST := notebooks/04_training.ipynb
 .PHONY: report test quick torture record publish benchmark render sync clean
 
 report: $(READY)
-	$(BIN)/python report/execute.py
-	$(BIN)/python report/build.py
+	$(PY) report/execute.py
+	$(PY) report/build.py
 
 test: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python tests/without_network.py $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) tests/without_network.py $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	    $(LONGEST) notebooks tests \
 	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 900
 
 quick: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" tests
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" tests
 
 torture: $(READY)
-	TORTURE=1 $(BIN)/python tests/without_network.py $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m torture tests
+	TORTURE=1 $(PY) tests/without_network.py $(PY) -m pytest -n $(JOBS) --dist worksteal -m torture tests
 
 record: $(READY)
 	@test -n "$(CORPUS)" || { echo 'say which stories: make record CORPUS=path (or CORPUS=tinystories)' >&2; exit 2; }
-	$(BIN)/python report/execute.py --corpus "$(CORPUS)"
+	$(PY) report/execute.py --corpus "$(CORPUS)"
 
 publish: $(READY)
 	@test -n "$(CORPUS)" || { echo 'say whose model: make publish CORPUS=path REPO=owner/name' >&2; exit 2; }
-	$(BIN)/python report/publish.py "$(CORPUS)" $(if $(REPO),--to "$(REPO)")
+	$(PY) report/publish.py "$(CORPUS)" $(if $(REPO),--to "$(REPO)")
 
 benchmark: $(READY)
-	$(BIN)/python report/benchmark.py
+	$(PY) report/benchmark.py
 
 render: $(READY)
-	$(BIN)/python report/build.py
+	$(PY) report/build.py
 
 sync: $(READY)
-	$(BIN)/python report/execute.py --sync
+	$(PY) report/execute.py --sync
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis
@@ -74,7 +75,7 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	    { echo 'Python 3.11 to 3.13 is needed; `$(PYTHON)` is another. Try: make PYTHON=python3.12' >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH) -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PYTHON) -m venv "$(VENV)"
+	$(PY) -m pip install --quiet $(TORCH) -c constraints.txt
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -58,7 +58,8 @@ def save_checkpoint(
         OSError: if it cannot be written.
         ValueError: if the tokenizer has more tokens than the model.
     """
-    model.config.check_vocabulary(len(tokenizer))
+    model = getattr(model, "_orig_mod", model)  # of torch.compile: the model that it wraps
+    model.check_tokenizer(tokenizer)
     path = checkpoint_path(path)
     make_folder(path.parent)
     _write_tensors(
@@ -104,14 +105,15 @@ def load_checkpoint(path: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
             require(found == text, f"{name} is not the one that was published with it")
         sizes = ModelConfig(**parts["model"])
         tokenizer, metadata = WordTokenizer.from_state(parts["tokenizer"]), parts["metadata"]
-        sizes.check_vocabulary(len(tokenizer))
         check_shapes(sizes, weights)
-    except (ValueError, KeyError, TypeError) as error:
+        model = Decoder(sizes)
+        model.check_tokenizer(tokenizer)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(
             f"{file} cannot be read as a checkpoint ({error}): save or copy it again"
         ) from error
-    model = Decoder(sizes)
     model.load_state_dict(weights)
+    model.tokenizer_digest = tokenizer.digest
     return model.eval(), tokenizer, metadata
 
 
@@ -301,8 +303,11 @@ def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if (found := metadata.get("version")) != FORMAT:
-            raise ValueError(f"it has format {found}, this code reads {FORMAT}: update the code")
+        if (found := metadata.get("version", "unknown")) != FORMAT:
+            raise ValueError(
+                f"it has format {found}, this code reads {FORMAT}"
+                + ": update the code" * found.isdigit()
+            )
         require(
             tensor_digest(tensors, metadata["parts"]) == metadata["sha256"],
             "its content no longer has the SHA-256 that it names",

@@ -100,9 +100,10 @@ def generate(
             another model's.
         FloatingPointError: if the model's scores are NaN, because its training went wrong.
     """
+    prompts = prompts if isinstance(prompts, str) else list(prompts)  # an iterator, too
     check(locals(), _DECODING_RULES)
     require(num_beams == 1 or strategy == "beam", "num_beams must be 1, unless strategy='beam'")
-    model.config.check_vocabulary(len(tokenizer))
+    model.check_tokenizer(tokenizer)
     rows = [[tokenizer.sos_id, *tokenizer.encode(prompt)] for prompt in prompts]
     for index, ids in enumerate(rows):
         require(

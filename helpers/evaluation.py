@@ -25,8 +25,15 @@ def perplexity(model: Decoder, tokenizer: WordTokenizer, texts: Sequence[str]) -
 
     Each text counts up to the model's context_length, and its `<sos>` is not predicted.
     """
-    ids = encode_stories(tokenizer, texts, model.config.context_length)  # (N, T)
-    return math.exp(mean_loss(model, ids, tokenizer.pad_id, precision="fp32"))
+    model.check_tokenizer(tokenizer)
+    return math.exp(
+        mean_loss(
+            model,
+            encode_stories(tokenizer, texts, model.config.context_length),  # (N, T)
+            tokenizer.pad_id,
+            precision="fp32",
+        )
+    )
 
 
 def landmarks(
@@ -271,8 +278,7 @@ class Trigram:
             )
             total = sum(counts.values()) + self.weight
             probabilities = probabilities * (self.weight / total)  # (V,)
-            seen = np.fromiter(counts.values(), float, len(counts))  # (counts,)
-            probabilities[list(counts)] += seen / total
+            probabilities[list(counts)] += np.array([*counts.values()]) / total
         return probabilities
 
     def continuations(

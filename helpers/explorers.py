@@ -110,8 +110,9 @@ class SamplingExplorer(Explorer):
                 title=f"{left:,} words left",
                 limit=1.0,
             )
-            alt = f"Probabilities of the next word at {name}: {left:,} words can still come out"
-            return figure, alt
+            return figure, (
+                f"Probabilities of the next word at {name}: {left:,} words can still come out"
+            )
 
         sizes = [*((str(k), k) for k in (1, 2, 3, 4, 5, 10, 20, 50, 100, 500)), ("off", 0)]
         slider = functools.partial(widgets.FloatSlider, value=1.0)

@@ -68,7 +68,7 @@ class FastTextBin:
         fields = self._HEADER.unpack(header)
         (version, self.dim), (model, self.bucket, self.minn, self.maxn) = fields[1:3], fields[9:13]
         size, self._words, pruned = fields[15], fields[16], fields[19]
-        check(version <= 12, f"has format {version}: this reader knows those up to 12")
+        check(version <= 12, f"has format {version}, newer than 12: this reader is too old for it")
         check(pruned < 0, f"is pruned, {unquantised}")
         if version == 11 and model == self._SUPERVISED:
             self.maxn = 0  # such models had no character n-grams

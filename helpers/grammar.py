@@ -161,9 +161,11 @@ class Grammar:
         used = {"story"}.union(
             {rule.key_rule for rule in self._rules.values()} - {None}, *slots.values()
         )
-        if used != self._rules.keys():
-            missing, spare = sorted(used - self._rules.keys()), sorted(self._rules.keys() - used)
-            raise ValueError(f"slots without a rule: {missing}; rules that no slot uses: {spare}")
+        missing, spare = sorted(used - self._rules.keys()), sorted(self._rules.keys() - used)
+        require(
+            not missing and not spare,
+            f"slots without a rule: {missing}; rules that no slot uses: {spare}",
+        )
         try:  # what a rule uses comes before it
             order = list(TopologicalSorter(slots).static_order())
         except CycleError as error:
@@ -183,11 +185,11 @@ def _first_words(name: str, choice: _Choice, of_rule: dict[str, set[str]]) -> se
         if not option.head:
             words = of_rule[option.items[0].lower()]
             shared, seen = words & (seen | heads), seen | words
-        if shared:
-            raise ValueError(
-                f"rule {name!r} has two options that begin with {min(shared)!r}, and the words do "
-                "not tell which was drawn: move what they share in front of the choice"
-            )
+        require(
+            not shared,
+            f"rule {name!r} has two options that begin with {min(shared, default='')!r}, and the "
+            "words do not tell which was drawn: move what they share in front of the choice",
+        )
     return seen | heads
 
 

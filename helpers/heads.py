@@ -86,8 +86,7 @@ def head_scores(
     mass, even, queries = (dict.fromkeys(PATTERNS, 0.0) for _ in range(3))
     for rows in ids.split(16):
         with evaluating(model):
-            inputs = rows.long().to(model.output.weight.device)  # (B, T)
-            _, attention = model(inputs, return_attention=True)
+            _, attention = model(rows.long().to(model.output.weight.device), return_attention=True)
         attention = attention.float().cpu().numpy()  # (L, B, H, T, T)
         for b, row in enumerate(rows.tolist()):
             length = len(row) - row.count(pad_id)

@@ -34,21 +34,7 @@ class KVCache:
         shape = (config.num_layers, batch_size, heads, capacity, config.d_model // heads)
         self.keys = torch.empty(shape, device=device, dtype=dtype)  # (L, B, H, capacity, K)
         self.values = torch.empty_like(self.keys)  # (L, B, H, capacity, K)
-        # During a pass, the layers before the present one are ahead.
-        self._lengths = [0] * config.num_layers
-
-    @property
-    def length(self) -> int:
-        """How many tokens every layer holds.
-
-        Raises RuntimeError if the layers disagree, because a pass was interrupted.
-        """
-        if len(set(self._lengths)) > 1:
-            raise RuntimeError(
-                f"the layers hold {self._lengths} tokens, not the same number: a pass through the "
-                "model was interrupted; call cache.crop(length) with the length before it"
-            )
-        return self._lengths[0]
+        self.length = 0  # tokens that every layer holds: the last layer counts them
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +55,7 @@ class KVCache:
             ValueError: if they do not fit the cache, or if it is full.
         """
         _, B, H, capacity, K = self.keys.shape
-        start, T = self._lengths[layer], keys.shape[-2]
+        start, T = self.length, keys.shape[-2]
         if keys.shape != (B, H, T, K) or values.shape != keys.shape:
             raise ValueError(
                 f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit a cache of "
@@ -82,7 +68,8 @@ class KVCache:
             )
         self.keys[layer, :, :, start : start + T] = keys
         self.values[layer, :, :, start : start + T] = values
-        self._lengths[layer] = start + T
+        if layer == len(self.keys) - 1:  # else a pass that is interrupted would count
+            self.length = start + T
         return self.keys[layer, :, :, : start + T], self.values[layer, :, :, : start + T]
 
     def reorder(self, rows: Tensor) -> None:
@@ -96,12 +83,12 @@ class KVCache:
             return
         # The other rows stay where they are.
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]  # (moved,)
-        S = max(self._lengths)
+        S = self.length
         for held in (self.keys, self.values):
             held[:, moved, :, :S] = held[:, rows[moved], :, :S]
 
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""
-        held = min(self._lengths)
+        held = self.length
         require(0 <= length <= held, f"cannot crop to {length} tokens: the cache holds {held}")
-        self._lengths = [length] * len(self._lengths)
+        self.length = length

@@ -98,8 +98,9 @@ def output_loss(
         "(…)",
     )
     rows, flat = hidden.flatten(0, -2), targets.flatten()  # (N, D), (N,)
-    how = ignore_index, rows_per_chunk, torch.is_grad_enabled()
-    return OutputLoss.apply(rows, weight, bias, flat, *how)
+    return OutputLoss.apply(
+        rows, weight, bias, flat, ignore_index, rows_per_chunk, torch.is_grad_enabled()
+    )
 
 
 def loss_sum(model: nn.Module, ids: Tensor, pad_id: int = 0) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from helpers.support.checks import require
+
 
 @torch.compiler.disable  # the two passes must save the same tensors: compiled, they need not
 def checkpoint(function: Callable, *args):
@@ -143,19 +145,31 @@ class Segment:
                 torch.get_device_module(kind).set_rng_state(self.device_state, self.device)
             if left:
                 self.function(*args)
-        if left:
-            raise RuntimeError(f"checkpoint: the second pass saved {left} tensors fewer; {_SAME}")
+        require(
+            left == 0,
+            f"checkpoint: the second pass saved {left} tensors fewer; {_SAME}",
+            RuntimeError,
+        )
 
     def check(self, outputs: tuple, args: tuple) -> None:
         """Refuse a function that cannot be repeated, or that need not be."""
-        if wrong := [type(o).__name__ for o in outputs if not isinstance(o, Tensor)]:
-            raise TypeError(
-                f"checkpoint: the function returned {wrong[0]}, not a tensor or tensors"
+        for output in outputs:
+            require(
+                isinstance(output, Tensor),
+                f"checkpoint: the function returned {type(output).__name__}, not a tensor or "
+                "tensors",
+                TypeError,
             )
-        if not any(output.requires_grad for output in outputs):
-            raise RuntimeError("checkpoint: no argument and no parameter needs a gradient")
-        if [tensor._version for tensor in self.tensors(args)] != self.versions:
-            raise RuntimeError("checkpoint: the function changed an argument in place")
+        require(
+            any(output.requires_grad for output in outputs),
+            "checkpoint: no argument and no parameter needs a gradient",
+            RuntimeError,
+        )
+        require(
+            [tensor._version for tensor in self.tensors(args)] == self.versions,
+            "checkpoint: the function changed an argument in place",
+            RuntimeError,
+        )
 
 
 class NothingLeft(Exception):

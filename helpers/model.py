@@ -19,6 +19,7 @@ from helpers.kv_cache import KVCache
 from helpers.loss import output_loss
 from helpers.memory import checkpoint
 from helpers.support.checks import check, counts, require
+from helpers.tokenizer import WordTokenizer
 
 LONGEST_CONTEXT = 16_384  # tokens: the mask alone is a table of its square, one gigabyte
 
@@ -27,6 +28,11 @@ _SIZE_RULES = {
     "vocab_size embedding_dim d_model num_layers num_heads d_ff context_length": (
         "a whole number of at least 1",
         counts,
+    ),
+    "d_model": ("even: positions come in pairs of sine and cosine", lambda size: size % 2 == 0),
+    "context_length": (
+        f"at most {LONGEST_CONTEXT}: the mask is its square, and would fill gigabytes",
+        lambda length: length <= LONGEST_CONTEXT,
     ),
     "dropout": ("a probability below 1", lambda dropout: 0 <= dropout < 1),
 }
@@ -55,24 +61,6 @@ class ModelConfig:
             f"d_model={self.d_model} is not divisible by num_heads={self.num_heads}: each "
             "head takes an equal share of the width; try "
             f"d_model={self.d_model - self.d_model % self.num_heads or self.num_heads}",
-        )
-        require(
-            self.d_model % 2 == 0,
-            f"d_model={self.d_model} is odd: sinusoidal positions come in sine and cosine pairs",
-        )
-        require(
-            self.context_length <= LONGEST_CONTEXT,
-            f"context_length={self.context_length}: more than {LONGEST_CONTEXT}, and the "
-            "mask, its square, would fill gigabytes; choose a shorter one",
-        )
-
-    def check_vocabulary(self, tokens: int) -> None:
-        """Raises ValueError if a tokenizer of so many tokens has more than the model's table."""
-        require(
-            tokens <= self.vocab_size,
-            f"the vocabulary of {tokens} is larger than the model's table of "
-            f"{self.vocab_size}: train the tokenizer with vocab_size={self.vocab_size}, or "
-            "build the model with more rows",
         )
 
 
@@ -211,6 +199,7 @@ class Decoder(nn.Module):
         positions = sinusoidal_positions(length, config.d_model)  # (T, D)
         self.register_buffer("positions", positions, persistent=False)
         self.segments: tuple[int, ...] = ()
+        self.tokenizer_digest: str | None = None  # of the one that it was made for; None: any
         self.initialize()
 
     def initialize(self) -> None:
@@ -263,6 +252,20 @@ class Decoder(nn.Module):
                 seen = (seen - seen[filled].mean(dim=0)) * filled[:, None]  # (V, D)
                 self.output.weight.copy_(seen * (output_std / seen[filled].std()))
         self.embedding.weight.requires_grad_(not freeze)
+
+    def check_tokenizer(self, tokenizer: WordTokenizer) -> None:
+        """Raises ValueError if the tokenizer is another model's, or has too many tokens."""
+        rows = self.config.vocab_size
+        require(
+            len(tokenizer) <= rows,
+            f"the vocabulary of {len(tokenizer)} is larger than the model's table of {rows}: train "
+            f"the tokenizer with vocab_size={rows}, or build the model with more rows",
+        )
+        require(
+            self.tokenizer_digest in (None, tokenizer.digest),
+            "the tokenizer is another model's: take the one that `load_checkpoint` returned with "
+            "this model, or that it was trained with",
+        )
 
     def set_dropout(self, probability: float) -> None:
         """Use this dropout everywhere, whatever the config said."""

@@ -58,6 +58,7 @@ def new_model(
     torch.manual_seed(seed)
     own = len(tokenizer) if stories.name == "bundled" else ModelConfig.vocab_size
     model = Decoder(ModelConfig(vocab_size=own))
+    model.tokenizer_digest = tokenizer.digest
     if vectors is not None:
         model.start_from_vectors(vectors.matrix(tokenizer, rows=own), **start)
     return model

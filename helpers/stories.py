@@ -164,18 +164,18 @@ def _from_disk(path: Path, train: int, validation: int) -> Stories:
         held_out = _read(_split_file(path, "validation"))[:validation]
     else:
         partner = {"train": "validation", "validation": "train"}.get(path.stem)
-        if partner and any(path.with_name(partner + end).exists() for end in EXTENSIONS):
-            raise ValueError(
-                f"{path} is one split of a corpus: give the folder {path.parent}, so that the "
-                "splits stay apart"
-            )
+        require(
+            not any(partner and path.with_name(partner + end).exists() for end in EXTENSIONS),
+            f"{path} is one split of a corpus: give the folder {path.parent}, so that the splits "
+            "stay apart",
+        )
         stories = _read(path)
-        if len(stories) <= validation:
-            raise ValueError(
-                f"{path} holds {len(stories)} stories, of which the last {validation} are held "
-                "out for validation, which leaves none for training: ask for less with "
-                "load_stories(..., validation=...)"
-            )
+        require(
+            len(stories) > validation,
+            f"{path} holds {len(stories)} stories, of which the last {validation} are held out for "
+            "validation, which leaves none for training: ask for less with load_stories(..., "
+            "validation=...)",
+        )
         texts, held_out = stories[:-validation][:train], stories[-validation:]
     if shared := _shared(texts, held_out):
         raise ValueError(
@@ -274,7 +274,7 @@ def _read_table(path: Path) -> _Lazy:
 
 def _column(table, origin: str) -> _Lazy:
     """The column `text` of a datasets.Dataset, without the rows of nothing or white space."""
-    kind = table.features["text"].dtype if "text" in table.column_names else None
+    kind = getattr(table.features.get("text"), "dtype", None)  # objects have none
     require(
         kind in ("string", "large_string"),
         f"{origin} has no column `text` of strings, only {table.features}: rename the column "

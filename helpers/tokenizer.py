@@ -1,8 +1,12 @@
 """Words to ids and back: a word-level tokenizer that reads like text again when decoded."""
 
+import hashlib
+import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -11,14 +15,16 @@ from helpers.support.files import read_json, write_json
 
 SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
 FORMAT = 2  # of a saved tokenizer
-SPLITTING = 1  # raise it when texts are split otherwise: cached word vectors depend on it
+SPLITTING = 2  # raise it when texts are split otherwise: cached word vectors depend on it
 LONGEST = 100  # characters of a word; what is longer is read as several words
 
 # A word (inner apostrophes and hyphens belong to it, a possessive 's does not), or one mark.
-_TOKEN = re.compile(r"'s\b|\w+(?:(?!'s\b)['-]\w+)*|\.\.\.|--|[^\w\s]")
-# İ because its lower case is two characters, which would be read as two words.
+_TOKEN = re.compile(r"'[sS]\b|\w+(?:(?!'[sS]\b)['-]\w+)*|\.\.\.|--|[^\w\s]")
+# İ because its lower case is two characters, which would be read as two words. None is for what
+# splits no word: soft hyphens, zero-width spaces, word joiners and byte-order marks.
 _STRAIGHT = str.maketrans(
     {"İ": "I", "“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "–": "--", "—": "--"}
+    | dict.fromkeys("\u00ad\u200b\u2060\ufeff")
 )
 _STRIPPED = '.,!?;:"()[]'
 
@@ -68,6 +74,7 @@ class WordTokenizer:
             f"vocab_size={vocab_size} leaves no room for words beside the {len(SPECIALS)} "
             "special tokens",
         )
+        require(not isinstance(texts, str), "texts is one string: give a list of texts")
         counts, mid_sentence, capitals = Counter(), Counter(), Counter()
         for text in texts:
             pieces = list(_pieces(text, keep_punctuation))
@@ -78,13 +85,18 @@ class WordTokenizer:
                     mid_sentence[piece.lower()] += 1
                     capitals[piece.lower()] += piece[:1].isupper()
         require(counts, "no words to build a vocabulary from: the texts are empty")
-        by_count = sorted(counts, key=lambda word: (-counts[word], word))
-        ranked = by_count[: vocab_size - len(SPECIALS)]
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        ranked = ranked[: vocab_size - len(SPECIALS)]
         capitalized = [word for word in ranked if capitals[word] > mid_sentence[word] / 2]
         return cls(ranked, capitalized, keep_punctuation)
 
     def __len__(self) -> int:
         return len(SPECIALS) + len(self.words)
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of all that decides which ids a text has."""
+        return hashlib.sha256(json.dumps(self.state(), sort_keys=True).encode()).hexdigest()
 
     def split(self, text: str) -> list[str]:
         """The lower-case words of a text, those outside the vocabulary too."""
@@ -112,8 +124,8 @@ class WordTokenizer:
             0 <= token_id < len(self),
             f"token id {token_id} is outside the vocabulary of {len(self)}",
         )
-        specials = len(SPECIALS)
-        return SPECIALS[token_id] if token_id < specials else self.words[token_id - specials]
+        after = token_id - len(SPECIALS)
+        return self.words[after] if after >= 0 else SPECIALS[token_id]
 
     def excluded_ids(self, vocab_size: int) -> list[int]:
         """Ids that never come out of a model with `vocab_size` rows, however it decodes.
@@ -189,9 +201,9 @@ class WordTokenizer:
 
 def _pieces(text: str, keep_punctuation: bool) -> Iterator[str]:
     """The words of a text in their original case, lazily: a text may have megabytes."""
-    pattern = _TOKEN if keep_punctuation else re.compile(r"\S+")
-    found = pattern.finditer(text.translate(_STRAIGHT) if keep_punctuation else text)
-    for match in found:
+    if keep_punctuation:
+        text = unicodedata.normalize("NFC", text.translate(_STRAIGHT))
+    for match in (_TOKEN if keep_punctuation else re.compile(r"\S+")).finditer(text):
         word = match[0] if keep_punctuation else match[0].strip(_STRIPPED)
         if len(word) <= LONGEST:
             yield word

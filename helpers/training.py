@@ -26,7 +26,7 @@ from helpers.checkpoints import History, SavedRun, read_run, save_run
 from helpers.loss import total_loss
 from helpers.model import Decoder
 from helpers.stories import Stories
-from helpers.support.checks import check, counts
+from helpers.support.checks import check, counts, require
 from helpers.support.files import make_folder
 from helpers.support.hardware import (
     autocast,
@@ -104,6 +104,7 @@ def encode_stories(
 
     overwrite_eos replaces the last id of a cut story by `<eos>`, for comparisons only.
     """
+    require(not isinstance(texts, str), "texts is one string: give a list of texts")
     ids = np.empty((len(texts), length), dtype=np.int32)  # (N, length)
     for i, text in enumerate(texts):
         ids[i] = tokenizer.encode_story(text, length)
@@ -234,7 +235,8 @@ def train(
         OSError: if config.folder cannot be written.
         FloatingPointError: if the loss is no longer finite. Files written before then stay.
     """
-    model.config.check_vocabulary(len(tokenizer))
+    model.check_tokenizer(tokenizer)
+    model.tokenizer_digest = tokenizer.digest
     keep_freed_memory()
     run = _Run(model, tokenizer, stories, config, resume_from)
     history = run.history
@@ -245,9 +247,9 @@ def train(
         # tqdm's bar for notebooks does not read this variable by itself.
         "disable": run.rank > 0 or os.environ.get("TQDM_DISABLE") == "1",
     }
-    on_gpu = [model.output.weight.device] if torch.device(run.device).type == "cuda" else []
     with (
-        torch.random.fork_rng(on_gpu),  # the caller's random stream stays as it is
+        # The caller's random stream stays as it is.
+        torch.random.fork_rng([model.output.weight.device] * (run.device[:4] == "cuda")),
         tqdm(total=run.total_steps, initial=history.step, **options) as bar,
         ExitStack() as at_the_end,
     ):

@@ -197,16 +197,15 @@ def load_vectors(
         # A row of NaN is a word without a vector.
         table = np.full((len(row_of), vectors.shape[1]), np.nan, np.float32)  # (len(words), dim)
         table[[row_of[word] for word in found]] = vectors
-        np.save(folder / "rows.npy", table)
-        return folder / "rows.npy"
+        write_whole(folder / "rows.f4", table.tobytes())
+        return folder / "rows.f4"
 
     identity = [source]
     if not _is_remote(source):
         stat = Path(source).stat()
         identity = [str(Path(source).resolve()), stat.st_size, stat.st_mtime_ns]
-    table = np.load(
-        cached(json.dumps(["rows 1", identity, limit, list(row_of)]).encode(), build)
-    )  # (len(words), dim)
+    key = json.dumps(["rows 2", identity, limit, list(row_of)]).encode()
+    table = np.fromfile(cached(key, build), "f4").reshape(len(row_of), -1)  # (len(words), dim)
     found = ~np.isnan(table[:, 0])  # (len(words),)
     return TextVectors([word for word, i in row_of.items() if found[i]], table[found])
 
@@ -349,9 +348,9 @@ def train_vectors(
         _run_fasttext(folder, settings)
         return folder / "model.bin"
 
-    version = importlib.metadata.version("fasttext-numpy2")  # an ImportError if it is missing
-    how = [TRAINING, SPLITTING, version, settings, tokenizer.keep_punctuation]
-    key = hashlib.sha256(json.dumps(how).encode())
+    # An ImportError if it is missing.
+    how = [importlib.metadata.version("fasttext-numpy2"), TRAINING, SPLITTING, settings]
+    key = hashlib.sha256(json.dumps([*how, tokenizer.keep_punctuation]).encode())
     for text in texts:
         key.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return BinVectors(cached(key.digest(), build))

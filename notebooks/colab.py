@@ -1,7 +1,9 @@
-"""Install what the notebooks need and Colab lacks; the first cell of each runs this. What Colab has
-stays as it is.
+"""Install what the notebooks need and Colab lacks; what Colab has stays as it is.
+
+The first cell of each notebook runs this.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,19 +11,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PIP = [sys.executable, "-m", "pip"]
+# A package at a version that pip can read; Debian has others, such as 0.8.4-1build1.
+PIN = re.compile(
+    r"[\w.-]+==(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(-\d+|\.post\d+)?(\.dev\d+)?(\+[\w.-]+)?"
+)
+
+
+def pins(listed: str) -> str:
+    """The lines of `pip list --format=freeze` that pip takes as constraints."""
+    return "".join(f"{line}\n" for line in listed.splitlines() if PIN.fullmatch(line))
 
 
 def main() -> None:
+    command = [*PIP, "list", "--format=freeze"]
+    listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     with tempfile.TemporaryDirectory() as scratch:
         present = Path(scratch, "present.txt")  # every package at the version that is there
-        present.write_bytes(
-            subprocess.run(
-                [*PIP, "list", "--format=freeze"], stdout=subprocess.PIPE, check=True
-            ).stdout
-        )
-        subprocess.run(
-            [*PIP, "install", "--quiet", "--editable", ROOT, "--constraint", present], check=True
-        )
+        present.write_text(pins(listed))
+        install = [*PIP, "install", "--quiet", "--editable", ROOT, "--constraint", present]
+        subprocess.run(install, check=True)
 
 
 if __name__ == "__main__":

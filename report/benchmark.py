@@ -1,8 +1,7 @@
-"""How fast the code is: beside other code on the same machine, and below the limit that the machine
-sets.
+"""How fast the code is: beside other code, and below the limit that this machine sets.
 
-python report/benchmark.py           a few minutes -> figures/benchmark/speed.json, and a table
-python report/benchmark.py --quick   the same in small, to see that it works; writes nothing
+    python report/benchmark.py           minutes -> figures/benchmark/speed.json, and a table
+    python report/benchmark.py --quick   the same in small, to see that it works; writes nothing
 
 What is compared runs in turns, in one process, after a run to warm up; a ratio is the median of the
 ratios of the turns. The limit is the time of the same work's matrix products alone, each measured

@@ -1,11 +1,10 @@
-"""The executed notebooks as one self-contained page and one PDF. Offline: pandoc and typst come as
-Python wheels.
+"""The executed notebooks as one self-contained page and one PDF, offline.
 
-python report/build.py                      notebooks/*.ipynb -> build/report.html and
-build/report.pdf python report/build.py build/tinystories    the notebooks of that folder ->
-report.html and report.pdf in it
+    python report/build.py                    notebooks/*.ipynb -> build/report.html, .pdf
+    python report/build.py build/tinystories  that folder's notebooks -> report.html, .pdf in it
 
-The results come first, then the chapters in order. cells.lua turns cells into pages for both forms.
+pandoc and typst come as Python wheels. The results come first, then the chapters in order.
+cells.lua turns cells into pages for both forms.
 """
 
 import subprocess

@@ -11,7 +11,9 @@ local settings = {}
 -- Cells that every notebook repeats: the corpus, and how to find the repository. They are not shown.
 local hidden = { "parameters", "setup", "remove-cell" }
 -- Code that only draws or prints what was computed before: folded on a screen, left out on paper.
-local drawing = { "^figures%.save_", "^FigureFolder%(", "^table%(", "^display%(", "^plots%.", "^show_" }
+local drawing = {
+  "^figures%.save_", "^FigureFolder%(", "^table%(", "^display%(", "^plots%.", "^attention_plots%.", "^%w*Explorer%(", "^show_",
+}
 
 local function fail(message)
   io.stderr:write("report: " .. message .. "\n")

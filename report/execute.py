@@ -1,18 +1,14 @@
-"""Execute the notebooks from their paired texts, so that two runs of the same text give the same
-bytes.
+"""Execute the notebooks from their paired texts; two runs of one text give the same bytes.
 
-    python report/execute.py                    every notebooks/src/NN.py -> notebooks/NN.ipynb,
-    with its outputs
-    python report/execute.py 04 05              some of them, by the beginning of their name
-    python report/execute.py --corpus PATH      on another corpus -> build/<corpus>/NN.ipynb;
-    notebooks/ is left alone
-    python report/execute.py --sync             inputs only; the repository's address as in
-    pyproject.toml
-    python report/execute.py --check            name the pairs that are out of step
+    python report/execute.py                 every notebooks/src/NN.py -> notebooks/NN.ipynb
+    python report/execute.py 04 05           some of them, by the beginning of their name
+    python report/execute.py --corpus PATH   on another corpus -> build/<corpus>/NN.ipynb
+    python report/execute.py --sync          inputs only; the repository's address too
+    python report/execute.py --check         name the pairs that are out of step
 
-A notebook is written when it has run to its end without an error, without a word on stderr and
-without a path of this machine in an output. One that has not goes to build/failed/ to be looked at,
-and the run goes on with the next.
+A notebook is written when it has run to its end without an error, without a warning of our own
+code and without a path of this machine in an output. One that has not goes to build/failed/ to be
+looked at, and the run goes on with the next. What libraries say on stderr is left out.
 """
 
 import argparse
@@ -23,6 +19,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import jupytext
@@ -38,7 +35,15 @@ NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+# Without the version of this machine's Python; the extension is for `nbconvert --to script`.
+LANGUAGE = {"name": "python", "file_extension": ".py"}
 MACHINE_PATH = re.compile(r"(?<![\w.~*])/(?:home|Users|root|tmp|content|mnt)/\w[^\s'\"]*")
+# A warning that our own code causes: in a cell, in helpers/ or in another file of the repository.
+OUR_WARNING = re.compile(
+    rf"^(?!{re.escape(sys.prefix)}/)(?:.*ipykernel_\d+|{re.escape(str(ROOT))}/).*:\d+: "
+    r"(\w*Warning: .*)$",
+    re.MULTILINE,
+)
 
 
 def sources(names: list[str]) -> list[Path]:
@@ -110,20 +115,22 @@ def execute(notebook) -> list[str]:
     except DeadKernelError:
         problems.append("the kernel died (out of memory?)")
     notebook.metadata.pop("widgets", None)
-    notebook.metadata["language_info"] = {
-        "name": "python"
-    }  # without the version of this machine's Python
+    notebook.metadata["language_info"] = LANGUAGE
     for number, cell in enumerate(notebook.cells, start=1):
-        if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not only_widget(output)]
+        kept = []
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop(WIDGET_VIEW, None)  # a view without its state shows nothing
             if output.output_type == "error":
                 problems.append(f"{place(number, cell)} raised {raised or output.ename}")
             elif output.get("name") == "stderr":
-                problems.append(
-                    f"{place(number, cell)} wrote to stderr: {output.text.strip()[:400]}"
-                )
+                found = OUR_WARNING.findall(output.text)
+                problems += [f"{place(number, cell)} warns: {warning}" for warning in found]
+                continue
+            elif only_widget(output):
+                continue
+            output.get("data", {}).pop(WIDGET_VIEW, None)  # a view without its state shows nothing
+            kept.append(output)
+        if "outputs" in cell:
+            cell.outputs = kept
     return problems
 
 
@@ -138,11 +145,17 @@ def place(number: int, cell) -> str:
     return f"cell {number} ({lines[0][:60] if lines else 'empty'})"
 
 
+def machine_folders() -> set[Path]:
+    """Folders whose names tell a machine: the repository's, Python's, the user's home."""
+    folders = {ROOT, Path(sys.prefix)}
+    with suppress(RuntimeError):  # a home may be unset
+        folders.add(Path.home())
+    return {folder for folder in folders if len(folder.parts) > 1}  # a home may be /
+
+
 def machine_paths(notebook) -> list[str]:
     """Absolute paths of a machine that the notebook's text outputs show, one line each."""
-    here = re.compile(
-        "|".join(re.escape(f"{path}{os.sep}") for path in {ROOT, Path(sys.prefix), Path.home()})
-    )
+    here = re.compile("|".join(re.escape(f"{path}{os.sep}") for path in machine_folders()))
     problems = []
     for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):
@@ -244,7 +257,7 @@ def sync(paths: list[Path]) -> int:
                     done[cell.id].execution_count,
                 )
             stale += cell.execution_count is None
-        notebook.metadata["language_info"] = {"name": "python"}
+        notebook.metadata["language_info"] = LANGUAGE
         write(notebook, target)
         print(f"{path.stem:24} {f'{stale} cells to execute' if stale else 'ok'}")
     return 0

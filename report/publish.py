@@ -1,11 +1,10 @@
-"""A trained model for the Hugging Face Hub: its checkpoint, and a model card made of the run's own
-numbers.
+"""A trained model for the Hugging Face Hub, with a model card made of the run's own numbers.
 
-python report/publish.py tinystories                     -> build/hub/tinystories, to be looked at
-python report/publish.py tinystories --to owner/name     the same, and uploaded; log in first, with
-`hf auth login`
+    python report/publish.py tinystories                   -> build/hub/tinystories, to look at
+    python report/publish.py tinystories --to owner/name   the same, and uploaded
 
-`helpers.checkpoints.load_checkpoint("owner/name")` reads it from there.
+Log in before an upload, with `hf auth login`. `helpers.checkpoints.load_checkpoint("owner/name")`
+reads the model from there.
 """
 
 import argparse

@@ -1,5 +1,6 @@
-"""The licence of each package that constraints.txt pins, as the package itself states it: python
-tests/licences.py
+"""The licence of each package that constraints.txt pins, as the package itself states it.
+
+python tests/licences.py
 """
 
 import re
@@ -10,20 +11,17 @@ CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 
 
 def licence(name: str) -> str:
-    """An SPDX expression, or a name; empty where the package states none. Raises
-    PackageNotFoundError where it is absent.
+    """An SPDX expression, or a name; empty if the package states none.
+
+    Raises PackageNotFoundError if the package is not installed.
     """
     package = distribution(name)
-    classifiers = [
-        text.split(" :: ")[-1]
-        for text in package.metadata.get_all("Classifier", [])
-        if "License ::" in text
-    ]
-    stated = package.metadata.get("License-Expression") or ", ".join(
-        sorted({*classifiers} - {"OSI Approved"})
-    )
+    about = package.metadata
+    classifiers = [c for c in about.get_all("Classifier", []) if "License ::" in c]
+    classes = {text.split(" :: ")[-1] for text in classifiers} - {"OSI Approved"}
+    stated = about.get("License-Expression") or ", ".join(sorted(classes))
     if not stated:
-        stated = (package.metadata.get("License") or "").strip().partition("\n")[0]
+        stated = (about.get("License") or "").strip().partition("\n")[0]
     texts = [file for file in package.files or [] if re.match("(?i)licen[sc]e|copying", file.name)]
     if not stated and texts:
         stated = texts[0].read_text(encoding="utf-8").strip().partition("\n")[0]
@@ -31,14 +29,12 @@ def licence(name: str) -> str:
 
 
 def licences() -> dict[str, str]:
-    """Of every pinned package that is installed here: some are for other systems. torch is pinned
-    by the Makefile.
+    """Of every pinned package that is installed here: some are for other systems.
+
+    The Makefile pins torch.
     """
-    found = {}
-    for name in [
-        "torch",
-        *re.findall(r"^([\w.-]+)==", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE),
-    ]:
+    pinned, found = CONSTRAINTS.read_text(encoding="utf-8"), {}
+    for name in ["torch", *re.findall(r"^([\w.-]+)==", pinned, re.MULTILINE)]:
         try:
             found[name] = licence(name)
         except PackageNotFoundError:

@@ -110,14 +110,9 @@ def cases(few: int, many: int) -> int:
 
 @cache
 def _namespaces() -> list[str]:
-    """The command before a command that gives it mounts of its own; empty where the system does not
-    allow it.
-    """
-    command = [
-        "unshare",
-        "--mount",
-        *([] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["--map-root-user"]),
-    ]
+    """What gives the command behind it mounts of its own; empty if the system does not allow it."""
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    command = ["unshare", "--mount", *([] if root else ["--map-root-user"])]
     mount = [*command, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/tmp"]
     works = shutil.which("unshare") and subprocess.run(mount, capture_output=True).returncode == 0
     return command if works else []
@@ -135,17 +130,16 @@ def or_refused(load, *words: str):
     return None
 
 
-def on_a_small_disk(kilobytes: int, folder, command: list[str]) -> subprocess.CompletedProcess:
-    """Run a command that sees a disk of its own at `folder`. Skips the test where the system does
-    not allow mounts.
+def on_a_small_disk(kilobytes, folder, program, *arguments, environment=None):
+    """`start` a program that sees a disk of its own at `folder`.
+
+    The test is skipped if the system does not allow mounts.
     """
     if not _namespaces():
-        pytest.skip(
-            "this system lets nobody mount a small disk (Linux's `unshare --mount` is needed)"
-        )
+        pytest.skip("nobody may mount a small disk here: Linux's `unshare --mount` is needed")
     mount = f'mount -t tmpfs -o size={kilobytes}k tmpfs "$0" && exec "$@"'
-    start = [*_namespaces(), "sh", "-c", mount, str(folder)]
-    return subprocess.run([*start, *command], capture_output=True, text=True, timeout=300)
+    launcher = [*_namespaces(), "sh", "-c", mount, str(folder), sys.executable]
+    return start(program, *arguments, environment=environment, launcher=launcher)
 
 
 # Pictures and notebooks.

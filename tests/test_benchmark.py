@@ -97,6 +97,7 @@ def test_the_part_for_a_gpu_runs(monkeypatch):
     assert set(found["tiny"]["decoded_tokens_per_second"]) == {1, 64}
 
 
+@pytest.mark.slow
 def test_all_of_it_in_small(monkeypatch):
     monkeypatch.setattr(benchmark, "BATCH", 4)
     numbers = benchmark.measure(1, quick=True)

@@ -27,8 +27,8 @@ build = report_script("build")
 
 NAMES = "chromium", "chromium-browser", "google-chrome"
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-NONE = "no Chromium on this machine: install Debian's `chromium`"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NONE)
+MISSING = "no Chromium on this machine: install Debian's `chromium`"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=MISSING)]
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --disable-background-networking "
     "--disable-component-update --disable-sync"

@@ -12,7 +12,7 @@ from support import MANY, ROOT, start
 
 from helpers.checkpoints import load_checkpoint
 
-pytestmark = pytest.mark.torture
+pytestmark = [pytest.mark.slow, pytest.mark.torture]
 
 
 class Broken(Hub):

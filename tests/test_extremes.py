@@ -8,22 +8,14 @@ bfloat16 or float32, never float16.
 
 import pytest
 import torch
+from support import made_model
 
 from helpers.decoding import filtered_distribution
-from helpers.memory import output_loss
-from helpers.model import Decoder, LayerNorm, ModelConfig, MultiHeadAttention
+from helpers.loss import output_loss
+from helpers.model import LayerNorm, MultiHeadAttention
 
 ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12}
 HALVES = pytest.mark.parametrize("dtype", ROUNDING, ids=["bf16", "fp16"])
-SIZES = ModelConfig(
-    vocab_size=40,
-    embedding_dim=12,
-    d_model=16,
-    num_layers=2,
-    num_heads=2,
-    d_ff=32,
-    context_length=12,
-)
 
 
 def close(half, wide, dtype, roundings):
@@ -49,7 +41,7 @@ def test_a_layer_norm_of_the_largest_and_the_smallest_numbers(dtype, scale, mean
 def test_attention_with_scores_that_leave_no_doubt(dtype, score):
     """The score of each word with itself is `score`, that with any other is 0 or its negative."""
     torch.manual_seed(0)
-    attention = MultiHeadAttention(SIZES)
+    attention = MultiHeadAttention(made_model().config)
     with torch.no_grad():
         attention.qkv.weight[:32] = torch.eye(16).repeat(2, 1) * (score * 8**0.5) ** 0.5
     x = torch.zeros(1, 8, 16)  # (B, T, D)
@@ -67,10 +59,8 @@ def test_attention_with_scores_that_leave_no_doubt(dtype, score):
 @pytest.mark.parametrize("scale", [1, 2**6, 2**9])
 def test_the_loss_of_logits_of_tens_of_thousands(dtype, scale):
     torch.manual_seed(0)
-    hidden, weight = (
-        torch.randn(20, 32).to(dtype),
-        (torch.randn(50, 32) * scale).to(dtype),
-    )  # (N, D), (V, D)
+    hidden = torch.randn(20, 32).to(dtype)  # (N, D)
+    weight = (torch.randn(50, 32) * scale).to(dtype)  # (V, D)
     bias, targets = torch.zeros(50, dtype=dtype), torch.randint(1, 50, (20,))  # (V,), (N,)
     wide = output_loss(hidden.float(), weight.float(), bias.float(), targets)  # ()
     hidden.requires_grad_()
@@ -91,8 +81,7 @@ def test_probabilities_of_the_largest_logits(dtype):
 @HALVES
 def test_a_whole_model_with_a_loud_embedding(dtype):
     """Word vectors a thousand times too large: still finite, and the same words first."""
-    torch.manual_seed(0)
-    model = Decoder(SIZES).eval()
+    model = made_model().eval()
     with torch.no_grad():
         model.embedding.weight *= 1_000
         ids = torch.randint(1, 40, (4, 12))  # (B, T)

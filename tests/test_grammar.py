@@ -51,8 +51,9 @@ SMALL = {
 
 
 def replay(grammar, path):
-    """The story of the choices `path`, then 0s: its probability, text and nats, and the paths that
-    branch off it.
+    """The story of the choices `path`, then 0s: its probability, text and nats.
+
+    And last, the paths that branch off it.
     """
     path, depth, probability, beside = list(path), 0, 1.0, []
 
@@ -63,12 +64,11 @@ def replay(grammar, path):
             path.append(0)
         chosen = path[depth]
         depth += 1
-        probability *= (
-            cumulative[chosen] - (cumulative[chosen - 1] if chosen else 0)
-        ) / cumulative[-1]
+        weight = cumulative[chosen] - (cumulative[chosen - 1] if chosen else 0)
+        probability *= weight / cumulative[-1]
         return chosen
 
-    text, nats = grammar._tell(choose)
+    text, nats = grammar.tell(choose)
     return probability, text, nats, beside
 
 
@@ -82,8 +82,9 @@ def enumerate_stories(grammar):
 
 
 def assert_exact(grammar):
-    """Each word's nats are what the list of all stories says: -log(P(words so far and this one) /
-    P(words so far)).
+    """Each word's nats are what the list of all stories says.
+
+    That is -log(P(words so far and this one) / P(words so far)).
     """
     split = WordTokenizer([]).split
     told = [(p, (*split(text), "<eos>"), nats) for p, text, nats in enumerate_stories(grammar)]
@@ -105,34 +106,32 @@ def test_every_probability_is_what_the_list_of_all_stories_says():
 
 
 def bundled_rules():
-    return tomllib.loads(
-        Path(module.__file__).with_name("bundled_grammar.toml").read_text(encoding="utf-8")
-    )
+    path = Path(module.__file__).with_name("bundled_grammar.toml")
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def cut(spec, keep, rng):
     """The same rule with `keep` of its options, in each row."""
     if isinstance(spec, dict):
-        return {
-            key: row if key in ("given", "agrees") else cut(row, keep, rng)
-            for key, row in spec.items()
-        }
+        names = ("given", "agrees")
+        return {key: row if key in names else cut(row, keep, rng) for key, row in spec.items()}
     options = [text.strip() for text in spec.split(",")] if isinstance(spec, str) else spec
     chosen = rng.sample(options, min(keep, len(options)))
     return ", ".join(chosen) if isinstance(spec, str) else chosen
 
 
-def used_rules(fresh, remembered, start="story"):
+def only_used(rules):
     """The rules that can still be reached from the story: the rest would be refused as unused."""
-    reached, waiting = set(), [start]
+    both = rules["remembered"] | rules["fresh"]
+    reached, waiting = set(), ["story"]
     while waiting:
         name = waiting.pop()
         if name not in reached:
             reached.add(name)
-            text = json.dumps(fresh.get(name, remembered.get(name)))
+            text = json.dumps(both.get(name))
             waiting += [slot.lower() for slot in re.findall(r"\{(\w+)\}", text)]
             waiting += re.findall(r'"(?:given|agrees)": "(\w+)"', text)
-    return reached
+    return {part: {n: s for n, s in specs.items() if n in reached} for part, specs in rules.items()}
 
 
 @pytest.mark.parametrize("seed", range(9))
@@ -147,18 +146,12 @@ def test_cut_down_bundled_grammar_is_exact(seed):
         for section, specs in rules.items()
     }
     count = 0
-    for name in rng.sample(
-        [*rules["remembered"], *rules["fresh"]], 60
-    ):  # open one rule after another, while all fits
+    # Open one rule after another, while all fits.
+    for name in rng.sample([*rules["remembered"], *rules["fresh"]], 60):
         section = "remembered" if name in rules["remembered"] else "fresh"
-        trial = {**kept, section: {**kept[section], name: cut(rules[section][name], 2, rng)}}
-        reached = used_rules(trial["fresh"], trial["remembered"])
-        grammar = Grammar(
-            *(
-                {n: s for n, s in trial[part].items() if n in reached}
-                for part in ("remembered", "fresh")
-            )
-        )
+        opened = {name: cut(rules[section][name], 2, rng)}
+        trial = kept | {section: kept[section] | opened}
+        grammar = Grammar(**only_used(trial))
         size = sum(1 for _, _ in zip(range(401), enumerate_stories(grammar), strict=False))
         if size <= 400:
             kept, best, count = trial, grammar, size
@@ -182,10 +175,8 @@ def test_weights():
     told = {text: p for p, text, _ in enumerate_stories(Grammar({}, {"story": "2 a, b, c"}))}
     weights = [2 / (1 + FLATTENING), 1 / (2 + FLATTENING), 1 / (3 + FLATTENING)]
     assert [told[word] for word in "abc"] == pytest.approx([w / sum(weights) for w in weights])
-    assert {text: p for p, text, _ in enumerate_stories(Grammar({}, {"story": ["3 a", "b"]}))} == {
-        "a": 0.75,
-        "b": 0.25,
-    }
+    told = {text: p for p, text, _ in enumerate_stories(Grammar({}, {"story": ["3 a", "b"]}))}
+    assert told == {"a": 0.75, "b": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -216,3 +207,9 @@ def test_a_table_needs_its_key_and_its_row():
         Grammar({"x": "b"}, {"story": ["a {y} {x}"], "y": table}).story("0")
     with pytest.raises(ValueError, match="is 'd', for which there is no row"):
         Grammar({"x": "d"}, {"story": ["a {x} {y}"], "y": table}).story("0")
+
+
+def test_the_bundled_grammar_is_the_file_read_once():
+    grammar, again = bundled_grammar(), Grammar(**bundled_rules())
+    assert grammar is bundled_grammar()
+    assert grammar.story("train-0")[0] == again.story("train-0")[0] != grammar.story("train-1")[0]

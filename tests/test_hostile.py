@@ -1,11 +1,9 @@
-"""Corpora and prompts that nobody means well with: they work, or are refused in words, in bounded
-memory.
-"""
+"""Texts and prompts that mean no good: they work, or are refused in words, in bounded memory."""
 
 import json
-import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,12 +12,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torture import cases, or_refused
+from support import cases, made_model, or_refused, start
 
-from helpers import plots
+from helpers.attention_plots import heatmap
 from helpers.decoding import generate
 from helpers.evaluation import bleu
-from helpers.model import Decoder, ModelConfig
+from helpers.notebook import FigureFolder
 from helpers.stories import load_stories
 from helpers.tokenizer import SPECIALS, WordTokenizer
 from helpers.training import encode_stories
@@ -28,39 +26,20 @@ from helpers.vectors import load_vectors, train_vectors
 pytestmark = pytest.mark.torture
 
 # Whatever a str can hold, lone surrogates too; bytes that were read as something else; and old
-# acquaintances.
-ACQUAINTANCES = [
-    *SPECIALS,
-    "\0",
-    "\ufeff",
-    "\ud800",
-    "\u202eright to left\u202c",
-    "שלום עולם",
-    "👩‍👩‍👧",
-    "e\u0301\u0301\u0301",
-    "İ",  # lower-case, it has two characters
-    "ǅ",
-    "<|endoftext|>",
-    "<script>alert(1)</script>",
-    "</s>",
-    "__label__",
-    "$\\frac{",
-    "%s %n {0}",
-    "../../etc",
-    "'s's--''-'",
-    "…" * 30,
-    "w" * 300,
-    "\r\n\x85\u2028",
-]
+# acquaintances. İ has two characters in lower case.
+ACQUAINTANCES = [*SPECIALS, "\0", "\ufeff", "\ud800", "\u202eright to left\u202c", "שלום עולם"]
+ACQUAINTANCES += ["👩‍👩‍👧", "e\u0301\u0301\u0301", "İ", "ǅ", "<|endoftext|>", "</s>", "__label__"]
+ACQUAINTANCES += ["<script>alert(1)</script>", "$\\frac{", "%s %n {0}", "../../etc", "'s's--''-'"]
+ACQUAINTANCES += ["…" * 30, "w" * 300, "\r\n\x85\u2028"]
+ONE = st.sampled_from(ACQUAINTANCES)
 TEXT = st.one_of(
     st.text(st.characters(exclude_categories=())),
     st.binary().map(lambda data: data.decode("latin-1")),
     st.binary().map(lambda data: data.decode("utf-8", "surrogateescape")),
-    st.lists(st.one_of(st.sampled_from(ACQUAINTANCES), st.text(max_size=5)), max_size=8).map(
-        "".join
-    ),
-    st.lists(st.sampled_from(ACQUAINTANCES), max_size=8).map(" ".join),
+    st.lists(st.one_of(ONE, st.text(max_size=5)), max_size=8).map("".join),
+    st.lists(ONE, max_size=8).map(" ".join),
 )
+BYTES = TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))
 
 
 @settings(max_examples=cases(150, 50_000))
@@ -68,20 +47,17 @@ TEXT = st.one_of(
 @example(["<eos> <pad> <sos> <unk>"], "<eos>", False, 9)
 @example(["İ", "ß ß"], "ß. ß", True, 9)
 def test_any_text_can_be_tokenized(texts, other, keep_punctuation, vocab_size):
-    tokenizer = or_refused(
-        lambda: WordTokenizer.train(texts, vocab_size, keep_punctuation), "the texts are empty"
-    )
+    train = partial(WordTokenizer.train, texts, vocab_size, keep_punctuation)
+    tokenizer = or_refused(train, "the texts are empty")
     if tokenizer is None:
-        assert not any(
-            WordTokenizer([], keep_punctuation=keep_punctuation).split(text) for text in texts
-        )
+        split = WordTokenizer([], keep_punctuation=keep_punctuation).split
+        assert not any(split(text) for text in texts)
         return
     assert len(tokenizer) <= vocab_size
     for text in [*texts, other]:
         ids = tokenizer.encode(text)
-        assert all(
-            tokenizer.unk_id <= one < len(tokenizer) for one in ids
-        )  # no control token, whatever is typed
+        # No control token, whatever is typed.
+        assert all(tokenizer.unk_id <= one < len(tokenizer) for one in ids)
         story = tokenizer.encode_story(text, 12)
         assert story == [1, *ids, 2, *[0] * 12][:12]
         tokenizer.decode(ids)
@@ -99,9 +75,7 @@ def all_stories(path):
 
 
 @settings(max_examples=cases(150, 50_000))
-@given(
-    st.one_of(st.binary(max_size=300), TEXT.map(lambda text: text.encode("utf-8", "surrogatepass")))
-)
+@given(st.one_of(st.binary(max_size=300), BYTES))
 @example(b"\xc2\x85<|endoftext|>a<|endoftext|>b")
 def test_any_bytes_are_stories_or_are_refused(content):
     with tempfile.TemporaryDirectory() as folder:
@@ -132,16 +106,8 @@ def test_any_table_is_stories_or_is_refused(texts, escaped):
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    sizes = {
-        "embedding_dim": 8,
-        "d_model": 8,
-        "num_layers": 1,
-        "num_heads": 2,
-        "d_ff": 16,
-        "context_length": 40,
-    }
-    return Decoder(ModelConfig(vocab_size=40, **sizes)).eval()
+    sizes = {"embedding_dim": 8, "d_model": 8, "num_layers": 1, "d_ff": 16}
+    return made_model(**sizes, context_length=40).eval()
 
 
 TOKENIZER = WordTokenizer([*"abcdefgh", "<eos>", ">", "<", "eos", "\0", "\ud800", "'s", '"', "."])
@@ -178,27 +144,11 @@ def test_any_words_have_vectors(texts):
 def test_any_words_can_be_shown(words):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIGURES_DIR", folder)
-        figures = plots.FigureFolder("bundled")
-        figures.save_figure(plots.heatmap(torch.eye(len(words)), words), "words", alt="the words")
+        figure = heatmap(torch.eye(len(words)), words)
+        FigureFolder("bundled").save_figure(figure, "words", alt="the words")
         root = ElementTree.parse(Path(folder, "words.svg")).getroot()
     assert root.tag.endswith("svg")
 
-
-MEGABYTES = """
-import resource, sys
-from pathlib import Path
-from helpers.stories import load_stories
-from helpers.tokenizer import WordTokenizer
-path = Path(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stories = load_stories(path, validation=1)
-tokenizer = WordTokenizer.train(stories.train)
-for text in stories.train:
-    assert len(tokenizer.encode_story(text, 64)) == 64
-    assert max(tokenizer.encode(text)) < len(tokenizer)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) / 1024)
-"""
 
 SIZE = cases(1, 10)  # megabytes
 BIG = {
@@ -209,16 +159,13 @@ BIG = {
 }
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere"
-)
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
 @pytest.mark.parametrize("name", BIG)
 def test_a_huge_story_needs_at_most_a_hundred_times_its_size(tmp_path, name):
     path = tmp_path / "stories.txt"
     path.write_text(f"{BIG[name]()}<|endoftext|>the end")
-    done = subprocess.run(
-        [sys.executable, "-c", MEGABYTES, str(path)], capture_output=True, text=True, timeout=200
-    )
+    done = start("story_memory", path, timeout=200)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 100 * SIZE
 

@@ -13,6 +13,7 @@ from support import cases, start
 from helpers.checkpoints import load_checkpoint
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.torture,
     pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL"),
 ]

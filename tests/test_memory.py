@@ -1,12 +1,13 @@
-"""Checkpointing and the meter, against ordinary gradients and PyTorch's own checkpointing."""
+"""Checkpoints and the meter, against ordinary gradients and PyTorch's own; and freed memory."""
 
+import platform
 import statistics
 import time
 from functools import partial
 
 import pytest
 import torch
-from support import made_model
+from support import made_model, start
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from helpers.loss import loss_sum, output_loss
@@ -217,6 +218,7 @@ def test_frozen_blocks_are_left_alone():
         assert ours is ordinary is None or torch.equal(ours, ordinary)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_keeps_its_checkpoints():
     model, ids = deep_model(2, dropout=0.0), made_ids(batch=2)
     ordinary = backward(model, ids)
@@ -250,6 +252,7 @@ def peak(model, loss):
     return measure_peak_memory(lambda: loss().backward(), "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [3, 12])
 def test_peak_and_time_are_those_of_pytorchs_own_checkpointing(layers):
     model, ids = deep_model(layers, dropout=0.0), made_ids()
@@ -266,12 +269,14 @@ def test_peak_and_time_are_those_of_pytorchs_own_checkpointing(layers):
     assert statistics.median(ratios) <= 1.15  # 1.05 on a quiet machine
 
 
+@pytest.mark.slow
 def test_twelve_blocks_need_a_third_of_the_memory():
     model, ids = deep_model(12), made_ids()
     recomputed, kept = (peak(model, partial(by_us, model, ids, how)) for how in ((12,), ()))
     assert recomputed <= 0.35 * kept
 
 
+@pytest.mark.slow
 def test_sixty_four_blocks_want_nesting_and_not_the_square_root():
     """The inside of a block is some forty times as large as its input, so eight segments of eight
     blocks lose.
@@ -309,3 +314,19 @@ def test_the_meter_counts_what_is_held_at_the_same_time():
     assert measure_peak_memory(work, "cpu") == 8000
     assert measure_peak_memory(lambda: None, "cpu") == 0
     assert measure_peak_memory(lambda: torch.tensor([0.0] * 100), "cpu") == 400
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+def test_freed_memory_is_kept_for_the_next_step():
+    """A page that the system hands out anew costs a fault. A block as large as this one is always
+    given back by default.
+    """
+    faults = {}
+    for word in ("keep", "plain"):
+        done = start("kept_memory", word)
+        assert done.returncode == 0, done.stderr
+        steps = list(map(int, done.stdout.split()))
+        assert len(steps) == 20
+        faults[word] = statistics.median(steps)  # the first steps may need more room
+    assert faults["keep"] < 0.1 * faults["plain"]

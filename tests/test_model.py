@@ -271,10 +271,15 @@ def test_queries_keys_and_values_start_as_three_xavier_matrices():
         ({"d_model": 300}, "share of the width; try d_model=296"),
         ({"num_heads": 0}, "num_heads=0: must be a whole number of at least 1"),
         ({"num_heads": 2.0}, "num_heads=2.0: must be a whole number of at least 1"),
-        ({"d_model": 9, "num_heads": 3}, "d_model=9 is odd"),
+        (
+            {"d_model": 9, "num_heads": 3},
+            "d_model=9: must be even: positions come in pairs of sine and cosine",
+        ),
         ({"dropout": 1.0}, "dropout=1.0: must be a probability below 1"),
-        ({"context_length": 16_385}, "context_length=16385: more than 16384, and the mask, its"),
-        ({"context_length": 16_385}, "would fill gigabytes; choose a shorter one"),
+        (
+            {"context_length": 16_385},
+            "context_length=16385: must be at most 16384: the mask is its",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(changes, message):

@@ -124,3 +124,17 @@ def test_the_tests_write_to_a_temporary_folder():
     folder = Path(os.environ["FIGURES_DIR"])
     assert folder.is_dir()
     assert not folder.is_relative_to(ROOT)
+
+
+def test_colab_is_told_only_versions_that_pip_reads():
+    """Debian's own packages have versions such as 0.8.4-1build1: pip refuses the whole file."""
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    pins = import_module("colab").pins
+    good = "torch==2.11.0+cu128\npython-apt==2.4.0+ubuntu4\nnumpy==2.1.3\na==1!2.0rc1.post2.dev3\n"
+    bad = "ufw==0.36.1-4ubuntu0.1\ndistro==0.8.4-1build1\nb==2024a\nc==1.0~rc1\nWARNING: x\n"
+    assert pins(bad + good + bad) == good
+
+
+@every_notebook
+def test_it_converts_to_a_script_that_is_python(path):
+    assert jupytext.read(path).metadata["language_info"]["file_extension"] == ".py"

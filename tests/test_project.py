@@ -32,6 +32,7 @@ IMPORT_NAME = {
     "pillow": "PIL",
     "huggingface-hub": "huggingface_hub",
     "axe-playwright-python": "axe_playwright_python",
+    "fasttext-numpy2": "fasttext",
 }
 USED_BY = {
     "fasttext-numpy2": (

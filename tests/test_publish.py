@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from hub import Hub, hub_at
+from hub import Hub, hub_at, published
+from support import ROOT, start
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -24,66 +24,55 @@ def hub(tmp_path):
 @pytest.fixture
 def project(tmp_path):
     """What publishing reads, in a folder of its own."""
-    for name in ("helpers", "report", "checkpoints/bundled", "figures/bundled"):
-        shutil.copytree(
-            ROOT / name,
-            tmp_path / "project" / name,
-            ignore=shutil.ignore_patterns("__pycache__", "*.svg"),
-        )
-    shutil.copy(ROOT / "pyproject.toml", tmp_path / "project")
-    return tmp_path / "project"
+    project, ignore = tmp_path / "project", shutil.ignore_patterns("__pycache__", "*.svg")
+    for name in ("helpers", "report", "figures/bundled"):
+        shutil.copytree(ROOT / name, project / name, ignore=ignore)
+    (project / "checkpoints").mkdir()
+    for name in ("checkpoints/bundled.safetensors", "pyproject.toml"):
+        shutil.copy(ROOT / name, project / name)
+    return project
 
 
-def run(*command, where, environment):
-    return subprocess.run(
-        [sys.executable, *command], cwd=where, env=environment, capture_output=True, text=True
-    )
+def run(program, *arguments, where, environment):
+    """One of the project's own programs."""
+    command = [sys.executable, program, *arguments]
+    environment = environment | {"PYTHONPATH": str(where)}
+    return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
 
 
 def publish(*arguments, where, environment):
-    return run("report/publish.py", "bundled", *arguments, where=where, environment=environment)
-
-
-LOAD = """
-import sys
-from helpers.training import load_checkpoint
-for name in sys.argv[1:]:
-    print(load_checkpoint(name)[0].num_parameters())
-"""
+    return run("report/publish.py", *arguments, where=where, environment=environment)
 
 
 def test_it_goes_there_and_comes_back(hub, project):
-    done = publish(
-        "--to", "someone/stories", where=project, environment=hub | {"HF_TOKEN": "hf_abc"}
-    )
+    logged_in, to = hub | {"HF_TOKEN": "hf_abc"}, ("--to", "someone/stories")
+    done = publish("bundled", *to, where=project, environment=logged_in)
     assert done.returncode == 0, done.stderr
     assert f"published: {hub['HF_ENDPOINT']}/someone/stories" in done.stdout
     files = dict(Hub.repositories["someone/stories"])
     card = files.pop("README.md").decode()
-    assert files == {
-        path.name: path.read_bytes() for path in (project / "checkpoints/bundled").iterdir()
-    }
+    assert files == published(project / "checkpoints" / "bundled.safetensors")
 
     stored = json.loads(files["config.json"])
-    training, decoding = (
-        json.loads((project / f"figures/bundled/{n}.json").read_text()) for n in ("04", "05")
-    )
+    numbers = [project / "figures" / "bundled" / f"{part}.json" for part in ("04", "05")]
+    training, decoding = (json.loads(path.read_text()) for path in numbers)
     continued = decoding["continuations"]["greedy"]
-    assert f"validation loss to {stored['metadata']['validation_loss']:.3f}: a perplexity" in card
+    assert f"validation loss to {stored['metadata']['validation_loss']:.3f}:\na perplexity" in card
     assert f"| greedy | {continued['perplexity']:.2f} | {continued['bleu']:.1f} |" in card
     assert f"| vocab size | {stored['model']['vocab_size']:,} |" in card
     assert re.search(r"^license: mit$", card, re.MULTILINE)
-    assert re.search(
-        r"^\s+value: \d+\.\d+$", card, re.MULTILINE
-    )  # the perplexity, for the Hub to show
+    # The perplexity, for the Hub to show.
+    assert re.search(r"^\s+value: \d+\.\d+$", card, re.MULTILINE)
 
     shutil.rmtree(project / "checkpoints")  # from now on there is the Hub alone
-    done = run("-c", LOAD, "someone/stories", "someone/else", where=project, environment=hub)
+    done = start("load_model", "someone/stories", "someone/else", environment=hub)
     assert done.stdout == f"{training['parameters']}\n", done.stderr
-    assert (
-        "there is no folder someone/else here, and the model someone/else did not come from"
-        in done.stderr
-    )
+    told = "there is nothing called someone/else here, and the model someone/else did not come from"
+    assert told in done.stderr
+    (project / "use.py").write_text(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1])
+    done = run("use.py", where=project, environment=hub)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) > 10  # a story
 
 
 def test_files_of_two_runs_are_not_published(hub, project):
@@ -91,17 +80,18 @@ def test_files_of_two_runs_are_not_published(hub, project):
     numbers = json.loads(path.read_text())
     numbers["history"][-1]["validation_loss"] += 0.1
     path.write_text(json.dumps(numbers))
-    done = publish(where=project, environment=hub)
+    done = publish("bundled", where=project, environment=hub)
     assert done.returncode == 1
     assert "files of two runs" in done.stderr
     assert not (project / "build").exists()
 
 
 def test_a_model_that_is_not_there_is_said_in_a_line(hub, project):
-    done = run("report/publish.py", "elsewhere", where=project, environment=hub)
+    done = publish("elsewhere", where=project, environment=hub)
     assert done.returncode == 1
-    assert "is no complete checkpoint" in done.stderr
+    assert "elsewhere.safetensors is missing: there is no checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (project / "build").exists()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +103,7 @@ def test_a_model_that_is_not_there_is_said_in_a_line(hub, project):
 )
 def test_what_the_hub_refuses_is_said_in_a_line(hub, project, name, logged_in, message):
     environment = hub | ({"HF_TOKEN": "hf_abc"} if logged_in else {})
-    done = publish("--to", name, where=project, environment=environment)
+    done = publish("bundled", "--to", name, where=project, environment=environment)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

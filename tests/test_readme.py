@@ -134,6 +134,7 @@ def test_the_hub_is_given_up_when_the_readme_says():
     assert ANSWER == 20
 
 
+@pytest.mark.slow
 def test_every_name_and_option_of_the_helpers_exists():
     for module, names in re.findall(r"^from helpers\.([\w.]+) import (.+)$", README, re.MULTILINE):
         found = vars(import_module(f"helpers.{module}"))

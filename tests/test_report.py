@@ -2,27 +2,27 @@
 
 import json
 import re
+import shutil
 import sys
-from importlib import import_module
-from pathlib import Path
 
 import jupytext
 import numpy as np
 import pytest
 import typst
 from matplotlib import pyplot as plt
-from torture import MARKUP
+from support import MARKUP, ROOT, report_script
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "report"))
-build = import_module("build")
-execute = import_module("execute")
+build = report_script("build")
+execute = report_script("execute")
 
+COLAB = "https://colab.research.google.com"
+LINK = f"{COLAB}/github/someone/else/blob/main/notebooks/01_first.ipynb"
+pytestmark = pytest.mark.slow
 
 FIRST = """# %% [markdown]
 # # 01 · First things
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/someone/else/blob/main/notebooks/01_first.ipynb)
+# BADGE
 #
 # As in [@vaswani2017attention]: $\\sqrt{d}$. Next: [the second](02_second.ipynb), from
 # [a bar](01_first.ipynb#01_bar) and [a part](02_second.ipynb#A-part)
@@ -37,38 +37,43 @@ import sys
 REPOSITORY = "https://somewhere.example/else"
 sys.path.insert(0, ROOT_OF_THE_PROJECT)
 from helpers import plots
+from helpers.explorers import AttentionExplorer
+from helpers.notebook import FigureFolder, load_numbers, show_source, table
 
 # %%
 print(CORPUS.split("/")[-1], "is the corpus")
 figure = plots.bars({"one": 1}, x_label="count")
-plots.FigureFolder("bundled").save_figure(figure, "01_bar", alt="One bar of length one.")
+FigureFolder("bundled").save_figure(figure, "01_bar", alt="One bar of length one.")
 
 # %%
-plots.table([["<pad>", 1]], ["word", "id"], caption="One word.")
+table([["<pad>", 1]], ["word", "id"], caption="One word.")
 
 # %%
-plots.show_source(plots.load_numbers)
+show_source(load_numbers)
 
-# %%
-plots.AttentionExplorer({"a sentence": (["a", "b"], [[[[1, 0], [0.5, 0.5]]]])})
+# %% tags=["hide-input"]
+AttentionExplorer({"a sentence": (["a", "b"], [[[[1, 0], [0.5, 0.5]]]])})
 """.replace("ROOT_OF_THE_PROJECT", repr(str(ROOT)))
+FIRST = FIRST.replace("BADGE", f"[![Open In Colab]({COLAB}/assets/colab-badge.svg)]({LINK})")
 SECOND = "# %% [markdown]\n# # 02 · Second things\n#\n# ## A part\n\n# %%\nprint(1 + 1)\n"
+# A notebook that has yet to show something.
+SHORT = f"""# %% [markdown]
+# # 01 · First
+
+# %%
+import sys
+
+sys.path.insert(0, {str(ROOT)!r})
+from helpers.notebook import table
+"""
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """An empty project, to which the scripts write instead of this one. Returns its notebooks
-    folder.
-    """
-    for name, path in (
-        ("ROOT", tmp_path),
-        ("NOTEBOOKS", tmp_path / "notebooks"),
-        ("BUILD", tmp_path / "build"),
-    ):
-        monkeypatch.setattr(execute, name, path)
-    (tmp_path / "pyproject.toml").write_text(
-        (ROOT / "pyproject.toml").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    """The notebooks' folder of an empty project, to which the scripts write instead of this one."""
+    for name, folder in (("ROOT", ""), ("NOTEBOOKS", "notebooks"), ("BUILD", "build")):
+        monkeypatch.setattr(execute, name, tmp_path / folder)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "notebooks" / "src").mkdir(parents=True)
     return tmp_path / "notebooks"
 
@@ -96,40 +101,31 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
 
     build.build_html(project, project / "page.html")
     page = (project / "page.html").read_text(encoding="utf-8")
-    assert not re.search(
-        r'(?:src|href)="(?:https?:)?//[^"]*\.(?:svg|png|js|css)', page
-    )  # nothing to fetch
+    fetched = r'(?:src|href)="(?:https?:)?//[^"]*\.(?:svg|png|js|css)'
+    assert not re.search(fetched, page)
     assert "colab" not in page
     assert re.search(r'<img[^>]+src="data:image/png[^>]+alt="One bar of length one\."', page)
     assert re.search(r"<td[^>]*>&lt;pad&gt;</td>", page)
-    assert re.findall(r"<tr>\s*<t[hd][^>]*>([^<]*)<", page) == [
-        "word",
-        "&lt;pad&gt;",
-    ]  # a header, one row
+    begins = re.findall(r"<tr>\s*<t[hd][^>]*>([^<]*)<", page)
+    assert begins == ["word", "&lt;pad&gt;"]  # a header, one row
     assert "<msqrt>" in page
     assert re.search(r"Attention is all\s+you need", page)
     assert "REPOSITORY" not in page  # the setup cell is not repeated in each chapter
-    assert re.search(
-        r"<strong>Figure 1\.1\.</strong> One bar of length one\.", " ".join(page.split())
-    )
+    caption = "<strong>Figure 1.1.</strong> One bar of length one."
+    assert caption in " ".join(page.split())
     assert re.search(r"<caption><strong>Table 1\.1\.</strong>\s+One word\.", page)
-    folded = re.findall(
-        r'<details class="code"><summary>Code</summary>(.*?)</details>', page, flags=re.DOTALL
-    )
-    # the table, the listing and the explorer; the figure is saved in a cell that does more
-    assert len(folded) == 3
-    assert re.search(
-        r'<h1[^>]*><span class="header-section-number">1</span>\s+First\s+things', page
-    )
-    assert re.search(
-        r"Second\s+things</a>\s*<ul>\s*<li>[^\n]*A part", page
-    )  # the contents are nested
+    folded = r'<details class="code"><summary>Code</summary>(.*?)</details>'
+    # The table, the listing and the explorer; the figure is saved in a cell that does more.
+    assert len(re.findall(folded, page, flags=re.DOTALL)) == 3
+    heading = r'<h1[^>]*><span class="header-section-number">1</span>\s+First\s+things'
+    assert re.search(heading, page)
+    contents = r"Second\s+things</a>\s*<ul>\s*<li>[^\n]*A part"
+    assert re.search(contents, page)  # nested
     for name in (r"the\s+second", r"a\s+bar\s+\(Figure\s+1\.1\)", r"a\s+part"):
         target = re.search(rf'<a\s+href="#([^"]+)">{name}</a>', page)[1]
         assert f'id="{target}"' in page
-    assert re.search(
-        rf'<a\s+href="{execute.repository()}/blob/main/helpers/plots\.py">the\s+code</a>', page
-    )
+    code = rf'<a\s+href="{execute.repository()}/blob/main/helpers/plots\.py">the\s+code</a>'
+    assert re.search(code, page)
 
 
 def test_the_results_come_first_and_chapters_keep_their_numbers(project, monkeypatch):
@@ -138,10 +134,8 @@ def test_the_results_come_first_and_chapters_keep_their_numbers(project, monkeyp
     assert command(monkeypatch) == 0
     build.build_html(project, project / "page.html")
     page = (project / "page.html").read_text(encoding="utf-8")
-    assert re.findall(r'<h1 id="[^"]*"><span class="header-section-number">(\d)</span>', page) == [
-        "7",
-        "1",
-    ]
+    chapter = r'<h1 id="[^"]*"><span class="header-section-number">(\d)</span>'
+    assert re.findall(chapter, page) == ["7", "1"]
 
 
 def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch, tmp_path):
@@ -151,7 +145,8 @@ def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch, tmp_path):
     text = tmp_path / "text.typ"
     build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
     written = text.read_text(encoding="utf-8")
-    assert "plots.table" not in written
+    assert "table([[" not in written
+    assert "AttentionExplorer" not in written
     assert "CORPUS.split" in written
     assert "#table(" in written
     assert written.count("image(") == 2  # the bar, and one head for the explorer
@@ -161,15 +156,10 @@ def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch, tmp_path):
 
 
 def test_words_that_are_markup_are_text_on_paper(project, monkeypatch, tmp_path):
-    write_source(
-        project,
-        "01_first",
-        "# %% [markdown]\n# # 01 · First\n\n# %%\nimport sys\n\nsys.path.insert(0, "
-        f"{str(ROOT)!r})\nfrom helpers import plots\n\n# "
-        f"%%\nplots.table({[[word] for word in MARKUP]!r}, ['= h'], "
-        f"caption={chr(10).join(['', '# head', *MARKUP])!r})\n\n# "
-        f"%%\nprint({chr(10).join(MARKUP)!r})",
-    )
+    rows, lines = [[word] for word in MARKUP], "\n".join(MARKUP)
+    caption = f"\n# head\n{lines}"
+    shown = f"\n# %%\ntable({rows!r}, ['= h'], caption={caption!r})\n\n# %%\nprint({lines!r})\n"
+    write_source(project, "01_first", SHORT + shown)
     assert command(monkeypatch) == 0
     text = tmp_path / "text.typ"
     build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
@@ -177,8 +167,7 @@ def test_words_that_are_markup_are_text_on_paper(project, monkeypatch, tmp_path)
     assert headings == [1, 1]  # the contents, and the chapter
     cells = re.findall(r"^    \[(.*)\],$", text.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(cells) == len(MARKUP)
-    # Nothing of a word is left that typst would obey: each of its marks is escaped, and none stands
-    # at the beginning.
+    # No word holds what typst would obey: its marks are escaped, and none of them comes first.
     for cell in cells:
         inside = cell.removeprefix("#[]")
         assert inside != cell
@@ -206,20 +195,13 @@ def test_no_column_on_paper_is_narrower_than_its_words(project, monkeypatch, tmp
         ["10 beams", 545.0, "9 to 13", "another " * 40],
     ]
     columns = ["rule", "tokens per second", "interval", "text"]
-    write_source(
-        project,
-        "01_first",
-        "# %% [markdown]\n# # 01 · First\n\n"
-        f"# %%\nimport sys\n\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import plots\n\n"
-        f"# %%\nplots.table({rows!r}, {columns!r})",
-    )
+    write_source(project, "01_first", f"{SHORT}\n# %%\ntable({rows!r}, {columns!r})\n")
     assert command(monkeypatch) == 0
     text = tmp_path / "text.typ"
     build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
     widths = re.search(r"columns: \(([^)]*%[^)]*)\)", text.read_text(encoding="utf-8"))[1]
     shares = [float(share) for share in re.findall(r"([\d.]+)%", widths)]
-    # About 104 characters fit across a page, and the longest words are "sampling", "second",
-    # "interval".
+    # About 104 characters fit across a page; the longest words: "sampling", "second", "interval".
     assert len(shares) == 4
     assert all(share * 1.04 > 9 for share in shares[:3])
     assert shares[3] > 50
@@ -227,11 +209,8 @@ def test_no_column_on_paper_is_narrower_than_its_words(project, monkeypatch, tmp
 
 def test_a_link_that_leads_nowhere_ends_the_build(project, monkeypatch):
     write_source(project, "01_first", FIRST)
-    write_source(
-        project,
-        "02_second",
-        SECOND + "\n# %% [markdown]\n# [nothing](02_second.ipynb#No-such-part)\n",
-    )
+    dead = "# %% [markdown]\n# [nothing](02_second.ipynb#No-such-part)\n"
+    write_source(project, "02_second", f"{SECOND}\n{dead}")
     assert command(monkeypatch) == 0
     with pytest.raises(SystemExit, match="a link leads nowhere: #02_secondipynb__No-such-part"):
         build.build_html(project, project / "page.html")
@@ -259,17 +238,20 @@ def test_sync_writes_the_address_of_the_repository_and_keeps_outputs(project, mo
     owner, name = execute.repository().split("/")[-2:]
     assert f"/github/{owner}/{name}/blob/main/notebooks/01_first.ipynb" in text
     assert f'REPOSITORY = "{execute.repository()}"' in text
-    cells = [
-        cell for cell in jupytext.read(project / "01_first.ipynb").cells if cell.cell_type == "code"
-    ]
-    assert [cell.execution_count for cell in cells] == [1, 2, 3, 4, 5, 6]
+    cells = jupytext.read(project / "01_first.ipynb").cells
+    counts = [cell.execution_count for cell in cells if cell.cell_type == "code"]
+    assert counts == [1, 2, 3, 4, 5, 6]
+
+
+WARN = "import warnings; warnings.warn_explicit({!r}, FutureWarning, '{}', 3)"
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("1 / 0", "ZeroDivisionError"),
-        ("import sys; print('careful', file=sys.stderr)", "stderr: careful"),
+        ("import warnings; warnings.warn('careful')", "warns: UserWarning: careful"),
+        (WARN.format("old", ROOT / "helpers" / "plots.py"), "warns: FutureWarning: old"),
         ("from pathlib import Path; print(Path.cwd())", "a path of this machine"),
     ],
 )
@@ -285,6 +267,16 @@ def test_a_notebook_that_goes_wrong_is_named_and_not_written(
     assert message in problem
     assert (project / "02_second.ipynb").read_text() == "as it was"
     assert (execute.BUILD / "failed" / "02_second.ipynb").exists()
+
+
+def test_what_libraries_say_on_stderr_is_left_out(project, monkeypatch):
+    lines = "import sys; print('building a cache', file=sys.stderr)\nprint('shown')"
+    warning = WARN.format("theirs", f"{sys.prefix}/lib/library.py")
+    write_source(project, "02_second", f"{SECOND}\n# %%\n{lines}\n\n# %%\n{warning}\n")
+    assert command(monkeypatch) == 0
+    cells = jupytext.read(project / "02_second.ipynb").cells
+    assert [output.text for output in cells[2].outputs] == ["shown\n"]
+    assert cells[3].outputs == []
 
 
 def test_another_corpus_leaves_the_notebooks_alone(project, monkeypatch, capsys):

@@ -1,9 +1,10 @@
-"""Run a command that reaches this machine and nothing else: python tests/without_network.py COMMAND
-...
+"""Run a command that reaches this machine and nothing else.
 
-A Linux network namespace with loopback only, as root or where users may make namespaces. Elsewhere
-the command runs with the network that there is, after a word about it; tests that need the network
-cut read WITHOUT_NETWORK.
+python tests/without_network.py COMMAND ...
+
+It gets a Linux network namespace with loopback only, which needs root, or users who may make
+namespaces. Elsewhere the command runs with the network that there is, and the user is told; tests
+that need the network cut read WITHOUT_NETWORK.
 """
 
 import os
@@ -18,10 +19,9 @@ def loopback_up() -> None:
     """What `ip link set lo up` does, which not every machine has."""
     import fcntl  # Linux
 
+    set_flags, up_and_running = 0x8914, 0x1 | 0x40  # SIOCSIFFLAGS, IFF_UP | IFF_RUNNING
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(
-            any_socket, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40)
-        )  # SIOCSIFFLAGS: IFF_UP, IFF_RUNNING
+        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh", b"lo", up_and_running))
 
 
 def main(command: list[str]) -> None:
@@ -29,22 +29,14 @@ def main(command: list[str]) -> None:
         loopback_up()
         os.environ["WITHOUT_NETWORK"] = "1"
         os.execvp(command[0], command)
-    start = [
-        "unshare",
-        "--net",
-        *([] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["--map-root-user"]),
-    ]
-    if (
-        shutil.which("unshare")
-        and subprocess.run([*start, "true"], capture_output=True).returncode == 0
-    ):
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    start = ["unshare", "--net", *([] if root else ["--map-root-user"])]
+    there = shutil.which("unshare")
+    if there and subprocess.run([*start, "true"], capture_output=True).returncode == 0:
         os.environ["WITHOUT_NETWORK"] = "starting"
         os.execvp("unshare", [*start, sys.executable, __file__, *command])
-    print(
-        "The network stays: it can only be cut on Linux, by root or where users may make "
-        "namespaces.",
-        file=sys.stderr,
-    )
+    cause = "it can only be cut on Linux, by root or if users may make namespaces."
+    print(f"The network stays: {cause}", file=sys.stderr)
     os.environ.pop("WITHOUT_NETWORK", None)
     sys.exit(subprocess.run(command).returncode)
 

@@ -99,7 +99,9 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _can_be_packed(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    # Under autocast the layer multiplies a bfloat16 copy of its weights.
+    plain = weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if not plain or not torch.backends.mkldnn.is_available():
         return False
     return (
         weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,4 +1,4 @@
-"""How many page faults each of twenty steps costs that need a large block. "keep": freed is kept."""
+"""The page faults of twenty steps that need a large block each. "keep": keep freed memory."""
 
 import resource
 import sys
