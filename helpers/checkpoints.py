@@ -46,7 +46,7 @@ def save_checkpoint(
     """Write a trained model into one file: weights, sizes, tokenizer and metadata.
 
     Args:
-        path: where; .safetensors is added if it is missing. A file that is there is replaced.
+        path: the file; .safetensors is added if it is missing. One that is there is replaced.
         model, tokenizer: what to save.
         metadata: whatever JSON holds; `load_checkpoint` returns it.
         dtype: of the weights.

@@ -207,7 +207,7 @@ def measure_peak_memory(
     the memory that an operation uses for itself. Elsewhere it is the peak of `memory_timeline`, in
     which only tensors count.
 
-    device: where the function works; None means a CUDA GPU if there is one.
+    device: the one that the function works on; None means a CUDA GPU if there is one.
     """
     if not (torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"):
         return max(memory_timeline(function), default=0)

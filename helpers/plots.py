@@ -378,7 +378,7 @@ def distributions(
 ) -> Figure:
     """Probabilities of the same few words under several rules; a word that is out has no bar.
 
-    limit: where the axis ends; None: at the longest bar.
+    limit: the end of the axis; None: the longest bar.
     """
     limit = limit or min(1.0, 1.1 * max(float(np.max(values)) for values in rules.values()))
     figure, axes = subplots(

@@ -262,8 +262,8 @@ def _read_vec(
         ) from error
     except (EOFError, zlib.error, http.client.HTTPException, OSError) as error:
         raise (ConnectionError if _is_remote(source) else ValueError)(
-            f"{source} breaks off after row {seen:,} ({error or type(error).__name__}): try again, "
-            "or download the file and give its path"
+            f"{source} breaks off after row {seen:,} ({error or type(error).__name__}): try again "
+            "with another copy, downloaded as a file"
         ) from error
     return list(words), vectors
 

@@ -389,7 +389,7 @@ def test_a_download_is_unpacked_while_it_runs(tmp_path, server, suffix):
 def test_an_interrupted_stream(tmp_path, server, cache, suffix, cut):
     body = write_vec(tmp_path / f"t{suffix}", random_table(300), end="").read_bytes()
     url = serve(server, f"/t{suffix}", body, cut=cut)
-    told = r"breaks off after row \d+ .*try again, or download"
+    told = r"breaks off after row \d+ .*try again with another copy"
     for words in (None, ["wörd5"]):
         with pytest.raises(ConnectionError, match=told):
             load_vectors(url, words=words)
