@@ -1,4 +1,4 @@
-"""The code that the notebooks share. Each module imports only those above it.
+"""The code that the notebooks share. Each module imports only modules that stand above it here.
 
     support/         files that are whole or not there, refusals, hardware, the Hub
     tokenizer        words to ids and back

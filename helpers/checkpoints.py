@@ -33,7 +33,7 @@ COLUMNS = ("step", "tokens", "learning_rate", "train_loss", "validation_loss", "
 def checkpoint_path(path: str | Path) -> Path:
     """The file of a checkpoint: the path itself, or with .safetensors after it."""
     path = Path(path).expanduser()
-    return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
+    return path if path.suffix == ".safetensors" else Path(f"{path}.safetensors")
 
 
 def save_checkpoint(
@@ -46,7 +46,7 @@ def save_checkpoint(
     """Write a trained model into one file: weights, sizes, tokenizer and metadata.
 
     Args:
-        path: the file; .safetensors is added if it is missing. One that is there is replaced.
+        path: the file; .safetensors is added if it is missing. An existing file is replaced.
         model, tokenizer: what to save.
         metadata: whatever JSON holds; `load_checkpoint` returns it.
         dtype: of the weights.
@@ -56,7 +56,8 @@ def save_checkpoint(
 
     Raises:
         OSError: if it cannot be written.
-        ValueError: if the tokenizer has more tokens than the model.
+        ValueError: if the tokenizer is another model's, or has more tokens than the model.
+        TypeError: if JSON cannot hold the metadata.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile: the model that it wraps
     model.check_tokenizer(tokenizer)
@@ -88,9 +89,8 @@ def load_checkpoint(path: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
     """
     file, folder = checkpoint_path(path), Path(path).expanduser()
     if not file.is_file():
-        if (
-            isinstance(path, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)
-        ) and not folder.exists():
+        on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path))
+        if on_hub and isinstance(path, str) and file != folder and not folder.exists():
             folder = download_model(path)
         file = folder / HUB_FILE if folder.is_dir() else file
     require(
@@ -101,8 +101,10 @@ def load_checkpoint(path: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
     weights, parts = _read_tensors(file, "save or copy it again")
     try:
         for name, text in copies(parts).items() if file.parent == folder else ():
-            found = (folder / name).read_text(encoding="utf-8")
-            require(found == text, f"{name} is not the one that was published with it")
+            require(
+                (folder / name).read_text(encoding="utf-8") == text,
+                f"{name} is not the one that was published with it",
+            )
         sizes = ModelConfig(**parts["model"])
         tokenizer, metadata = WordTokenizer.from_state(parts["tokenizer"]), parts["metadata"]
         check_shapes(sizes, weights)
@@ -133,16 +135,11 @@ def check_shapes(sizes: ModelConfig, weights: dict[str, Tensor]) -> None:
     """
     try:
         with torch.device("meta"):  # shapes without numbers, no more layers than could be there
-            own = {
-                name: tuple(t.shape)
-                for name, t in Decoder(
-                    replace(sizes, num_layers=min(sizes.num_layers, len(weights) + 1))
-                )
-                .state_dict()
-                .items()
-            }
+            few = min(sizes.num_layers, len(weights) + 1)
+            model = Decoder(replace(sizes, num_layers=few))
     except RuntimeError as error:  # sizes whose product is no number
         raise ValueError(f"a model of these sizes cannot be built: {error}") from error
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in [*own, *found]:
         require(
@@ -259,12 +256,7 @@ class SavedRun(NamedTuple):
         return self.history
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): tensor
-            for name, tensor in {
-                n: tensor for n, tensor in self.tensors.items() if n.startswith(prefix)
-            }.items()
-        }
+        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
 
 
 def read_run(folder: Path) -> SavedRun:
@@ -273,9 +265,11 @@ def read_run(folder: Path) -> SavedRun:
     Raises FileNotFoundError if there is none, ValueError if it is damaged or of another format.
     """
     path = folder / RUN_FILE
-    if not path.is_file():
-        advice = f"there is no run to resume in {folder}; start without resume_from"
-        raise FileNotFoundError(f"{path} is missing: {advice}")
+    require(
+        path.is_file(),
+        f"{path} is missing: there is no run to resume in {folder}; start without resume_from",
+        FileNotFoundError,
+    )
     advice = "delete it and start the run again"
     tensors, parts = _read_tensors(path, advice)
     try:

@@ -1,6 +1,6 @@
 """Text from a prompt: greedy, sampled or by beam search, each with or without a cache.
 
-Shape comments name the sizes: B rows, S tokens, V vocabulary, P prompts, W beams.
+Shape comments name the sizes: B rows, S tokens, V vocabulary, W beams.
 """
 
 import math
@@ -112,7 +112,8 @@ def generate(
             f"of {model.config.context_length}: shorten it",
         )
     keep_freed_memory()
-    base = secrets.randbits(62) if seed is None else seed  # the caller's stream stays as it is
+    # The caller's random stream stays as it is.
+    base = secrets.randbits(62) if seed is None else operator.index(seed)
     found, size = [], max(1, ROWS // num_beams)
     with evaluating(model), packed_weights(model):
         for start in range(0, len(rows), size):
@@ -177,9 +178,10 @@ class Reader:
         lengths = torch.tensor([len(row) for row in rows], device=self.device)  # (B,)
         longest = int(lengths.max())
         # Left-padded, so that all rows end, and grow, at the same place.
-        padded = [[tokenizer.pad_id] * (longest - len(row)) + row for row in rows]
         # Not read yet; without a cache, all of them.
-        self.ids = torch.tensor(padded, device=self.device)  # (B, S)
+        self.ids = torch.tensor(
+            [[tokenizer.pad_id] * (longest - len(row)) + row for row in rows], device=self.device
+        )  # (B, S)
         self.padding = None if bool((lengths == longest).all()) else longest - lengths  # (B,)
         self.cache = (
             KVCache(model.config, len(rows), longest + more, self.device, model.output.weight.dtype)

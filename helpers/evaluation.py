@@ -243,6 +243,7 @@ def _as_generation(
     model: Decoder, tokenizer: WordTokenizer, prompt: list[int], new: list[int]
 ) -> Generation:
     """Given ids as if the model had written them: with their log-probability under it."""
+    model.check_tokenizer(tokenizer)
     ids = torch.tensor([prompt + new], device=model.output.weight.device)  # (1, S)
     logits = model(ids[:, :-1])[0, len(prompt) - 1 :].float()  # (len(new), V)
     logprob = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).sum().item()

@@ -91,7 +91,7 @@ class FastTextBin:
         check(file.tell() + 4 * found[0] * found[1] <= self._size, cut_short)
 
     def _read_dictionary(self, file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (id of the first word, words joined by zero bytes), and stop behind the last entry.
+        """Yield (id of the first word, words joined by zero bytes), and stop after the last entry.
 
         A million bytes at a time: two million words as Python objects would fill 100 MB. Words
         come before labels.
@@ -100,7 +100,7 @@ class FastTextBin:
         while seen < size:
             chunk = file.read(1 << 20)
             data += chunk
-            # Up to the last zero byte that has a count and a type behind it; the rest waits.
+            # Up to the last zero byte with a count and a type after it; the rest waits.
             whole = data.rfind(b"\0", 0, max(0, len(data) - 9)) + 10
             entries = self._ENTRY.findall(data[:whole])[: size - seen]
             self._refuse_unless(

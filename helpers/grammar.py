@@ -59,12 +59,8 @@ class _Choice:
                 self.sharing[option.head[:end]] += 1
         self.nats = []
         for option in options:
-            steps = [
-                math.log(before / after)
-                for before, after in pairwise(
-                    [total, *(weight[option.head[:end]] for end in range(1, len(option.head) + 1))]
-                )
-            ]
+            masses = [total, *(weight[option.head[:end]] for end in range(1, len(option.head) + 1))]
+            steps = [math.log(before / after) for before, after in pairwise(masses)]
             self.nats.append(steps or [math.log(total / option.weight)])
 
 

@@ -98,8 +98,7 @@ def head_scores(
                 even[pattern] += (keys.sum(axis=1) / np.arange(1, length + 1))[asked].sum()
                 queries[pattern] += asked.sum()
     return {
-        p: (mass[p] - even[p]) / (queries[p] - even[p])
-        for p in [pattern for pattern in PATTERNS if queries[pattern] > even[pattern]]
+        p: (mass[p] - even[p]) / (queries[p] - even[p]) for p in PATTERNS if queries[p] > even[p]
     }
 
 
@@ -108,8 +107,5 @@ def words_after(pattern: str, texts: Iterable[str], tokenizer: WordTokenizer) ->
 
     words_after(r"\\b(?:named|called) ([A-Z]\\w+)", …) are the names of people and animals.
     """
-    return {
-        i
-        for match in {match for text in texts for match in re.findall(pattern, text)}
-        for i in tokenizer.encode(match)
-    } - {tokenizer.unk_id}
+    found = {match for text in texts for match in re.findall(pattern, text)}
+    return {i for match in found for i in tokenizer.encode(match)} - {tokenizer.unk_id}

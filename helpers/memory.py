@@ -190,8 +190,8 @@ class Placeholder:
         """Refuse a tensor that is not the one that was saved."""
         if (found := self.describe(tensor)) != self.described:
             raise RuntimeError(
-                f"checkpoint: the second pass saved {found}, the first {self.described} (shape, "
-                f"type, number of changes in place); {_SAME}"
+                f"checkpoint: a tensor is {found}, and was {self.described} when the first pass "
+                f"saved it (shape, type, number of changes in place); {_SAME}"
             )
 
 

@@ -376,7 +376,7 @@ class Decoder(nn.Module):
             padding: (B,), how many `<pad>` each row began with, counting the tokens in the cache.
                 They are not looked at, and positions count from after them.
             targets: (B, T), the ids that do follow; `<pad>` counts nothing.
-            last_only: whether to score the last token alone.
+            last_only: whether to score the last token alone; not with targets.
             return_attention: whether to return a pair, with the weights (L, B, H, T, S) second.
 
         Returns:
@@ -386,7 +386,7 @@ class Decoder(nn.Module):
 
         Raises:
             ValueError: if there are no tokens, or more than the context holds.
-            IndexError: if an id is outside the vocabulary.
+            IndexError: if an id is outside the vocabulary (a target: RuntimeError).
         """
         x, attention = self.hidden(
             ids, cache, padding=padding, return_attention=return_attention

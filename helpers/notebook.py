@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from helpers.explorers import AttentionExplorer
-from helpers.plots import Picture, render, shown, use_style, writable
+from helpers.plots import Picture, render, shown, writable
 from helpers.stories import corpus_name
 from helpers.support.checks import require
 from helpers.support.files import make_folder, write_whole
@@ -27,7 +27,6 @@ class FigureFolder:
 
     def __init__(self, corpus: str):
         self.path = Path(os.environ.get("FIGURES_DIR") or ROOT / "figures" / corpus_name(corpus))
-        use_style()
 
     def save_figure(self, figure: Figure, name: str, alt: str) -> "Picture":
         """Write `<name>.svg`, and return what the notebook shows.
@@ -40,7 +39,8 @@ class FigureFolder:
         alt = writable(" ".join(alt.split()))
         file = io.BytesIO()
         render(figure, file, format="svg", metadata={"Date": None, "Creator": None, "Title": alt})
-        self._write_file(f"{name}.svg", file.getvalue())
+        make_folder(self.path)
+        write_whole(self.path / f"{name}.svg", file.getvalue())
         return Picture(figure, alt, name)
 
     def save_explorer(self, explorer: "AttentionExplorer", name: str) -> "AttentionExplorer":
@@ -50,9 +50,9 @@ class FigureFolder:
             for title, (tokens, weights) in explorer.sentences.items()
         ]
         start = {
+            "sentence": explorer.sentence.index,
             "layer": explorer.layer.value,
             "head": explorer.head.value,
-            "sentence": explorer.sentence.index,
         }
         self.save_numbers(name, {"sentences": sentences, "start": start})
         explorer.labels = {"figure": name, "explorer": f"{self.path.name}/{name}"}
@@ -67,14 +67,11 @@ class FigureFolder:
         text = json.dumps(
             _plain(numbers), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
         )
-        one_line = re.compile(r"\[\n[^\[\]{}]*\]")  # a list of numbers: one line, not one each
-        text = one_line.sub(lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)
-        # A lone surrogate as JSON writes it.
-        self._write_file(f"{name}.json", f"{text}\n".encode("utf-8", "backslashreplace"))
-
-    def _write_file(self, name: str, content: bytes) -> None:
+        # A list of numbers stands in one line, not in one for each.
+        text = re.sub(r"\[\n[^\[\]{}]*\]", lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)
         make_folder(self.path)
-        write_whole(self.path / name, content)
+        # A lone surrogate as JSON writes it.
+        write_whole(self.path / f"{name}.json", f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def load_numbers(corpus: str, name: str) -> dict:
@@ -170,9 +167,11 @@ def table(
     escaped.insert(1, ["--:" if right else ":--" for right in numeric])
     markdown = [f"| {' | '.join(row)} |" for row in escaped]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    sides = [">" if right else "<" for right in numeric]
     lines = [
-        "  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip()
+        "  ".join(
+            f"{c:{'>' if right else '<'}{w}}"
+            for c, right, w in zip(row, numeric, widths, strict=True)
+        ).rstrip()
         for row in cells
     ]
     if caption:

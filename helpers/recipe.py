@@ -52,6 +52,8 @@ def new_model(
     For the bundled stories the vocabulary is their own, which is smaller.
 
     Args:
+        stories, tokenizer: what it will read.
+        seed: of its weights; PyTorch's own random stream starts there too.
         vectors: word vectors to start from; None: random ones.
         start: how to start from them, as `Decoder.start_from_vectors` takes it.
     """
@@ -100,15 +102,10 @@ def save_trained(
     path: str | Path, model: Decoder, tokenizer: WordTokenizer, history: History, corpus: str
 ) -> None:
     """The checkpoint that `load_or_train` reads: bfloat16 weights, and the losses they reached."""
-    last = history.rows[-1]
-    save_checkpoint(
-        path,
-        model,
-        tokenizer,
-        {"corpus": corpus}
-        | {key: last[key] for key in ("step", "tokens", "train_loss", "validation_loss")},
-        torch.bfloat16,
-    )
+    reached = {
+        key: history.rows[-1][key] for key in ("step", "tokens", "train_loss", "validation_loss")
+    }
+    save_checkpoint(path, model, tokenizer, {"corpus": corpus} | reached, torch.bfloat16)
 
 
 def _minutes(
@@ -133,7 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--corpus", default="bundled", help="bundled, tinystories, or a path")
     parser.add_argument("--stories", type=int, default=10_000, help="how many to train on")
     parser.add_argument(
-        "--checkpoint", type=Path, help="where the trained model goes (checkpoints/<corpus>)"
+        "--checkpoint",
+        type=Path,
+        help="file of the trained model (checkpoints/<corpus>.safetensors)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --folder")
     for setting in fields(TrainingConfig):

@@ -20,10 +20,9 @@ LONGEST = 100  # characters of a word; what is longer is read as several words
 
 # A word (inner apostrophes and hyphens belong to it, a possessive 's does not), or one mark.
 _TOKEN = re.compile(r"'[sS]\b|\w+(?:(?!'[sS]\b)['-]\w+)*|\.\.\.|--|[^\w\s]")
-# İ because its lower case is two characters, which would be read as two words. None is for what
-# splits no word: soft hyphens, zero-width spaces, word joiners and byte-order marks.
+# None is for what splits no word: soft hyphens, zero-width spaces, word joiners, byte-order marks.
 _STRAIGHT = str.maketrans(
-    {"İ": "I", "“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "–": "--", "—": "--"}
+    {"“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "–": "--", "—": "--"}
     | dict.fromkeys("\u00ad\u200b\u2060\ufeff")
 )
 _STRIPPED = '.,!?;:"()[]'
@@ -42,8 +41,9 @@ class WordTokenizer:
     as several of 100: nobody writes one, but files hold them.
 
     With keep_punctuation=True each mark is a word of its own, so that generated text reads as
-    text. False drops punctuation: the text is split on white space, and each piece stripped of
-    `.,!?;:"()[]` (a piece of punctuation alone stays, as the empty word).
+    text; Unicode is composed (NFC) first. False drops punctuation: the text is split on white
+    space, and each piece stripped of `.,!?;:"()[]` (a piece of punctuation alone stays, as the
+    empty word).
     """
 
     pad_id, sos_id, eos_id, unk_id = range(4)
@@ -95,7 +95,7 @@ class WordTokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 of all that decides which ids a text has."""
+        """The SHA-256 of its state: equal tokenizers have equal ones."""
         return hashlib.sha256(json.dumps(self.state(), sort_keys=True).encode()).hexdigest()
 
     def split(self, text: str) -> list[str]:
@@ -184,10 +184,11 @@ class WordTokenizer:
         """Raises ValueError if the state is not that of a tokenizer."""
         lists = [state.get("words"), state.get("capitalized")]
         require(
-            all(isinstance(x, list) and all(isinstance(w, str) for w in x) for x in lists),
+            all(isinstance(x, list) and all(isinstance(w, str) for w in x) for x in lists)
+            and isinstance(state.get("keep_punctuation"), bool),
             "this is no saved tokenizer: its words are no list of words",
         )
-        return cls(*lists, bool(state.get("keep_punctuation")))
+        return cls(*lists, state["keep_punctuation"])
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file; it appears whole or not at all."""
@@ -202,7 +203,8 @@ class WordTokenizer:
 def _pieces(text: str, keep_punctuation: bool) -> Iterator[str]:
     """The words of a text in their original case, lazily: a text may have megabytes."""
     if keep_punctuation:
-        text = unicodedata.normalize("NFC", text.translate(_STRAIGHT))
+        # The lower case of İ is two characters, which would be read as two words.
+        text = unicodedata.normalize("NFC", text.translate(_STRAIGHT)).replace("İ", "I")
     for match in (_TOKEN if keep_punctuation else re.compile(r"\S+")).finditer(text):
         word = match[0] if keep_punctuation else match[0].strip(_STRIPPED)
         if len(word) <= LONGEST:

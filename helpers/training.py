@@ -230,15 +230,15 @@ def train(
         What the run recorded.
 
     Raises:
-        ValueError: if vocabulary, model, device, or the saved run do not fit.
+        ValueError: if the tokenizer is another model's, or model, device or saved run do not fit.
         FileNotFoundError: if there is no run to resume.
         OSError: if config.folder cannot be written.
         FloatingPointError: if the loss is no longer finite. Files written before then stay.
     """
     model.check_tokenizer(tokenizer)
-    model.tokenizer_digest = tokenizer.digest
     keep_freed_memory()
     run = _Run(model, tokenizer, stories, config, resume_from)
+    model.tokenizer_digest = tokenizer.digest
     history = run.history
     options = {
         "desc": "training",
@@ -249,7 +249,7 @@ def train(
     }
     with (
         # The caller's random stream stays as it is.
-        torch.random.fork_rng([model.output.weight.device] * (run.device[:4] == "cuda")),
+        torch.random.fork_rng([w.device] if (w := model.output.weight).is_cuda else []),
         tqdm(total=run.total_steps, initial=history.step, **options) as bar,
         ExitStack() as at_the_end,
     ):
@@ -299,8 +299,7 @@ class _Run:
             make_folder(self.folder)
         # From here on every process has the first one's parameters.
         self.wrapped = DistributedDataParallel(model) if self.processes > 1 else model
-        self.started = time.perf_counter() - self.history.seconds
-        self.epoch = None
+        self.epoch, self.started = None, time.perf_counter() - self.history.seconds
 
     def step(self, step: int) -> dict | None:
         """Take one optimizer step; then validate and save if it is time. Returns the new row."""
@@ -310,7 +309,7 @@ class _Run:
             random = torch.Generator().manual_seed(_seed(self.config.seed, "epoch", epoch))
             self.order = torch.randperm(len(self.train_ids), generator=random)  # (N,)
             self.epoch = epoch
-        rows = self.order.split(self.stories_per_step)[place]  # (B,), of all processes
+        rows = self.order[place * self.stories_per_step :][: self.stories_per_step]  # (B,)
         batch = self.train_ids[rows].long().to(self.device)  # (B, T)
         config, history = self.config, self.history
         rate = learning_rate_at(step, self.total_steps, config)

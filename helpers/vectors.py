@@ -194,8 +194,8 @@ def load_vectors(
 
     def build(folder: Path) -> Path:
         found, vectors = _read_vec(source, limit, row_of, timeout)
-        # A row of NaN is a word without a vector.
-        table = np.full((len(row_of), vectors.shape[1]), np.nan, np.float32)  # (len(words), dim)
+        # A row of NaN is a word without a vector; one more tells the width if there are no words.
+        table = np.full((len(row_of) + 1, vectors.shape[1]), np.nan, "f4")  # (len(words) + 1, dim)
         table[[row_of[word] for word in found]] = vectors
         write_whole(folder / "rows.f4", table.tobytes())
         return folder / "rows.f4"
@@ -204,8 +204,8 @@ def load_vectors(
     if not _is_remote(source):
         stat = Path(source).stat()
         identity = [str(Path(source).resolve()), stat.st_size, stat.st_mtime_ns]
-    key = json.dumps(["rows 2", identity, limit, list(row_of)]).encode()
-    table = np.fromfile(cached(key, build), "f4").reshape(len(row_of), -1)  # (len(words), dim)
+    key = json.dumps(["rows 3", identity, limit, list(row_of)]).encode()
+    table = np.fromfile(cached(key, build), "f4").reshape(len(row_of) + 1, -1)[:-1]
     found = ~np.isnan(table[:, 0])  # (len(words),)
     return TextVectors([word for word, i in row_of.items() if found[i]], table[found])
 
@@ -215,7 +215,7 @@ def _is_remote(source: str) -> bool:
 
 
 def _lower_name(source: str) -> str:
-    """The lower-case file name or address, without the query behind an address."""
+    """The lower-case file name or address, without the query after an address."""
     return (re.split("[?#]", source)[0] if _is_remote(source) else source).lower()
 
 
@@ -262,8 +262,8 @@ def _read_vec(
         ) from error
     except (EOFError, zlib.error, http.client.HTTPException, OSError) as error:
         raise (ConnectionError if _is_remote(source) else ValueError)(
-            f"{source} breaks off after row {seen:,} ({error or type(error).__name__}): try again "
-            "with another copy, downloaded as a file"
+            f"{source} breaks off after row {seen:,} ({error or type(error).__name__}): try again, "
+            "or fetch another copy as a file"
         ) from error
     return list(words), vectors
 
@@ -348,8 +348,13 @@ def train_vectors(
         _run_fasttext(folder, settings)
         return folder / "model.bin"
 
-    # An ImportError if it is missing.
-    how = [importlib.metadata.version("fasttext-numpy2"), TRAINING, SPLITTING, settings]
+    packages = importlib.metadata.packages_distributions().get("fasttext")
+    require(
+        packages,
+        "training vectors needs a package that is missing: pip install fasttext-numpy2",
+        ImportError,
+    )
+    how = [*map(importlib.metadata.version, packages), TRAINING, SPLITTING, settings]
     key = hashlib.sha256(json.dumps([*how, tokenizer.keep_punctuation]).encode())
     for text in texts:
         key.update(text.encode("utf-8", "surrogatepass") + b"\0")

@@ -30,7 +30,7 @@ READER = "ipynb+citations+tex_math_dollars+pipe_tables+raw_html"
 
 
 def in_order(folder: Path) -> list[str]:
-    """The notebooks' names, results first. Ends the program where there is none."""
+    """The notebooks' names, results first. Ends the program if there is none."""
     names = sorted(
         (path.name for path in folder.glob("*.ipynb")),
         key=lambda name: (not name.startswith(FIRST), name),
@@ -41,7 +41,7 @@ def in_order(folder: Path) -> list[str]:
 
 
 def pandoc(folder: Path, target: Path, *options: str) -> None:
-    """The notebooks of `folder` to one file. Ends the program where pandoc complains: a gap is an
+    """The notebooks of `folder` to one file. Ends the program if pandoc complains: a gap is an
     error.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

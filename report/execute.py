@@ -47,7 +47,7 @@ OUR_WARNING = re.compile(
 
 
 def sources(names: list[str]) -> list[Path]:
-    """The paired texts whose names begin with one of `names`; all of them where there is none."""
+    """The paired texts whose names begin with one of `names`; all of them if there is none."""
     found = sorted((NOTEBOOKS / "src").glob("*.py"))
     if not found:
         raise SystemExit("notebooks/src holds no notebook")
@@ -78,7 +78,7 @@ def set_ids(notebook) -> None:
 
 
 def set_corpus(notebook, corpus: str) -> None:
-    """Overwrite CORPUS in the cell tagged `parameters`. Ends the program where there is no such
+    """Overwrite CORPUS in the cell tagged `parameters`. Ends the program if there is no such
     line.
     """
     for cell in notebook.cells:
@@ -291,7 +291,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", help="the beginnings of the notebooks' names; all where there is none"
+        "names", nargs="*", help="the beginnings of the notebooks' names; all if there is none"
     )
     parser.add_argument(
         "--corpus", help='"bundled", "tinystories", or the path of a file or folder of stories'
@@ -300,7 +300,7 @@ def main() -> int:
         "--sync", action="store_true", help="write the notebooks' inputs, execute nothing"
     )
     parser.add_argument(
-        "--check", action="store_true", help="execute nothing; fail where a pair is out of step"
+        "--check", action="store_true", help="execute nothing; fail if a pair is out of step"
     )
     options = parser.parse_args()
     if options.check:

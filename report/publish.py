@@ -37,7 +37,7 @@ def model_card(corpus: str, name: str, model, tokenizer, run: dict) -> ModelCard
     # As far as notebook 04 lets another machine's run be off.
     if abs(run["validation_loss"] - recorded) > 0.03:
         raise ValueError(
-            f"checkpoints/{corpus} has the validation loss {run['validation_loss']:.4f}, "
+            f"checkpoints/{corpus}.safetensors has validation loss {run['validation_loss']:.4f}, "
             f"figures/{corpus}/04.json {recorded:.4f}: files of two runs; record the corpus "
             "again, with `make record`"
         )
@@ -146,7 +146,7 @@ def prepare(corpus: str, name: str) -> Path:
 
 
 def upload(folder: Path, name: str) -> str:
-    """Everything in `folder`, in one commit, to the model `name` on the Hub, which is made where it
+    """Everything in `folder`, in one commit, to the model `name` on the Hub, which is made if it
     is not there.
     """
     if get_token() is None:

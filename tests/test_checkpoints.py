@@ -403,3 +403,12 @@ def test_a_compiled_model_is_saved_as_the_model_that_it_wraps(tmp_path):
     save_checkpoint(tmp_path / "run", torch.compile(model), TOKENIZER)
     again = load_checkpoint(tmp_path / "run")[0].state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_file_is_not_asked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        load_checkpoint("nowhere/run.safetensors")
+    save_checkpoint("run", made_model(), TOKENIZER)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        load_checkpoint(".")  # a folder, but none of the Hub's

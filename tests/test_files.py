@@ -265,16 +265,19 @@ def test_nothing_is_left_of_what_could_not_be_built(cache):
 
 
 def test_what_a_killed_process_left_in_the_cache_is_removed_a_day_later(cache):
-    old, new = cache / ".killed.partial", cache / ".building.partial"
-    for folder in (old, new):
+    stem = cached(b"1", Build("one")).name.partition("-")[0]
+    shutil.rmtree(cache)
+    old, new = cache / f".{stem}.killed.partial", cache / f".{stem}.building.partial"
+    another = cache / ".another.partial"  # somebody else's
+    for folder in (old, new, another):
         folder.mkdir(parents=True)
         (folder / "model.bin").write_text("half")
     (cache / "mine.partial").touch()
-    for path in (old, cache / "mine.partial"):
+    for path in (old, another, cache / "mine.partial"):
         os.utime(path, (time.time() - 100_000,) * 2)
     path = cached(b"1", Build("one"))
     names = {path.name for path in cache.iterdir()}
-    assert names == {new.name, "mine.partial", path.name}
+    assert names == {new.name, another.name, "mine.partial", path.name}
 
 
 # --- runs and caches on a disk of their own -------------------------------------------------------

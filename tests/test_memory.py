@@ -174,7 +174,7 @@ def saved(second, first):
         rf"\(\({length},\), torch\.float32, {changes}\)" for length, changes in (second, first)
     )
     counts = r"\(shape, type, number of changes in place\)"
-    return rf"the second pass saved {found}, the first {expected} {counts}; {SAME}"
+    return rf"a tensor is {found}, and was {expected} when the first pass saved it {counts}; {SAME}"
 
 
 SAME = "the function must do the same both times, with parameters that did not change in between"

@@ -70,6 +70,7 @@ def test_without_punctuation_the_rule_is_the_comparison_protocols():
     [
         ("MOM'S", ["mom", "'s"]),  # as mom's
         ("cafe\u0301", ["café"]),  # an accent of its own, as in files from macOS
+        ("I\u0307zmir", ["izmir"]),  # as İzmir
         ("won\u00adder\u200bful\u2060 d\ufeffay", ["wonderful", "day"]),
     ],
 )

@@ -384,5 +384,9 @@ def test_one_string_is_no_list_of_texts():
 def test_a_trained_model_belongs_to_its_tokenizer():
     model = made_model()
     train(model, TOKENIZER, made_stories(), replace(QUICK, max_steps=1))
+    other = made_model()
+    with pytest.raises(ValueError, match="is not on this machine"):
+        train(other, TOKENIZER, made_stories(), replace(QUICK, device="tpu"))
+    assert other.tokenizer_digest is None  # nothing has happened
     with pytest.raises(ValueError, match="the tokenizer is another model's"):
         train(model, WordTokenizer(TOKENIZER.words[::-1]), made_stories(), QUICK)

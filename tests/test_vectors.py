@@ -262,6 +262,14 @@ def edited(old, new):
     return edit
 
 
+def test_no_words_give_no_vectors(tmp_path, cache):
+    path = write_vec(tmp_path / "t.vec", random_table(5))
+    for _ in range(2):  # read, and from the cache
+        vectors = load_vectors(path, words=[])
+        assert vectors.dim == load_vectors(path).dim
+        assert "wörd1" not in vectors
+
+
 ENDLESS = "the row has 4,800 bytes or more"
 BROKEN_TEXTS = {
     "torn.vec": (torn, "breaks off after row 34"),
@@ -389,7 +397,7 @@ def test_a_download_is_unpacked_while_it_runs(tmp_path, server, suffix):
 def test_an_interrupted_stream(tmp_path, server, cache, suffix, cut):
     body = write_vec(tmp_path / f"t{suffix}", random_table(300), end="").read_bytes()
     url = serve(server, f"/t{suffix}", body, cut=cut)
-    told = r"breaks off after row \d+ .*try again with another copy"
+    told = r"breaks off after row \d+ .*try again, or fetch another copy"
     for words in (None, ["wörd5"]):
         with pytest.raises(ConnectionError, match=told):
             load_vectors(url, words=words)

@@ -1,5 +1,6 @@
 """One way to refuse a setting: its name, its value, and what it must be."""
 
+import reprlib
 from collections.abc import Mapping
 
 
@@ -10,7 +11,7 @@ def check(values: Mapping, rules: Mapping[str, tuple]) -> None:
         values: the settings by name.
         rules: for one name, or several between spaces: what each must be in words, such as "a
             whole number of at least 1"; a function from the value to whether it is that (a
-            TypeError means no: a word where a number belongs); and, if None is welcome, None.
+            TypeError means no, as of a word for a number); and a third item, None, if None may be.
 
     Raises:
         ValueError: for the first that does not fit.
@@ -23,8 +24,9 @@ def check(values: Mapping, rules: Mapping[str, tuple]) -> None:
             except TypeError:
                 right = False
             if not right:
-                rule += ", or None" if or_none else ""
-                raise ValueError(f"{name}={value!r}: must be {rule}")
+                raise ValueError(
+                    f"{name}={reprlib.repr(value)}: must be {rule}{', or None' if or_none else ''}"
+                )
 
 
 def counts(number) -> bool:

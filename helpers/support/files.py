@@ -23,7 +23,7 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     a killed process left beside it is removed an hour later by whoever writes the same file.
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file; an existing one is replaced.
         content: a str is written as UTF-8.
 
     Raises:
@@ -136,8 +136,10 @@ def cached(key: bytes, build: Callable[[Path], Path]) -> Path:
             print(f"{path} is damaged: its content lost the hash in its name. It is built again.")
             path.unlink()
     make_folder(directory)
-    _clear(directory, ".*.partial", hours=24)  # no training takes as long
-    with tempfile.TemporaryDirectory(".partial", ".", directory, True) as partial:
+    _clear(directory, f".{stem}.*.partial", hours=24)  # no training takes as long
+    with tempfile.TemporaryDirectory(
+        prefix=f".{stem}.", suffix=".partial", dir=directory, ignore_cleanup_errors=True
+    ) as partial:
         built = build(Path(partial))
         path = directory / f"{stem}-{_file_digest(built)}{built.suffix}"
         with open(built, "rb") as file:

@@ -76,9 +76,9 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
 
     A decoding step multiplies few rows by every weight, so most of its time goes into reading
     them. PyTorch repacks float32 weights on every call; packing them once avoids that. The
-    products are the same up to rounding. Nothing changes on other devices, in float64, or if
-    PyTorch has no oneDNN. Not for training: the copy has no gradient and does not follow the
-    weights.
+    products are the same up to rounding. Nothing changes on other devices, in float64, under
+    autocast, or if PyTorch has no oneDNN. Not for training: the copy has no gradient and does not
+    follow the weights.
     """
     layers = [
         layer
@@ -113,10 +113,11 @@ def _packed_linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:  #
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the large blocks that it frees, for the next step. Needs glibc.
+    """Let this process keep the large blocks that it frees, for the next step.
 
     By default glibc returns them to the system, which must then clear their pages for every step
-    of a training run. The process stays as large as it was at its peak. See `man 3 mallopt`.
+    of a training run. The process stays as large as it was at its peak. Without glibc nothing
+    changes. See `man 3 mallopt`.
     """
     if platform.libc_ver()[0] == "glibc":
         mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: models and stories, given up if the server stays silent."""
+"""The Hugging Face Hub: models and stories; a server that stays silent is given up."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -17,7 +17,11 @@ def download_model(name: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download  # heavy, and needed by few
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    wanted, unreachable = {"repo_id": name, "allow_patterns": ["*.json", "*.safetensors"]}, None
+    unreachable = None
+    wanted = {
+        "repo_id": name,
+        "allow_patterns": ["config.json", "model.safetensors", "tokenizer.json"],
+    }
     try:
         HfApi().repo_info(name, timeout=ANSWER)
     except Exception as error:  # of its HTTP client, which is another one in each version
