@@ -21,6 +21,7 @@ from helpers.evaluation import (
 )
 from helpers.grammar import entropy_floor
 from helpers.stories import Stories
+from helpers.tokenizer import WordTokenizer
 
 
 def tiny_model():
@@ -170,3 +171,15 @@ def test_trigram_continuations_are_drawn_from_it():
         row = [*TOKENIZER.encode(prompt), *one.ids]
         assert set(pairwise(row[2:])) <= pairs
     assert drawn.references == like.references
+
+
+def test_another_models_tokenizer_is_refused_by_every_measure():
+    model, other = made_model(), WordTokenizer(TOKENIZER.words[::-1])
+    model.tokenizer_digest = TOKENIZER.digest
+    for measure in (
+        lambda: perplexity(model, other, TEXTS),
+        lambda: evaluate_continuations(model, other, TEXTS, prompt_tokens=3, strategy="true"),
+        lambda: evaluate_continuations(model, other, TEXTS, prompt_tokens=3, strategy="greedy"),
+    ):
+        with pytest.raises(ValueError, match="the tokenizer is another model's"):
+            measure()
