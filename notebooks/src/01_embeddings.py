@@ -39,9 +39,8 @@ if "google.colab" in sys.modules:
         raise RuntimeError(
             f"{REPOSITORY} does not hold this course: put the right address into this cell"
         )
-    subprocess.run(
-        [sys.executable, "/content/course/notebooks/colab.py"], check=True
-    )  # adds what is missing
+    # Adds what is missing.
+    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
@@ -139,9 +138,8 @@ assert tokenizer.decode(tokenizer.encode(EXAMPLE)) == EXAMPLE, (
 
 # %%
 counts = Counter(i for text in stories.validation for i in tokenizer.encode(text))
-frequency = np.array(
-    [counts[i] for i in range(4, len(tokenizer))]
-)  # (V - 4,), most frequent in training first
+# Most frequent in training first.
+frequency = np.array([counts[i] for i in range(4, len(tokenizer))])  # (V - 4,)
 total = sum(counts.values())
 coverage = frequency.cumsum() / total  # (V - 4,)
 unknown_rate = counts[tokenizer.unk_id] / total
@@ -372,9 +370,8 @@ figures.save_figure(
 
 # %%
 torch.manual_seed(0)
-table_weights = 0.02 * torch.randn(
-    1000, config.embedding_dim
-)  # (1000, E), how our model starts without word vectors
+# This is how our model starts without word vectors.
+table_weights = 0.02 * torch.randn(1000, config.embedding_dim)  # (1000, E)
 projection = nn.Linear(config.embedding_dim, config.d_model)  # 300 → 296, see notebook 03
 nn.init.xavier_uniform_(projection.weight)
 nn.init.zeros_(projection.bias)

@@ -40,9 +40,8 @@ if "google.colab" in sys.modules:
         raise RuntimeError(
             f"{REPOSITORY} does not hold this course: put the right address into this cell"
         )
-    subprocess.run(
-        [sys.executable, "/content/course/notebooks/colab.py"], check=True
-    )  # adds what is missing
+    # Adds what is missing.
+    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
@@ -81,12 +80,10 @@ figures = FigureFolder(CORPUS)
 
 # %%
 words = ["mia", "lost", "her", "red", "ball"]
-keys = torch.tensor(
-    [[2.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 2.0], [0.0, 0.0]]
-)  # (T, K): person, describes a thing
-values = torch.tensor(
-    [[1.0, 0.0], [0.0, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0]]
-)  # (T, K): Mia-ness, redness
+# Columns: person, describes a thing.
+keys = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 2.0], [0.0, 0.0]])  # (T, K)
+# Columns: Mia-ness, redness.
+values = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0]])  # (T, K)
 query = torch.tensor([1.0, 2.0])  # (K,): "ball" looks for an owner, and even more for a description
 
 # %% [markdown]
@@ -383,9 +380,8 @@ for h in range(H):
 # direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words, not between columns.
 
 # %%
-wrong = x.view(
-    B, H, T, K
-)  # (B, H, T, K), but head 1 now holds all of the first word and none of the second
+# Head 1 now holds all of the first word and none of the second.
+wrong = x.view(B, H, T, K)  # (B, H, T, K)
 assert wrong.shape == at_once.shape, "the mistake raises no error"
 assert not torch.equal(wrong, at_once), "the wrong reshape should mix up the words"
 print("head 1, wrongly:", wrong[0, 0].tolist())
@@ -450,9 +446,8 @@ mask = causal_mask(12)  # (T, T)
 # %%
 with torch.no_grad():
     ours, weights = layer(x, mask)  # (B, T, D), (B, H, T, T)
-    theirs, their_weights = judge(
-        x, x, x, attn_mask=mask, average_attn_weights=False
-    )  # the same shapes
+    # The same shapes.
+    theirs, their_weights = judge(x, x, x, attn_mask=mask, average_attn_weights=False)
     differences = {
         "our loops": (ours[0] - by_loops(layer, x[0])).abs().max(),
         "PyTorch's output": (ours - theirs).abs().max(),
@@ -489,9 +484,8 @@ for name, difference in differences.items():
 # %%
 WIDTH = config.d_model // config.num_heads  # of one head
 HANDS = WIDTH // 2
-omega = 10_000 ** (
-    -2 * torch.arange(HANDS) / config.d_model
-)  # (HANDS,), the angle of each hand per word
+# The angle of each hand per word.
+omega = 10_000 ** (-2 * torch.arange(HANDS) / config.d_model)  # (HANDS,)
 print(f"a head is {WIDTH} numbers wide: room for {HANDS} hands of {config.d_model // 2}")
 
 
@@ -658,9 +652,8 @@ def hand_made_layer(sharpness):
     layer = MultiHeadAttention(config)
     W_Q = torch.cat([sharpness * wish @ part for part, wish in heads.values()])  # (D, D)
     W_K = torch.cat([part for part, _ in heads.values()])  # (D, D)
-    W_V = torch.cat(
-        [what] * config.num_heads
-    )  # (D, D): every head passes on the word that it reads
+    # Every head passes on the word that it reads.
+    W_V = torch.cat([what] * config.num_heads)  # (D, D)
     layer.qkv.weight.copy_(torch.cat([W_Q, W_K, W_V]))  # (3D, D)
     layer.qkv.bias.zero_()
     return layer
@@ -714,9 +707,8 @@ def on_pattern(pattern, matrices):
 
 
 # %%
-sharp, soft = (
-    [attention[layer] for _, attention in read.values()] for layer in (0, 1)
-)  # (H, T, T) per sentence
+# (H, T, T) per sentence.
+sharp, soft = ([attention[layer] for _, attention in read.values()] for layer in (0, 1))
 numbers = {}
 for name in ("previous word", "itself", "same word", "start token"):
     h, uniform = list(heads).index(name), list(heads).index("uniform")
@@ -741,10 +733,8 @@ table(rows, ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth", "
 
 # %%
 explorer = AttentionExplorer(read)
-explorer.sentence.value, explorer.head.value = (
-    SENTENCES[2],
-    5,
-)  # the first picture; now it is your turn
+# The first picture; now it is your turn.
+explorer.sentence.value, explorer.head.value = SENTENCES[2], 5
 figures.save_explorer(explorer, "02_attention")
 
 # %% [markdown]

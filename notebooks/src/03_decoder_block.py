@@ -40,9 +40,8 @@ if "google.colab" in sys.modules:
         raise RuntimeError(
             f"{REPOSITORY} does not hold this course: put the right address into this cell"
         )
-    subprocess.run(
-        [sys.executable, "/content/course/notebooks/colab.py"], check=True
-    )  # adds what is missing
+    # Adds what is missing.
+    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
@@ -417,9 +416,8 @@ assert same < 1e-5, "the sum of the parts is not the stream"
 print(f"{len(parts)} parts write into the stream of each of {ids.shape[1]} tokens")
 
 # %%
-stream = (
-    torch.stack(list(parts.values())).cumsum(0).norm(dim=-1)[:, 0]
-)  # (parts, T): its length after each write
+# Length of the stream after each write.
+stream = torch.stack(list(parts.values())).cumsum(0).norm(dim=-1)[:, 0]  # (parts, T)
 sizes = torch.stack(list(parts.values())).norm(dim=-1)[:, 0]  # (parts, T): the length of each write
 
 figure, axes = plots.subplots(size=(7.5, 4.0))
@@ -951,9 +949,8 @@ figures.save_figure(
 def direct_logits(model, ids):
     """Each part's share of the logits, {part: (B, T, V)}; together they are the logits."""
     parts, weight = writes(model, ids), model.output.weight  # {part: (B, T, D)}, (V, D)
-    variance = sum(parts.values()).var(
-        -1, unbiased=False, keepdim=True
-    )  # (B, T, 1), from here on a constant
+    # A constant from here on.
+    variance = sum(parts.values()).var(-1, unbiased=False, keepdim=True)  # (B, T, 1)
     gain = model.norm.gain * torch.rsqrt(variance + model.norm.eps)  # (B, T, D)
     shares = {
         name: (part - part.mean(-1, keepdim=True)) * gain @ weight.T for name, part in parts.items()
@@ -1049,10 +1046,8 @@ figures.save_figure(
 )
 
 # %%
-totals, inside = (
-    between.sum(0),
-    between[2:-1].sum(0),
-)  # (2,), (2,): all parts; attention and feed-forward only
+# All parts; attention and feed-forward only.
+totals, inside = between.sum(0), between[2:-1].sum(0)  # (2,), (2,)
 at_both = writes(exact, batch)["words"][0, places[:2]]  # (2, D)
 
 assert torch.equal(at_both[0], at_both[1]), "the same word was written in two ways"

@@ -40,9 +40,8 @@ if "google.colab" in sys.modules:
         raise RuntimeError(
             f"{REPOSITORY} does not hold this course: put the right address into this cell"
         )
-    subprocess.run(
-        [sys.executable, "/content/course/notebooks/colab.py"], check=True
-    )  # adds what is missing
+    # Adds what is missing.
+    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
@@ -259,12 +258,10 @@ assert difference < 0.01, "bfloat16 changes the loss: something small is summed 
 # **Predict.** What will the samples get right just after the unigram landmark? And after the bigram?
 
 # %%
-names = words_after(
-    r"\b(?:named|called) ([A-Z]\w+)", stories.train, tokenizer
-)  # ids of people's and animals' names
-sounds = words_after(
-    r'song, "([^".]+)\.', stories.train, tokenizer
-)  # ids of words that mean nothing; see "A song" below
+# Ids of people's and animals' names.
+names = words_after(r"\b(?:named|called) ([A-Z]\w+)", stories.train, tokenizer)
+# Ids of words that mean nothing; see "A song" below.
+sounds = words_after(r'song, "([^".]+)\.', stories.train, tokenizer)
 samples = {}
 
 
@@ -593,10 +590,8 @@ def losses_of_words(count):
     )
 
 
-song, again = (
-    {},
-    torch.zeros_like(targets, dtype=torch.bool),
-)  # (M, T-1): this sound has followed that one before
+# again: this sound has followed that one before.
+song, again = {}, torch.zeros_like(targets, dtype=torch.bool)  # (M, T-1)
 if sounds:
     is_sound = torch.isin(validation_ids, torch.tensor(sorted(sounds)))  # (M, T)
     inside = is_sound[:, 1:] & is_sound[:, :-1]  # (M, T-1): a sound after a sound
@@ -757,16 +752,14 @@ with torch.no_grad():
         validation_ids[:64].long().to(model.output.weight.device), return_attention=True
     )
 weights = weights.float().cpu()  # (L, B, H, T, T)
-distance = torch.arange(weights.shape[-1])[:, None] - torch.arange(
-    weights.shape[-1]
-)  # (T, T), query minus key
+# Query minus key.
+distance = torch.arange(weights.shape[-1])[:, None] - torch.arange(weights.shape[-1])  # (T, T)
 back = (weights * distance).sum(-1)[..., 20:].mean(dim=(1, 3))  # (L, H)
 
 keys = validation_ids[:64].long()  # (B, T)
 real = (keys != tokenizer.pad_id).float()  # (B, T)
-received = torch.einsum(
-    "lbhts,bt->lhbs", weights, real
-)  # (L, H, B, T), by each key from all words after it
+# By each key from all words after it.
+received = torch.einsum("lbhts,bt->lhbs", weights, real)  # (L, H, B, T)
 even = torch.einsum(
     "bt,ts->bs", real / torch.arange(1, real.shape[1] + 1), (distance >= 0).float()
 )  # (B, T)

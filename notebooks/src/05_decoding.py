@@ -41,9 +41,8 @@ if "google.colab" in sys.modules:
         raise RuntimeError(
             f"{REPOSITORY} does not hold this course: put the right address into this cell"
         )
-    subprocess.run(
-        [sys.executable, "/content/course/notebooks/colab.py"], check=True
-    )  # adds what is missing
+    # Adds what is missing.
+    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
 here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
@@ -74,9 +73,8 @@ from helpers.stories import load_stories
 from helpers.training import encode_stories
 
 figures = FigureFolder(CORPUS)
-known = (
-    load_numbers("tinystories", "05") if CORPUS == "bundled" else {}
-)  # the same notebook, run on TinyStories
+# The same notebook, run on TinyStories.
+known = load_numbers("tinystories", "05") if CORPUS == "bundled" else {}
 model, tokenizer, metadata = load_or_train(CORPUS)
 stories = load_stories(CORPUS, validation=VALIDATION)
 device = model.output.weight.device
@@ -259,9 +257,8 @@ chi_squared = sum(
 assert set(counts) <= set(expected.nonzero()[:, 0].tolist()), (
     "a word came out that the filter had removed"
 )
-assert chi_squared < 24.3, (
-    "the draws do not follow the distribution"
-)  # 7 degrees of freedom, p = 0.001
+# 7 degrees of freedom, p = 0.001.
+assert chi_squared < 24.3, "the draws do not follow the distribution"
 again = generate(model, tokenizer, [PROMPT] * 20, max_new_tokens=1, seed=0, top_k=8)
 assert [one.ids for one in again] == [one.ids for one in draws[:20]]
 print(
@@ -845,9 +842,8 @@ def right(cache, tokens, number):
 
 
 def positions_anew(cache, tokens, number):
-    positions = (
-        model.positions.clone()
-    )  # (T, D), the sinusoids: one line of the table is overwritten for this step
+    # The sinusoids: one line of the table is overwritten for this step.
+    positions = model.positions.clone()  # (T, D)
     model.positions[cache.length] = positions[0]
     logits = model(tokens, cache)[:, -1]  # (B, V)
     model.positions.copy_(positions)
