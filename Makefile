@@ -1,16 +1,21 @@
 # Everything in two commands, on a machine with Python 3.11 to 3.13 and make:
 #
-#   make report     install, execute every notebook, build build/report.html and build/report.pdf
+#   make report     install, execute every notebook, render build/report.html and build/report.pdf
 #   make test       install, lint, run every test, and compare every notebook with a fresh run; the network is cut
 #
 #   make quick      lint, and the tests without notebooks and browser: for whoever changes a line
 #   make torture    the tests of reliability with many cases: killed runs, damaged files, hostile texts, broken servers
-#   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
-#   make publish CORPUS=path REPO=owner/name    the model that was trained on them, to the Hugging Face Hub
-#   make benchmark  speed beside other code, and below the machine's limit: figures/benchmark/
-#   make render     the report alone, from the notebooks as they are
-#   make sync       notebooks/src/*.py -> notebooks/*.ipynb, executing nothing
+#   make benchmark  speed beside other code, and below the machine's limit: build/benchmark/
+#   make publish CORPUS=path REPO=owner/name    a trained model, to the Hugging Face Hub
+#   make render     build/report.html and build/report.pdf of the committed notebooks, executing nothing
 #   make clean      remove what can be made again
+#
+# These leave the files that git tracks as they are. These renew them:
+#
+#   make notebooks  execute every notebook: notebooks/*.ipynb and figures/, after an edit in notebooks/src/
+#   make sync       notebooks/src/*.py -> notebooks/*.ipynb, executing nothing
+#   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
+#   make benchmark RECORD=1    figures/benchmark/ too
 #
 # torch comes first and alone, so that nothing else can choose its version or its build. Another build, once:
 #   make report TORCH="torch==2.13.0 --extra-index-url ADDRESS"    CPU or CUDA: ADDRESS as PyTorch's install page gives it
@@ -21,6 +26,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 CORPUS ?=
 REPO ?=
+RECORD ?=
 
 # A path from here, in quotes: the clone may lie in a folder with blanks or quotes in its name.
 PY := "$(VENV)/bin/python"
@@ -29,11 +35,16 @@ JOBS ?= 2
 LONGEST := notebooks/04_training.ipynb
 
 .DEFAULT_GOAL := report
-.PHONY: report test quick torture record publish benchmark render sync clean
+.PHONY: report test quick torture notebooks record publish benchmark render sync clean
+# What a user gives, for the shell: every character in it stays as it is.
+quoted = '$(subst ','\'',$(value $(1)))'
 
 report: $(READY)
+	$(PY) report/execute.py --build
+	$(PY) report/build.py build/notebooks
+
+notebooks: $(READY)
 	$(PY) report/execute.py
-	$(PY) report/build.py
 
 test: $(READY)
 	$(PY) -m ruff check .
@@ -51,15 +62,15 @@ torture: $(READY)
 	TORTURE=1 $(PY) tests/without_network.py $(PY) -m pytest -n $(JOBS) --dist worksteal -m torture tests
 
 record: $(READY)
-	@test -n "$(CORPUS)" || { echo 'say which stories: make record CORPUS=path (or CORPUS=tinystories)' >&2; exit 2; }
-	$(PY) report/execute.py --corpus "$(CORPUS)"
+	@test -n $(call quoted,CORPUS) || { echo 'say which stories: make record CORPUS=path (or CORPUS=tinystories)' >&2; exit 2; }
+	$(PY) report/execute.py --corpus $(call quoted,CORPUS)
 
 publish: $(READY)
-	@test -n "$(CORPUS)" || { echo 'say whose model: make publish CORPUS=path REPO=owner/name' >&2; exit 2; }
-	$(PY) report/publish.py "$(CORPUS)" $(if $(REPO),--to "$(REPO)")
+	@test -n $(call quoted,CORPUS) || { echo 'say whose model: make publish CORPUS=path REPO=owner/name' >&2; exit 2; }
+	$(PY) report/publish.py $(call quoted,CORPUS) $(if $(REPO),--to $(call quoted,REPO))
 
 benchmark: $(READY)
-	$(PY) report/benchmark.py
+	$(PY) report/benchmark.py $(if $(RECORD),--record)
 
 render: $(READY)
 	$(PY) report/build.py

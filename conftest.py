@@ -31,9 +31,9 @@ def fingerprint() -> dict[str, str]:
 def pytest_configure(config):
     """Before any worker or kernel starts: they inherit this environment. A worker finds it set."""
     if hasattr(config, "workerinput"):
+        config.figures_dir = os.environ["FIGURES_DIR"]
         return
-    config.figures_dir = tempfile.mkdtemp(prefix="figures-")
-    os.environ["FIGURES_DIR"] = config.figures_dir
+    config.figures_dir = os.environ["FIGURES_DIR"] = tempfile.mkdtemp(prefix="figures-")
     # The workers share the cores: each has its part of them, and who waits does not spin.
     workers = config.getoption("numprocesses", None) or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
@@ -43,6 +43,14 @@ def pytest_configure(config):
     )
     config.before = fingerprint()
     config.changed = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before a notebook's kernel starts: what it reads of another is what the repository carries,
+    whether or not that one ran before and whatever it found on this machine.
+    """
+    os.environ["FIGURES_DIR"] = os.path.join(item.config.figures_dir, item.path.stem)
 
 
 def pytest_collectstart(collector):

@@ -32,23 +32,29 @@ def heatmap(
         label, limits: of the colour scale; a negative limit gives two colours around zero.
 
     Raises:
-        ValueError: if the words do not fit the matrix.
+        ValueError: if there are no words, or they do not fit the matrix.
     """
     matrix, keys = np.asarray(matrix, dtype=float), tokens if keys is None else keys
     require(
-        matrix.shape == (len(tokens), len(keys)),
+        matrix.size and matrix.shape == (len(tokens), len(keys)),
         f"a matrix of shape {matrix.shape} for {len(tokens)} × {len(keys)} words",
     )
     side = max(3.2, 0.24 * max(matrix.shape))
     figure, axes = subplots(size=(side + 2.2, side * matrix.shape[0] / matrix.shape[1] + 1.2))
     image = _draw_heatmap(axes, matrix, tokens, keys, limits)
     if matrix.size <= 100:
-        for row, column in product(*map(range, matrix.shape)):
-            if keys is not tokens or column <= row or np.triu(matrix, 1).any():
-                shade = image.cmap(image.norm(matrix[row, column]))
-                ink = "white" if np.dot(shade[:3], (0.3, 0.59, 0.11)) < 0.5 else "black"
-                how = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
-                axes.text(column, row, f"{matrix[row, column]:.2f}", **how)
+        for row, column in np.argwhere(~np.ma.getmaskarray(image.get_array())):
+            shade = image.cmap(image.norm(matrix[row, column]))
+            ink = "white" if np.dot(shade[:3], (0.3, 0.59, 0.11)) < 0.5 else "black"
+            axes.text(
+                column,
+                row,
+                f"{matrix[row, column]:.2f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=ink,
+            )
     axes.set(ylabel="reads", xlabel="is read", title=title)
     figure.colorbar(image, ax=axes, label=label, shrink=0.8)
     return figure
@@ -59,7 +65,7 @@ def arrows(weights, tokens: Sequence[str], *, threshold: float = 0.1, title: str
 
     Width and shade are the weight.
 
-    weights: [T, T]; those below `threshold` are hidden. Raises ValueError if the words do not fit.
+    weights: [T, T]; those below `threshold` are hidden. Raises ValueError as `head_grid` does.
     """
     one_head = np.asarray(weights)[None]  # [1, T, T]
     return head_grid(one_head, tokens, kind="arrows", threshold=threshold, titles=[title])
@@ -74,9 +80,8 @@ def head_grid(
     threshold: float = 0.1,
     notes: Mapping[tuple[int, int], str] | None = None,
     titles: Sequence[str] | None = None,
-    columns: int = 4,
 ) -> Figure:
-    """Every head side by side, as heat-maps or arrows.
+    """Every head side by side, as heat-maps or arrows, four in a line.
 
     Args:
         attention: [L, H, T, T], or [H, T, T] for one layer, whose number is `first_layer`.
@@ -85,28 +90,27 @@ def head_grid(
         threshold: arrows of a smaller weight are hidden.
         notes: further lines for a head's title, by (layer, head), both from 1.
         titles: instead of "layer 1, head 1", and so on.
-        columns: heads in a line, at most.
 
     Raises:
-        ValueError: if the kind is unknown, or the words do not fit.
+        ValueError: if the kind is unknown, there are no words or heads, or the words do not fit.
     """
     attention = np.asarray(attention, dtype=float)
     attention = attention[None] if attention.ndim == 3 else attention
     require(kind in ("heatmap", "arrows"), f"kind={kind!r}: choose 'heatmap' or 'arrows'")
     require(
-        attention.ndim == 4 and attention.shape[2:] == (len(tokens), len(tokens)),
+        attention.size and attention.shape[2:] == (len(tokens), len(tokens)),
         f"attention of shape {attention.shape} for {len(tokens)} words: give [layers, heads, T, T]",
     )
     layers, heads = attention.shape[:2]
-    columns = min(columns, heads)
-    lines = math.ceil(heads / columns)
+    columns, lines = min(4, heads), math.ceil(heads / 4)
     # A word's height and a panel's width, in inches.
     pitch, width = (0.105, max(1.6, 0.105 * len(tokens))) if kind == "heatmap" else (0.135, 2.4)
     notes = notes or {}
     noted = max((len(note.split("\n")) for note in notes.values()), default=0)
     height = max(1.6, pitch * len(tokens)) + 0.4 + 0.15 * noted
-    size = width * columns + 1.4, height * layers * lines + 0.7
-    figure, grid = subplots(layers * lines, columns, size=size)
+    figure, grid = subplots(
+        layers * lines, columns, size=(width * columns + 1.4, height * layers * lines + 0.7)
+    )
     grid = np.asarray(grid).reshape(layers, lines * columns)
     for panel in grid.flat:
         panel.axis("off")
@@ -116,9 +120,12 @@ def head_grid(
         panel.set_title(f"{title}\n{notes[name]}" if name in notes else title, fontsize=9)
         if kind == "heatmap":
             panel.axis("on")
-            rows = tokens if head % columns == 0 else ()
-            below = tokens if head + columns >= heads else ()
-            image = _draw_heatmap(panel, attention[layer, head], rows, below)
+            image = _draw_heatmap(
+                panel,
+                attention[layer, head],
+                tokens if head % columns == 0 else (),
+                tokens if head + columns >= heads else (),
+            )
         else:
             _draw_arrows(panel, attention[layer, head], tokens, threshold)
     if kind == "heatmap":
@@ -131,12 +138,17 @@ def head_grid(
 
 
 def _draw_heatmap(axes, matrix, rows, columns, limits=(0.0, 1.0)):
+    future = np.triu(np.ones(matrix.shape, bool), 1)  # [T, S]
     square = matrix.shape[0] == matrix.shape[1] > 1
-    causal = square and limits[0] >= 0 and not np.triu(matrix, 1).any()
-    future = np.triu(np.ones(matrix.shape, bool), 1) if causal else False
+    causal = square and limits[0] >= 0 and not matrix[future].any()
     colors = sns.color_palette("vlag" if limits[0] < 0 else "mako_r", as_cmap=True)
-    how = {"vmin": limits[0], "vmax": limits[1], "cmap": colors.with_extremes(bad="#d9dce1")}
-    image = axes.imshow(np.ma.array(matrix, mask=future), interpolation="nearest", **how)
+    image = axes.imshow(
+        np.ma.array(matrix, mask=future & causal),
+        interpolation="nearest",
+        vmin=limits[0],
+        vmax=limits[1],
+        cmap=colors.with_extremes(bad="#d9dce1"),
+    )
     size = 7 if max(matrix.shape) > 8 else 9
     axes.set_xticks(range(len(columns)), labels(columns), rotation=90, fontsize=size)
     axes.set_yticks(range(len(rows)), labels(rows), fontsize=size)
@@ -152,9 +164,12 @@ def _draw_arrows(axes, weights, tokens, threshold):
     width, rows, columns = zip(*found, strict=True) if found else ((), (), ())
     shade = sns.light_palette(COLORS[0], as_cmap=True)  # opaque: blended lines have no clear order
     colors = [shade(min(1.0, 0.15 + weight)) for weight in width]
-    lines = [((0, row), (0.985, column)) for row, column in zip(rows, columns, strict=True)]
     axes.add_collection(
-        LineCollection(lines, linewidths=[0.4 + 3 * weight for weight in width], colors=colors)
+        LineCollection(
+            [((0, row), (0.985, column)) for row, column in zip(rows, columns, strict=True)],
+            linewidths=[0.4 + 3 * weight for weight in width],
+            colors=colors,
+        )
     )
     axes.scatter(
         [0.985] * len(found),

@@ -3,14 +3,11 @@
 A *checkpoint* is a trained model with its tokenizer. A *saved run* is what training resumes from.
 """
 
-import csv
 import hashlib
-import io
 import json
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +16,7 @@ from torch import Tensor
 
 from helpers.model import Decoder, ModelConfig
 from helpers.support.checks import require
-from helpers.support.files import make_folder, write_whole
+from helpers.support.files import make_folder, user_path, write_whole
 from helpers.support.hub import download_model
 from helpers.tokenizer import WordTokenizer
 
@@ -32,7 +29,7 @@ COLUMNS = ("step", "tokens", "learning_rate", "train_loss", "validation_loss", "
 
 def checkpoint_path(path: str | Path) -> Path:
     """The file of a checkpoint: the path itself, or with .safetensors after it."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     return path if path.suffix == ".safetensors" else Path(f"{path}.safetensors")
 
 
@@ -87,7 +84,7 @@ def load_checkpoint(path: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
         ConnectionError: if the Hub does not give the model.
         ValueError: if the file is damaged or holds something else.
     """
-    file, folder = checkpoint_path(path), Path(path).expanduser()
+    file, folder = checkpoint_path(path), user_path(path)
     if not file.is_file():
         on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path))
         if on_hub and isinstance(path, str) and file != folder and not folder.exists():
@@ -107,10 +104,12 @@ def load_checkpoint(path: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
             )
         sizes = ModelConfig(**parts["model"])
         tokenizer, metadata = WordTokenizer.from_state(parts["tokenizer"]), parts["metadata"]
-        check_shapes(sizes, weights)
+        require(sizes.num_layers <= len(weights), "it promises more blocks than it holds")
+        with torch.device("meta"):  # shapes alone: a stranger's sizes might fill any memory
+            Decoder(sizes).load_state_dict(weights, assign=True)
         model = Decoder(sizes)
         model.check_tokenizer(tokenizer)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
         raise ValueError(
             f"{file} cannot be read as a checkpoint ({error}): save or copy it again"
         ) from error
@@ -128,27 +127,6 @@ def copies(parts: dict) -> dict[str, str]:
     return {name: json.dumps(part, indent=1, sort_keys=True) for name, part in files.items()}
 
 
-def check_shapes(sizes: ModelConfig, weights: dict[str, Tensor]) -> None:
-    """Refuse weights of other names or shapes than a model of these sizes has, by ValueError.
-
-    This needs no memory for the model, which may be as large as a stranger's config likes.
-    """
-    try:
-        with torch.device("meta"):  # shapes without numbers, no more layers than could be there
-            few = min(sizes.num_layers, len(weights) + 1)
-            model = Decoder(replace(sizes, num_layers=few))
-    except RuntimeError as error:  # sizes whose product is no number
-        raise ValueError(f"a model of these sizes cannot be built: {error}") from error
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in [*own, *found]:
-        require(
-            own.get(name) == found.get(name),
-            f"it holds a model of another shape: {name} is {found.get(name, 'missing')}, "
-            f"expected {own.get(name, 'none')}",
-        )
-
-
 @dataclass
 class History:
     """Where a run is, and what it has recorded: one row per validation.
@@ -163,6 +141,7 @@ class History:
     loss_sum: float = 0.0  # of the training losses since the last row, in nats
     loss_tokens: int = 0  # and how many they are
     seconds: float = 0.0  # when the run was saved
+    precision: str = ""  # "bf16" or "fp32": a resumed run keeps what was picked
 
     def column(self, name: str) -> list:
         return [row[name] for row in self.rows]
@@ -176,36 +155,18 @@ class History:
 
     def record(self, learning_rate: float, validation_loss: float, seconds: float) -> dict:
         """Add and return a row; the mean of the training losses starts again."""
-        self.rows.append(
-            dict(
-                zip(
-                    COLUMNS,
-                    (
-                        self.step,
-                        self.tokens,
-                        learning_rate,
-                        self.loss_sum / self.loss_tokens,
-                        validation_loss,
-                        seconds,
-                    ),
-                    strict=True,
-                )
-            )
-        )
+        train_loss = self.loss_sum / self.loss_tokens
+        numbers = self.step, self.tokens, learning_rate, train_loss, validation_loss, seconds
+        self.rows.append(dict(zip(COLUMNS, numbers, strict=True)))
         self.loss_sum, self.loss_tokens = 0.0, 0
         return self.rows[-1]
 
     def save(self, folder: Path) -> None:
         """log.csv, which a resumed run repeats to the bit, and timing.csv, which it cannot."""
-        for name, columns in (
-            ("log.csv", COLUMNS[:-1]),
-            ("timing.csv", ("step", "tokens", "seconds")),
-        ):
-            text = io.StringIO()
-            writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_whole(folder / name, text.getvalue())
+        timing = "step", "tokens", "seconds"
+        for name, columns in (("log.csv", COLUMNS[:-1]), ("timing.csv", timing)):
+            rows = [columns, *([row[column] for column in columns] for row in self.rows)]
+            write_whole(folder / name, "".join(f"{','.join(map(str, row))}\n" for row in rows))
 
 
 def save_run(
@@ -225,42 +186,8 @@ def save_run(
     _write_tensors(folder / RUN_FILE, tensors, {"history": asdict(history), "identity": identity})
 
 
-class SavedRun(NamedTuple):
-    """A run as `save_run` wrote it."""
-
-    path: Path
-    tensors: dict[str, Tensor]  # weights, and the optimizer's moments
-    history: History
-    identity: dict
-
-    def restore(self, model: Decoder, optimizer: torch.optim.Optimizer, identity: dict) -> History:
-        """Put weights and moments back, and return the rest.
-
-        Raises ValueError, before it changes anything, if this is another run's.
-        """
-        changed = [
-            f"{key}: {self.identity.get(key)} there, {value} here"
-            for key, value in identity.items()
-            if self.identity.get(key) != value
-        ]
-        require(
-            not changed,
-            f"{self.path} belongs to another run ({'; '.join(changed)}): resume with the "
-            "config it was started with",
-        )
-        state = optimizer.state_dict()
-        for index in range(sum(len(group["params"]) for group in optimizer.param_groups)):
-            state["state"][index] = self._part(f"optimizer.{index}.")
-        model.load_state_dict(self._part("model."))
-        optimizer.load_state_dict(state)
-        return self.history
-
-    def _part(self, prefix: str) -> dict[str, Tensor]:
-        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
-
-
-def read_run(folder: Path) -> SavedRun:
-    """Read what `save_run` wrote.
+def read_run(folder: Path) -> tuple[dict[str, Tensor], History, dict]:
+    """What `save_run` wrote: weights and the optimizer's moments, the history, the identity.
 
     Raises FileNotFoundError if there is none, ValueError if it is damaged or of another format.
     """
@@ -273,9 +200,39 @@ def read_run(folder: Path) -> SavedRun:
     advice = "delete it and start the run again"
     tensors, parts = _read_tensors(path, advice)
     try:
-        return SavedRun(path, tensors, History(**parts["history"]), parts["identity"])
+        return tensors, History(**parts["history"]), parts["identity"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no saved run ({error}): {advice}") from error
+
+
+def resume_run(
+    folder: Path, model: Decoder, optimizer: torch.optim.Optimizer, identity: dict
+) -> History:
+    """Put a saved run's weights and moments back, and return its history.
+
+    Raises as `read_run` does, and ValueError, before it changes anything, if this is another run's.
+    """
+    tensors, history, saved = read_run(folder)
+    changed = [
+        f"{key}: {saved.get(key)} there, {value} here"
+        for key, value in identity.items()
+        if saved.get(key) != value
+    ]
+    require(
+        not changed,
+        f"{folder / RUN_FILE} belongs to another run ({'; '.join(changed)}): resume with the "
+        "config it was started with",
+    )
+    state = optimizer.state_dict()
+    moments = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}
+    for name, moment in moments.items():
+        _, index, key = name.split(".")
+        state["state"].setdefault(int(index), {})[key] = moment
+    model.load_state_dict(
+        {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    )
+    optimizer.load_state_dict(state)
+    return history
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], parts: dict, dtype=None) -> None:

@@ -8,6 +8,7 @@ import operator
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -123,10 +124,11 @@ def generate(
             if strategy == "beam":
                 found += beam_search(*inputs, num_beams, length_penalty)
             elif strategy == "greedy":
-                found += token_by_token(*inputs, _greedy)
+                found += token_by_token(*inputs, lambda scores, _: scores.argmax(dim=-1))
             else:
-                sampler = _Sampler(base, start, len(group), temperature, top_k, top_p)
-                found += token_by_token(*inputs, sampler)
+                streams = [_stream(base, start + place) for place in range(len(group))]
+                filters = temperature, top_k, top_p
+                found += token_by_token(*inputs, partial(_draw, streams, filters))
 
     results = []
     for prompt, candidates in zip(rows, found, strict=True):
@@ -188,17 +190,14 @@ class Reader:
             if use_cache
             else None
         )
-        self.excluded = torch.tensor(
-            tokenizer.excluded_ids(model.config.vocab_size), device=self.device
-        )  # (excluded,)
+        # Added to the scores, it keeps out what never comes out.
+        self.bias = torch.zeros(model.config.vocab_size, device=self.device)  # (V,)
+        self.bias[tokenizer.excluded_ids(model.config.vocab_size)] = -math.inf
 
-    def scores(self) -> Tensor:
-        """The model's log-probabilities (B, V) of the next token; -inf for tokens never chosen."""
+    def logits(self) -> Tensor:
+        """The model's scores (B, V) of the next token, in float32 at least."""
         logits = self.model(self.ids, self.cache, padding=self.padding, last_only=True)  # (B, V)
-        scores = torch.log_softmax(
-            logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)
-        )  # (B, V)
-        return scores.index_fill_(-1, self.excluded, float("-inf"))  # (B, V)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # (B, V)
 
     def read(self, tokens: Tensor, rows: Tensor | None = None) -> None:
         """Row i continues as row rows[i] did (None: as itself), with tokens[i] after it."""
@@ -211,29 +210,21 @@ class Reader:
         self.ids = new if self.cache is not None else torch.cat([self.ids, new], dim=1)  # (B, S)
 
 
-def _greedy(scores: Tensor, rows: list[int]) -> Tensor:  # (B, V) -> (B,)
-    return scores.argmax(dim=-1)
+def _stream(base: int, place: int) -> torch.Generator:
+    """The random numbers of one prompt."""
+    return torch.Generator().manual_seed((base + 0x9E3779B97F4A7C15 * place) % 2**63)
 
 
-class _Sampler:
-    """Draws with one uniform number a row, from the row's own stream."""
-
-    def __init__(self, base: int, start: int, count: int, *filters):
-        self.streams = [
-            torch.Generator().manual_seed((base + 0x9E3779B97F4A7C15 * place) % 2**63)
-            for place in range(start, start + count)
-        ]
-        self.filters = filters
-
-    def __call__(self, scores: Tensor, rows: list[int]) -> Tensor:  # (B, V) -> (B,)
-        cumulative = filtered_distribution(scores, *self.filters).double().cumsum(dim=-1)  # (B, V)
-        drawn = [
-            torch.rand(1, generator=self.streams[row], dtype=torch.float64) for row in rows
-        ]  # (1,) each
-        # The sum is 1 only up to rounding; `right` never lands on a token of probability 0.
-        wanted = torch.stack(drawn).to(scores.device) * cumulative[:, -1:]  # (B, 1)
-        tokens = torch.searchsorted(cumulative, wanted, right=True)[:, 0]  # (B,)
-        return tokens.clamp(max=scores.shape[-1] - 1)  # (B,)
+def _draw(
+    streams: list[torch.Generator], filters: tuple, scores: Tensor, rows: list[int]
+) -> Tensor:  # (B, V) -> (B,)
+    """Draw with one uniform number a row, from the row's own stream."""
+    cumulative = filtered_distribution(scores, *filters).double().cumsum(dim=-1)  # (B, V)
+    drawn = [torch.rand(1, generator=streams[row], dtype=torch.float64) for row in rows]  # (1,)
+    # The sum is 1 only up to rounding; `right` never lands on a token of probability 0.
+    wanted = torch.stack(drawn).to(scores.device) * cumulative[:, -1:]  # (B, 1)
+    tokens = torch.searchsorted(cumulative, wanted, right=True)[:, 0]  # (B,)
+    return tokens.clamp(max=scores.shape[-1] - 1)  # (B,)
 
 
 def token_by_token(
@@ -257,9 +248,9 @@ def token_by_token(
         return [[([], 0.0)] for _ in prompts]
     reader = Reader(model, tokenizer, [prompts[row] for row in active], max(limits), use_cache)
     while True:
-        scores = reader.scores()  # (B, V)
-        tokens = pick(scores, active)  # (B,)
-        chosen = scores.gather(-1, tokens[:, None])[:, 0]  # (B,)
+        logits = reader.logits()  # (B, V)
+        tokens = pick(logits + reader.bias, active)  # (B,)
+        chosen = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)  # (B,)
         going = []
         for place, (row, token, logprob) in enumerate(
             zip(active, tokens.tolist(), chosen.tolist(), strict=True)
@@ -304,15 +295,14 @@ def beam_search(
     reader = Reader(model, tokenizer, [prompts[row] for row in active], max(limits), use_cache)
     beams = [[([], 0.0)] for _ in active]  # running: new ids, log-probability
     while True:
-        scores = reader.scores()  # (B, V), B = all running beams
-        totals = scores + torch.tensor(
-            [[logprob] for group in beams for _, logprob in group],
-            device=scores.device,
-            dtype=scores.dtype,
-        )  # (B, V)
+        logits = reader.logits()  # (B, V), B = all running beams
+        # At most `width` of a prompt's 2 · width likeliest extensions end.
+        likeliest = (logits + reader.bias).topk(min(2 * width, logits.shape[-1]))  # (B, 2W) each
+        scores = likeliest.values - logits.logsumexp(dim=-1, keepdim=True)  # (B, 2W)
+        found = list(zip(scores.tolist(), likeliest.indices.tolist(), strict=True))
         tokens, rows, kept, offset = [], [], [], 0
         for row, group in zip(active, beams, strict=True):
-            here = totals[offset : offset + len(group)]  # (W, V)
+            here = found[offset : offset + len(group)]
             running, ended = _extend(group, here, width, limits[row], tokenizer.eos_id)
             finished[row] = sorted(
                 finished[row]
@@ -330,24 +320,30 @@ def beam_search(
         if not kept:
             return [[(ids, total) for _, ids, total in best] or [([], 0.0)] for best in finished]
         active, beams = [row for row, _ in kept], [group for _, group in kept]
-        device = scores.device
-        reader.read(torch.tensor(tokens, device=device), torch.tensor(rows, device=device))
+        reader.read(*(torch.tensor(numbers, device=logits.device) for numbers in (tokens, rows)))
 
 
 def _extend(
-    group: list, totals: Tensor, width: int, limit: int, eos_id: int
+    group: list[tuple[list[int], float]],
+    found: list[tuple[list[float], list[int]]],
+    width: int,
+    limit: int,
+    eos_id: int,
 ) -> tuple[list[tuple[list[int], float, int]], list[tuple[list[int], float]]]:
     """One prompt's beams, a token longer: those that run on (and which beam each extends), and
-    those that end. totals: (W, V), the log-probability of each beam with each token after it.
+    those that end. found: for each beam the log-probabilities of its likeliest tokens, and these.
     """
-    likeliest = largest(totals.flatten(), min(2 * width, totals.numel()))  # at most `width` end
+    require(not any(math.isnan(scores[0]) for scores, _ in found), _NAN, FloatingPointError)
+    candidates = [
+        (logprob + score, beam, token)
+        for beam, ((_, logprob), (scores, tokens)) in enumerate(zip(group, found, strict=True))
+        for score, token in zip(scores, tokens, strict=True)
+        if score > -math.inf  # else only tokens that never come out are left
+    ]
     running, ended = [], []
-    for rank, (total, at) in enumerate(zip(*(found.tolist() for found in likeliest), strict=True)):
-        beam, token = divmod(at, totals.shape[-1])
+    candidates.sort(key=lambda candidate: -candidate[0])
+    for rank, (total, beam, token) in enumerate(candidates[: 2 * width]):
         ids = [*group[beam][0], token]
-        require(not math.isnan(total), _NAN, FloatingPointError)
-        if total == float("-inf"):
-            break  # only tokens that never come out are left
         if token == eos_id or len(ids) == limit:
             if rank < width:
                 ended.append((ids, total))
@@ -366,32 +362,11 @@ def _is_done(
     return best_running[1] / length**length_penalty <= finished[-1][0]
 
 
-def largest(values: Tensor, k: int, block: int = 100) -> tuple[Tensor, Tensor]:
-    """The k largest of values (N,), largest first, and their places, (k,) each.
-
-    The same as `topk`, which would look at each value by itself: each of the k largest is in one
-    of the k blocks with the largest maxima.
-    """
-    whole = len(values) // block * block
-    if whole < k * block:
-        return values.topk(k)
-    best = values[:whole].view(-1, block).amax(dim=-1).topk(k).indices  # (k,)
-    within = torch.arange(block, device=values.device)  # (block,)
-    rest = torch.arange(whole, len(values), device=values.device)  # of the last block
-    places = torch.cat([(best[:, None] * block + within).flatten(), rest])  # (k · block + rest,)
-    found = values[places].topk(k)
-    return found.values, places[found.indices]
-
-
 def in_place(running: list[tuple]) -> list[tuple]:
     """Order beams so that as many as possible stay in the cache's row that they continue.
 
     A beam's third part is that row.
     """
-    placed, rest = {}, []
-    for beam in running:
-        if beam[2] < len(running) and beam[2] not in placed:
-            placed[beam[2]] = beam
-        else:
-            rest.append(beam)
-    return [placed[row] if row in placed else rest.pop(0) for row in range(len(running))]
+    placed = {beam[2]: beam for beam in reversed(running) if beam[2] < len(running)}
+    rest = (beam for beam in running if placed.get(beam[2]) is not beam)
+    return [placed[row] if row in placed else next(rest) for row in range(len(running))]

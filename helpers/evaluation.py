@@ -4,6 +4,7 @@ Shape comments name the sizes: N texts, M validation texts, T tokens, V vocabula
 """
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from helpers.decoding import Generation, generate
 from helpers.loss import mean_loss
 from helpers.model import Decoder
-from helpers.support.checks import require
+from helpers.support.checks import FILLED, check, counts, require
+from helpers.support.hardware import evaluating
 from helpers.tokenizer import WordTokenizer
 from helpers.training import encode_stories
 
@@ -23,7 +25,8 @@ from helpers.training import encode_stories
 def perplexity(model: Decoder, tokenizer: WordTokenizer, texts: Sequence[str]) -> float:
     """exp of the mean loss per token, in fp32.
 
-    Each text counts up to the model's context_length, and its `<sos>` is not predicted.
+    Each text counts up to the model's context_length, and its `<sos>` is not predicted. Raises
+    ValueError if there are no texts, or if the tokenizer is another model's.
     """
     model.check_tokenizer(tokenizer)
     return math.exp(
@@ -46,11 +49,14 @@ def landmarks(
     of the smoothing is chosen on the last tenth of the training stories.
 
     Args:
-        train_ids: (N, T), what the models are fitted on.
+        train_ids: (N, T), what the models are fitted on: two stories at least.
         validation_ids: (M, T), what their losses are measured on.
 
     Returns:
         {"uniform", "unigram", "bigram"} to nats per token.
+
+    Raises:
+        ValueError: if there are too few stories, or they have fewer than two tokens.
     """
     fit, tune = train_ids[: -len(train_ids) // 10], train_ids[-len(train_ids) // 10 :]
     best = min(
@@ -65,56 +71,61 @@ def _ngram_losses(
     train_ids: Tensor, test_ids: Tensor, vocab_size: int, pad_id: int, weight: float
 ) -> tuple[float, float]:
     """P(w | v) = (count(v, w) + weight · P(w)) / (count(v) + weight): a Dirichlet prior."""
-
-    def pairs(ids):
-        before, after = ids[:, :-1].flatten(), ids[:, 1:].flatten()  # (N·(T-1),) each
-        real = after != pad_id  # (N·(T-1),)
-        return before[real].long().numpy(), after[real].long().numpy()
-
-    before, after = pairs(train_ids)
-    counts = (
-        np.bincount(after, minlength=vocab_size) + 1.0
-    )  # (V,), one added: no word is impossible
-    unigram = counts / counts.sum()  # (V,)
-    context = np.bincount(before, minlength=vocab_size)  # (V,)
-    keys, pair_counts = np.unique(before * vocab_size + after, return_counts=True)
-    before, after = pairs(test_ids)
-    wanted = before * vocab_size + after
-    place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-    seen = np.where(keys[place] == wanted, pair_counts[place], 0)
-    bigram = (seen + weight * unigram[after]) / (context[before] + weight)
+    first, second = _windows(train_ids, 2, pad_id).T  # (training pairs,) each
+    before, after = _windows(test_ids, 2, pad_id).T  # (test pairs,) each
+    # One is added to each count: no word is impossible.
+    unigram = (np.bincount(second, minlength=vocab_size) + 1) / (len(second) + vocab_size)  # (V,)
+    keys, pair_counts = np.unique(first * vocab_size + second, return_counts=True)
+    wanted = before * vocab_size + after  # (test pairs,)
+    place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)  # (test pairs,)
+    seen = np.where(keys[place] == wanted, pair_counts[place], 0)  # (test pairs,)
+    bigram = (seen + weight * unigram[after]) / (
+        np.bincount(first, minlength=vocab_size)[before] + weight
+    )  # (test pairs,)
     return float(-np.log(unigram[after]).mean()), float(-np.log(bigram).mean())
 
 
-_BLEU = BLEU(tokenize="none")  # the texts are words already
+def _windows(ids: Tensor, length: int, pad_id: int) -> np.ndarray:  # (windows, length)
+    """Each `length` tokens in a row of encoded stories (N, T), unless the last is `<pad>`."""
+    require(
+        len(ids) and ids.shape[1] >= length,
+        f"ids of shape {tuple(ids.shape)} hold no {length} tokens in a row: give more stories, or "
+        "longer ones",
+    )
+    windows = ids.unfold(1, length, 1).reshape(-1, length)  # (N·(T-length+1), length)
+    return windows[windows[:, -1] != pad_id].long().numpy()
+
+
+_BLEU = BLEU(tokenize="none", references=[["a"]])  # the texts are words already
 # One text may have no four words in a row.
 _SENTENCE_BLEU = BLEU(tokenize="none", effective_order=True)
 
 
 def bleu_signature() -> str:
     """sacrebleu's own line on how `bleu` counts, to compare with other programs (Post 2018)."""
-    _BLEU.corpus_score(["a"], [["a"]])  # before this, it does not know the number of references
     return str(_BLEU.get_signature())
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Corpus BLEU, 0 to 100, of hypotheses against one reference each (words between spaces).
 
-    Papineni et al. 2002; sacrebleu (Post 2018), no tokenizer. Raises ValueError if there are not
-    as many of one as of the other.
+    Papineni et al. 2002; sacrebleu (Post 2018), no tokenizer. Raises ValueError if there are none,
+    or not as many of one as of the other.
     """
-    return _bleu_of([_bleu_counts(h, r) for h, r in zip(hypotheses, references, strict=True)])
+    check(locals(), {"hypotheses references": FILLED})
+    return _bleu_of(sum(_ngrams(h, r) for h, r in zip(hypotheses, references, strict=True)))
 
 
-def _bleu_counts(hypothesis: str, reference: str) -> np.ndarray:  # (10,)
+def _ngrams(hypothesis: str, reference: str) -> np.ndarray:  # (10,)
     """Matching and all n-grams (n = 1 to 4 each), words of both texts: BLEU needs their sums."""
     score = _SENTENCE_BLEU.sentence_score(hypothesis, [reference])
     return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len])
 
 
-def _bleu_of(counts: Sequence[np.ndarray]) -> float:
-    total = [int(value) for value in np.sum(counts, axis=0)]
-    return _BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score
+def _bleu_of(ngrams: np.ndarray) -> float:
+    return _BLEU.compute_bleu(
+        ngrams[:4].tolist(), ngrams[4:8].tolist(), *ngrams[8:].tolist(), smooth_method="exp"
+    ).score
 
 
 @dataclass(frozen=True)
@@ -125,8 +136,16 @@ class Continuations:
     references: list[str]  # the true continuations
     hypotheses: list[str]  # the model's
     generations: list[Generation]
-    nats: np.ndarray  # (N,), -log p of each under the model
-    tokens: np.ndarray  # (N,), `<eos>` included
+
+    @property
+    def nats(self) -> np.ndarray:  # (N,)
+        """-log p of each under the model."""
+        return np.array([-one.logprob for one in self.generations])
+
+    @property
+    def tokens(self) -> np.ndarray:  # (N,)
+        """The number of tokens of each, `<eos>` included."""
+        return np.array([len(one.ids) for one in self.generations])
 
     @property
     def perplexity(self) -> float:
@@ -154,9 +173,9 @@ class Continuations:
 
     def __add__(self, other: "Continuations") -> "Continuations":
         """The two together, as of two seeds."""
-        both = [(getattr(self, part.name), getattr(other, part.name)) for part in fields(self)]
-        lists = [mine + theirs for mine, theirs in both[:4]]
-        return Continuations(*lists, *map(np.concatenate, both[4:]))
+        return Continuations(
+            *(getattr(self, part.name) + getattr(other, part.name) for part in fields(self))
+        )
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """95 % bootstrap intervals of perplexity and BLEU, over stories and seeds.
@@ -164,24 +183,27 @@ class Continuations:
         The continuations of one prompt are alike, so prompts are drawn first, with replacement,
         and for each as many of its continuations as it has (Davison & Hinkley 1997, section 3.8).
         """
-        rng = np.random.default_rng(seed)
-        counts = np.array(
-            [_bleu_counts(h, r) for h, r in zip(self.hypotheses, self.references, strict=True)]
-        )  # (N, 10)
-        of_prompt: dict[tuple[str, str], list[int]] = {}
-        for index, key in enumerate(zip(self.prompts, self.references, strict=True)):
-            of_prompt.setdefault(key, []).append(index)
-        groups = [np.array(indices) for indices in of_prompt.values()]
-        found: dict[str, list[float]] = {"perplexity": [], "bleu": []}
-        for _ in range(resamples):
-            chosen = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
-            draw = np.concatenate(
-                [group[rng.integers(len(group), size=len(group))] for group in chosen]
+        rng, nats, tokens = np.random.default_rng(seed), self.nats, self.tokens
+        ngrams = np.array(list(map(_ngrams, self.hypotheses, self.references)))  # (N, 10)
+        stories = list(zip(self.prompts, self.references, strict=True))
+        groups = [
+            np.flatnonzero([story == one for story in stories]) for one in dict.fromkeys(stories)
+        ]
+        draws = [
+            np.concatenate(
+                [
+                    rng.choice(groups[i], len(groups[i]))
+                    for i in rng.integers(len(groups), size=len(groups))
+                ]
             )  # (N,)
-            found["perplexity"].append(np.exp(self.nats[draw].sum() / self.tokens[draw].sum()))
-            found["bleu"].append(_bleu_of(counts[draw]))
-        percentiles = lambda values: tuple(np.percentile(values, [2.5, 97.5]).tolist())
-        return {name: percentiles(values) for name, values in found.items()}
+            for _ in range(resamples)
+        ]
+        found = [
+            (np.exp(nats[d].sum() / tokens[d].sum()), _bleu_of(ngrams[d].sum(axis=0)))
+            for d in draws
+        ]
+        bounds = np.percentile(found, [2.5, 97.5], axis=0).T.tolist()
+        return {"perplexity": tuple(bounds[0]), "bleu": tuple(bounds[1])}
 
 
 def evaluate_continuations(
@@ -204,10 +226,19 @@ def evaluate_continuations(
         how: as `generate` takes it. strategy="true" takes the true continuation, as a reference.
 
     Raises:
-        ValueError: if a text is no longer than its prompt; otherwise as `generate` does.
+        ValueError: if there are no texts, one is no longer than its prompt, or nothing may be
+            written; otherwise as `generate` does.
     """
-    room = model.config.context_length - 1 - prompt_tokens
-    limit = room if max_new_tokens is None else min(room, max_new_tokens)
+    longest = model.config.context_length - 2  # prompt, beside `<sos>` and a new token
+    check(
+        locals(),
+        {
+            "texts": FILLED,
+            "prompt_tokens": (f"from 0 to {longest}", range(longest + 1).__contains__),
+            "max_new_tokens": ("a whole number of at least 1", counts, None),
+        },
+    )
+    limit = min(longest + 1 - prompt_tokens, max_new_tokens or longest + 1)
     words = [tokenizer.split(text) for text in texts]
     for index, story in enumerate(words):
         require(
@@ -217,37 +248,38 @@ def evaluate_continuations(
     prompts = [" ".join(story[:prompt_tokens]) for story in words]
     references = [" ".join(story[prompt_tokens : prompt_tokens + limit]) for story in words]
     if how.get("strategy") == "true":
-        generations = []
-        for text in texts:
-            ids = [tokenizer.sos_id, *tokenizer.encode(text), tokenizer.eos_id]
-            before, after = ids[: prompt_tokens + 1], ids[prompt_tokens + 1 :][:limit]
-            generations.append(_as_generation(model, tokenizer, before, after))
-        return _continuations(tokenizer, prompts, references, generations, references)
-    generations = generate(model, tokenizer, prompts, max_new_tokens=limit, **how)
-    return _continuations(tokenizer, prompts, references, generations)
-
-
-def _continuations(tokenizer, prompts, references, generations, hypotheses=None) -> Continuations:
-    if hypotheses is None:
-        hypotheses = [
-            " ".join(tokenizer.word(i) for i in one.ids if i != tokenizer.eos_id)
-            for one in generations
+        given = [
+            _as_generated(
+                model,
+                tokenizer,
+                [tokenizer.sos_id, *ids[:prompt_tokens]],
+                [*ids[prompt_tokens:], tokenizer.eos_id][:limit],
+            )
+            for ids in map(tokenizer.encode, texts)
         ]
-    nats = np.array([-one.logprob for one in generations])  # (N,)
-    tokens = np.array([len(one.ids) for one in generations])  # (N,)
-    return Continuations(prompts, references, hypotheses, generations, nats, tokens)
+        return Continuations(prompts, references, references, given)
+    generations = generate(model, tokenizer, prompts, max_new_tokens=limit, **how)
+    return Continuations(prompts, references, _words(tokenizer, generations), generations)
 
 
-@torch.no_grad()
-def _as_generation(
-    model: Decoder, tokenizer: WordTokenizer, prompt: list[int], new: list[int]
+def _words(tokenizer: WordTokenizer, generations: list[Generation]) -> list[str]:
+    return [
+        " ".join(tokenizer.word(i) for i in one.ids if i != tokenizer.eos_id) for one in generations
+    ]
+
+
+def _as_generated(
+    model: Decoder, tokenizer: WordTokenizer, before: list[int], new: list[int]
 ) -> Generation:
-    """Given ids as if the model had written them: with their log-probability under it."""
+    """New ids after others, as if the model had written them: with their log-probability."""
     model.check_tokenizer(tokenizer)
-    ids = torch.tensor([prompt + new], device=model.output.weight.device)  # (1, S)
-    logits = model(ids[:, :-1])[0, len(prompt) - 1 :].float()  # (len(new), V)
-    logprob = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).sum().item()
-    return Generation(tokenizer.decode(new, after=prompt), new, logprob, logprob / max(1, len(new)))
+    ids = torch.tensor([before + new], device=model.output.weight.device)  # (1, S)
+    with torch.no_grad(), evaluating(model):
+        logits = model(ids[:, :-1])[0, len(before) - 1 :].float()  # (len(new), V)
+    logprob = logits.log_softmax(-1)[range(len(new)), new].sum().item()
+    return Generation(
+        tokenizer.decode(new, after=before), new, logprob, score=logprob / max(1, len(new))
+    )
 
 
 class Trigram:
@@ -255,31 +287,25 @@ class Trigram:
 
     Smoothed towards the bigram, and that towards the unigram.
 
-    ids: encoded stories (N, T). weight: made-up observations that the smoothing weighs.
+    ids: encoded stories (N, T). weight: made-up observations that the smoothing weighs. Raises
+    ValueError if there is no story, or they have fewer than three tokens.
     """
 
     def __init__(self, ids: Tensor, vocab_size: int, pad_id: int = 0, weight: float = 1.0):
-        self.vocab_size, self.weight, self.tables = vocab_size, weight, []
-        for order in (1, 2, 3):
-            windows = ids.unfold(1, order, 1)  # (N, T-order+1, order)
-            rows = windows.reshape(-1, order).long().numpy()  # (N·(T-order+1), order)
-            rows = rows[rows[:, -1] != pad_id]
-            table: dict[tuple, dict[int, int]] = {}
-            for *before, after in rows.tolist():
-                counts = table.setdefault(tuple(before), {})
-                counts[after] = counts.get(after, 0) + 1
-            self.tables.append(table)
+        self.vocab_size, self.weight = vocab_size, weight
+        self.tables = [defaultdict(Counter) for _ in range(3)]  # {tokens before: {token: count}}
+        for order, table in enumerate(self.tables, start=1):
+            for *before, after in _windows(ids, order, pad_id).tolist():
+                table[tuple(before)][after] += 1
 
     def distribution(self, before: Sequence[int]) -> np.ndarray:  # (V,)
         """Probabilities of the token after `before`, which may be of any length."""
         probabilities = np.full(self.vocab_size, 1 / self.vocab_size)  # (V,)
         for order, table in enumerate(self.tables):
-            counts = (
-                table.get(tuple(before[len(before) - order :]), {}) if len(before) >= order else {}
-            )
-            total = sum(counts.values()) + self.weight
+            seen = table.get(tuple(before[len(before) - order :]), {})
+            total = sum(seen.values()) + self.weight
             probabilities = probabilities * (self.weight / total)  # (V,)
-            probabilities[list(counts)] += np.array([*counts.values()]) / total
+            probabilities[list(seen)] += np.array([*seen.values()]) / total
         return probabilities
 
     def continuations(
@@ -290,13 +316,19 @@ class Trigram:
         limit: int,
         seed: int = 0,
     ) -> Continuations:
-        """Sampled after the same prompts; their nats are those that `model` gives them."""
+        """Sampled after the same prompts; their nats are those that `model` gives them.
+
+        limit: tokens of each, at most. Raises ValueError if it is not at least 1.
+        """
+        check(locals(), {"limit": ("a whole number of at least 1", counts)})
         rng, generations = np.random.default_rng(seed), []
         for prompt in like.prompts:
             ids, new = [tokenizer.sos_id, *tokenizer.encode(prompt)], []
-            while len(new) < limit and (not new or new[-1] != tokenizer.eos_id):
+            while len(new) < limit and tokenizer.eos_id not in new:
                 p = self.distribution(ids + new)  # (V,)
                 p[tokenizer.excluded_ids(self.vocab_size)] = 0
                 new.append(int(rng.choice(self.vocab_size, p=p / p.sum())))
-            generations.append(_as_generation(model, tokenizer, ids, new))
-        return _continuations(tokenizer, like.prompts, like.references, generations)
+            generations.append(_as_generated(model, tokenizer, ids, new))
+        return Continuations(
+            like.prompts, like.references, _words(tokenizer, generations), generations
+        )

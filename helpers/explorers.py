@@ -22,21 +22,15 @@ class Explorer:
         self.draw, self.controls = draw, controls
         self.labels: dict[str, str] = {}  # what the report looks for
         vars(self).update(controls)
-        self.picture = self._picture()
-        self.image = widgets.Image(
-            format="png", value=self.picture.png, layout={"max_width": "560px"}
-        )
+        self.image = widgets.Image(format="png", layout={"max_width": "560px"})
+        self._redraw()
         for control in controls.values():
             control.observe(self._redraw, "value")
         self.box = widgets.VBox([*controls.values(), self.image])
 
-    def _picture(self) -> Picture:
-        return Picture(
-            *self.draw(**{name: control.value for name, control in self.controls.items()})
-        )
-
-    def _redraw(self, change) -> None:
-        self.picture = self._picture()
+    def _redraw(self, change=None) -> None:
+        values = {name: control.value for name, control in self.controls.items()}
+        self.picture = Picture(*self.draw(**values))
         self.image.value = self.picture.png
 
     def __repr__(self) -> str:
@@ -58,21 +52,22 @@ class AttentionExplorer(Explorer):
     """Choose a sentence, a layer and a head, and see its heat-map.
 
     sentences: {title: (tokens, attention[L, H, T, T])}, with the same L and H for each.
-    Raises ValueError if the shapes do not fit.
+    Raises ValueError if the shapes do not fit, or if there is no sentence, word, layer or head.
     """
 
     def __init__(self, sentences: Mapping[str, tuple[Sequence[str], np.ndarray]]):
-        sentences = {title: (words, np.asarray(w)) for title, (words, w) in sentences.items()}
-        self.sentences, sizes = sentences, set()
+        self.sentences = sentences = {
+            title: (tokens, np.asarray(weights)) for title, (tokens, weights) in sentences.items()
+        }
         for title, (tokens, weights) in sentences.items():
             require(
-                weights.ndim == 4 and weights.shape[2:] == (len(tokens), len(tokens)),
+                weights.size and weights.shape[2:] == (len(tokens), len(tokens)),
                 f"{title!r}: attention of shape {weights.shape} for {len(tokens)} words",
             )
-            sizes.add(weights.shape[:2])
+        sizes = {weights.shape[:2] for _, weights in sentences.values()}
         require(
             len(sizes) == 1,
-            f"the sentences need the same number of layers and heads, not {sorted(sizes)}",
+            f"give one or more sentences with the same number of layers and heads: {sorted(sizes)}",
         )
         layers, heads = sizes.pop()
         slider = functools.partial(widgets.IntSlider, value=1, min=1, continuous_update=False)
@@ -104,21 +99,21 @@ class SamplingExplorer(Explorer):
             probabilities = filtered(temperature, top_k or None, top_p)  # (V,)
             left = int((probabilities > 0).sum())
             name = f"temperature {temperature:g}, top-k {top_k or 'off'}, top-p {top_p:g}"
-            figure = distributions(
+            return distributions(
                 list(words),
                 {name: probabilities[list(words.values())]},
                 title=f"{left:,} words left",
                 limit=1.0,
-            )
-            return figure, (
-                f"Probabilities of the next word at {name}: {left:,} words can still come out"
-            )
+            ), f"Probabilities of the next word at {name}: {left:,} words can still come out"
 
-        sizes = [*((str(k), k) for k in (1, 2, 3, 4, 5, 10, 20, 50, 100, 500)), ("off", 0)]
         slider = functools.partial(widgets.FloatSlider, value=1.0)
         super().__init__(
             draw,
             temperature=slider(min=0.1, max=2.0, step=0.1, description="temperature"),
-            top_k=widgets.SelectionSlider(value=0, options=sizes, description="top-k"),
+            top_k=widgets.SelectionSlider(
+                value=0,
+                options=[(str(k or "off"), k) for k in (1, 2, 3, 4, 5, 10, 20, 50, 100, 500, 0)],
+                description="top-k",
+            ),
             top_p=slider(min=0.05, max=1.0, step=0.05, description="top-p"),
         )

@@ -15,9 +15,52 @@ from typing import BinaryIO
 import numpy as np
 
 from helpers.support.checks import require
+from helpers.support.files import kind_of_file, user_path
 
 MISSING, FROM_NGRAMS, IN_DICTIONARY = range(3)  # where a vector comes from
-_FETCH_AGAIN = "download or train it again"
+SIZES = re.compile(rb"[1-9]\d* [1-9]\d{0,3}\s*")  # the first line of a .vec: rows, dimensions
+_MAGIC = struct.pack("<i", 793712314)
+_BROKEN = "is cut short or damaged: download or train it again"
+
+
+def foreign_file(path: Path) -> str | None:
+    """What a file is that is not what its name says, and what to do: the end of "<path> is ...".
+
+    None if it is what its name says: then it must be damaged.
+    """
+    with open(path, "rb") as file:
+        first, sample = file.readline(100_000), file.read(4_000)
+    kind, sizes = kind_of_file(path) or "", SIZES.fullmatch(first)
+    # Whether it is one, how its name should end, what it is and what to do; the first that fits.
+    kinds = (
+        (not first, (), "empty: see whether the download failed"),
+        (first.startswith(_MAGIC), (".bin",), "a fastText .bin: name it .bin"),
+        (
+            sizes and re.search(rb"[\0-\x08\x0e-\x1f]", sample),
+            (),
+            "in word2vec's binary format: make it text with gensim, KeyedVectors."
+            f"load_word2vec_format({path.name!r}, binary=True).save_word2vec_format('x.vec')",
+        ),
+        (sizes, (".vec",), "text that is not compressed: name it .vec"),
+        (
+            re.fullmatch(rb"\S+( -?\d+(\.\d+)?(e-?\d+)?){5,}\s*", first),
+            (),
+            "text without a first line of sizes, as GloVe's is: put the line "
+            f"'<number of rows> {len(first.split()) - 1}' in front and name it .vec",
+        ),
+        ("gzip" in kind, (".vec.gz",), f"{kind}: unpack it, or name it .vec.gz if it holds a .vec"),
+        (
+            "zip" in kind and b"/data.pkl" in first + sample,
+            (),
+            "a PyTorch file: give a fastText .bin, .vec or .vec.gz",
+        ),
+        (re.search("compressed|archive", kind), (), f"{kind}: unpack it if it holds vectors"),
+        ("UTF" in kind, (), f"{kind}: save it as UTF-8"),
+        (kind, (), f"{kind}: give a fastText .bin, .vec or .vec.gz"),
+        (True, (), f"no fastText .bin, .vec or .vec.gz, it starts with {first[:30]!r}: give one"),
+    )
+    endings, words = next((endings, words) for fits, endings, words in kinds if fits)
+    return None if path.name.lower().endswith(endings) else f"{words}, or fetch another copy"
 
 
 def fnv1a(data: bytes) -> int:
@@ -35,83 +78,67 @@ class FastTextBin:
     in memory (20 MB for two million). A look-up goes through all of them (0.2 s for two million),
     so ask for many words at once.
 
-    Raises ValueError if the file is cut short, pruned, quantised, of a newer format or not a .bin.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is cut short, damaged, pruned, quantised, of a newer format or not a .bin.
     """
 
-    _MAGIC, _SUPERVISED = 793712314, 3
-    # magic, version; 12 settings, t; size, words, labels, tokens, pruned
-    _HEADER = struct.Struct("<2i12id3i2q")
-    # A word, then its count (int64) and its type (int8).
-    _ENTRY = re.compile(rb"([^\0]*)\0.{9}", re.DOTALL)
-
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._size = self.path.stat().st_size
+        self.path = user_path(path)
         try:
             with open(self.path, "rb") as file:
-                self._read_frame(file)
-        except struct.error:
-            self._refuse_unless(False, f"is cut short: {_FETCH_AGAIN}")
+                self._read_frame(file, self.path.stat().st_size)
+        except struct.error:  # too few bytes
+            self._refuse_unless(False, _BROKEN)
 
     def _refuse_unless(self, condition: object, problem: str) -> None:
         require(condition, f"{self.path} {problem}")
 
-    def _read_frame(self, file: BinaryIO) -> None:
+    def _read_frame(self, file: BinaryIO, file_size: int) -> None:
         """Everything but the two tables of numbers."""
-        check, damaged = self._refuse_unless, f"is damaged, its parts disagree: {_FETCH_AGAIN}"
-        cut_short = f"is cut short: {_FETCH_AGAIN}"
-        unquantised = "its vectors are not exact: use the .bin from before quantising"
-        header = file.read(self._HEADER.size)
-        check(
-            header[:4] == struct.pack("<i", self._MAGIC), "is no fastText .bin: download it again"
-        )
-        fields = self._HEADER.unpack(header)
-        (version, self.dim), (model, self.bucket, self.minn, self.maxn) = fields[1:3], fields[9:13]
-        size, self._words, pruned = fields[15], fields[16], fields[19]
+        check, so = self._refuse_unless, "so not exact: use the .bin from before quantising"
+        header = file.read(92)
+        if not header.startswith(_MAGIC):
+            check(False, f"is {foreign_file(self.path) or 'no .bin: use load_vectors'}")
+        # Left out: the magic number; six settings; another and t; the numbers of labels and tokens.
+        raw = struct.unpack("<4x2i24x4i12x2i12xq", header)
+        version, self.dim, model, self.bucket, self.minn, self.maxn, size, self._words, pruned = raw
         check(version <= 12, f"has format {version}, newer than 12: this reader is too old for it")
-        check(pruned < 0, f"is pruned, {unquantised}")
-        if version == 11 and model == self._SUPERVISED:
-            self.maxn = 0  # such models had no character n-grams
-        shape = (self._words + self.bucket, self.dim)
-        check(
-            0 <= self._words <= size and self.dim > 0 and self.bucket >= (self.maxn > 0),
-            f"is damaged, its header makes no sense: {_FETCH_AGAIN}",
-        )
-        check(10 * size < self._size, cut_short)
+        check(pruned < 0, f"is pruned, {so}")
+        if version == 11 and model == 3:
+            self.maxn = 0  # supervised models of that time had no character n-grams
+        check(0 <= self._words <= size and self.dim > 0 and self.bucket >= (self.maxn > 0), _BROKEN)
         self._blocks = list(self._read_dictionary(file, size))
-        quantised, *found = struct.unpack("<B2q", file.read(17))
-        check(quantised != 1, f"is quantised, {unquantised}")
-        check((quantised, *found) == (0, *shape), damaged)
+        quantised, *shape = struct.unpack("<B2q", file.read(17))
+        check(quantised != 1, f"is quantised, {so}")
         self._table_start = file.tell()
         end = self._table_start + 4 * shape[0] * shape[1]
-        check(end < self._size, cut_short)
+        check(
+            (quantised, *shape) == (0, self._words + self.bucket, self.dim) and end < file_size,
+            _BROKEN,
+        )
         file.seek(end)
-        _, *found = struct.unpack("<B2q", file.read(17))
-        check(min(found) >= 0, damaged)
-        check(file.tell() + 4 * found[0] * found[1] <= self._size, cut_short)
+        _, *shape = struct.unpack("<B2q", file.read(17))
+        check(min(shape) >= 0 and file.tell() + 4 * shape[0] * shape[1] <= file_size, _BROKEN)
 
     def _read_dictionary(self, file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
         """Yield (id of the first word, words joined by zero bytes), and stop after the last entry.
 
-        A million bytes at a time: two million words as Python objects would fill 100 MB. Words
-        come before labels.
+        A million bytes at a time: two million words as Python objects would fill 100 MB.
         """
-        start, seen, data = file.tell(), 0, b""
+        seen, data = 0, b""
         while seen < size:
             chunk = file.read(1 << 20)
             data += chunk
             # Up to the last zero byte with a count and a type after it; the rest waits.
             whole = data.rfind(b"\0", 0, max(0, len(data) - 9)) + 10
-            entries = self._ENTRY.findall(data[:whole])[: size - seen]
-            self._refuse_unless(
-                entries or (chunk and len(data) < 1 << 22),
-                f"is damaged, a word does not end: {_FETCH_AGAIN}",
-            )
-            if words := entries[: max(0, self._words - seen)]:
-                yield seen, b"\0".join(words)
-            used = sum(map(len, entries)) + 10 * len(entries)
-            start, seen, data = start + used, seen + len(entries), data[used:]
-        file.seek(start)
+            # A word, then its count (int64) and its type (int8).
+            entries = re.findall(rb"(?s)([^\0]*)\0.{9}", data[:whole])[: size - seen]
+            self._refuse_unless(entries or (chunk and len(data) < 1 << 22), _BROKEN)
+            yield seen, b"\0".join(entries)
+            seen += len(entries)
+            data = data[sum(map(len, entries)) + 10 * len(entries) :]
+        file.seek(file.tell() - len(data))
 
     def subwords(self, word: str) -> list[str]:
         """The word's character n-grams, by start and then by length, with `<` and `>` around it."""
@@ -125,54 +152,40 @@ class FastTextBin:
             if n > 1 or 0 < start < len(marked) - 1
         ]
 
-    def _row_ids(self, words: Sequence[str]) -> list[list[int]]:
-        """For each word the rows whose mean is its vector: its own first, then its n-grams'."""
-        encoded = [word.encode("utf-8", "surrogatepass") for word in words]
-        wanted, ids = set(encoded) - {b""}, {}
-        for first, block in self._blocks:
-            ids.update(
-                (word, i) for i, word in enumerate(block.split(b"\0"), first) if word in wanted
-            )
-        rows = [[ids[word]] if word in ids else [] for word in encoded]
-        for word, own in zip(words, rows, strict=True):
-            own += [
-                self._words + fnv1a(gram) % self.bucket
-                for gram in (gram.encode("utf-8", "surrogatepass") for gram in self.subwords(word))
-            ]
-        return rows
-
     def lookup(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """float32[len(words), dim], zero if missing, and int8[len(words)]: where each comes from.
 
         The second holds MISSING, FROM_NGRAMS or IN_DICTIONARY.
         """
-        row_ids = self._row_ids(words)
+        encoded = [word.encode("utf-8", "surrogatepass") for word in words]
+        wanted = set(encoded) - {b""}
+        own = {
+            word: i
+            for first, block in self._blocks
+            for i, word in enumerate(block.split(b"\0"), first)
+            if word in wanted and i < self._words  # labels come after the words
+        }
         vectors = np.zeros((len(words), self.dim), np.float32)  # (len(words), dim)
-        ignore = np.errstate(over="ignore", invalid="ignore")  # `WordVectors.matrix` refuses
-        with open(self.path, "rb", buffering=0) as file, ignore:
-            # 500 words at a time: their rows take some 10 MB.
-            for first in range(0, len(words), 500):
-                batch = row_ids[first : first + 500]
-                table = self._read_rows(file, sorted({row for rows in batch for row in rows}))
-                for total, rows in zip(vectors[first:], batch, strict=False):
-                    # One by one, as fastText does: float sums depend on their order.
-                    for row in rows:
-                        total += table[row]
-                    total *= np.float32(1 / max(1, len(rows)))
-        kinds = [
-            (IN_DICTIONARY if ids[0] < self._words else FROM_NGRAMS) if ids else MISSING
-            for ids in row_ids
-        ]
-        return vectors, np.array(kinds, np.int8)  # (len(words), dim), (len(words),)
+        kinds = np.full(len(words), MISSING, np.int8)  # (len(words),)
+        # `WordVectors.matrix` refuses numbers that are not finite.
+        with open(self.path, "rb", buffering=0) as file, np.errstate(all="ignore"):
+            for i, (word, key, total) in enumerate(zip(words, encoded, vectors, strict=True)):
+                rows = [own[key]] if key in own else []
+                rows += [
+                    self._words + fnv1a(gram.encode("utf-8", "surrogatepass")) % self.bucket
+                    for gram in self.subwords(word)
+                ]
+                # One by one, as fastText does: float sums depend on their order.
+                for row in rows:
+                    total += self._read_row(file, row)
+                total *= np.float32(1 / max(1, len(rows)))
+                kinds[i] = IN_DICTIONARY if key in own else FROM_NGRAMS if rows else MISSING
+        return vectors, kinds
 
-    def _read_rows(self, file: BinaryIO, row_ids: list[int]) -> dict[int, np.ndarray]:
-        """Row id -> float32[dim], for sorted ids; neighbouring rows are read in one go."""
-        table = np.empty((len(row_ids), self.dim), "<f4")  # (len(row_ids), dim)
-        starts = np.flatnonzero(np.diff(row_ids, prepend=-2) != 1).tolist()
-        for start, end in zip(starts, [*starts[1:], len(row_ids)], strict=False):
-            file.seek(self._table_start + 4 * self.dim * row_ids[start])
-            run = table[start:end]
-            self._refuse_unless(
-                file.readinto(run) == run.nbytes, "was cut short while it was read: load it again"
-            )
-        return dict(zip(row_ids, table, strict=True))
+    def _read_row(self, file: BinaryIO, row: int) -> np.ndarray:
+        file.seek(self._table_start + 4 * self.dim * row)
+        numbers = file.read(4 * self.dim)
+        self._refuse_unless(
+            len(numbers) == 4 * self.dim, "was cut short while it was read: load it again"
+        )
+        return np.frombuffer(numbers, "<f4")  # (dim,)

@@ -4,13 +4,14 @@ Shape comments name the sizes: N stories, L blocks, B stories of a batch, H head
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from helpers.model import Decoder
+from helpers.support.checks import FILLED, check
 from helpers.support.hardware import evaluating
 from helpers.tokenizer import WordTokenizer
 
@@ -40,7 +41,7 @@ def pattern_targets(
     - "previous sound" and "next sound" are "previous word" and "after same word" among `sounds`,
       the words of songs: query, key and, for "next sound", the copy are all sounds.
 
-    ids, names, sounds: token ids.
+    ids, names, sounds: token ids; there may be none.
     """
     ids = np.asarray(ids)  # (T,)
     T = len(ids)
@@ -82,7 +83,11 @@ def head_scores(
 
     Returns:
         {pattern: (L, H)}, without the patterns that no query of these stories has.
+
+    Raises:
+        ValueError: if there are no stories.
     """
+    check(locals(), {"ids": FILLED})
     mass, even, queries = (dict.fromkeys(PATTERNS, 0.0) for _ in range(3))
     for rows in ids.split(16):
         with evaluating(model):
@@ -102,10 +107,12 @@ def head_scores(
     }
 
 
-def words_after(pattern: str, texts: Iterable[str], tokenizer: WordTokenizer) -> set[int]:
+def words_after(pattern: str, texts: Sequence[str], tokenizer: WordTokenizer) -> set[int]:
     """Ids of all words of the vocabulary that group 1 of a regular expression finds in texts.
 
-    words_after(r"\\b(?:named|called) ([A-Z]\\w+)", …) are the names of people and animals.
+    words_after(r"\\b(?:named|called) ([A-Z]\\w+)", …) are the names of people and animals. Raises
+    ValueError if there are no texts.
     """
+    check(locals(), {"texts": FILLED})
     found = {match for text in texts for match in re.findall(pattern, text)}
     return {i for match in found for i in tokenizer.encode(match)} - {tokenizer.unk_id}

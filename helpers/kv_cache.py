@@ -56,21 +56,18 @@ class KVCache:
         """
         _, B, H, capacity, K = self.keys.shape
         start, T = self.length, keys.shape[-2]
-        if keys.shape != (B, H, T, K) or values.shape != keys.shape:
+        end = start + T
+        if not (keys.shape == values.shape == (B, H, T, K) and end <= capacity):
             raise ValueError(
                 f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit a cache of "
-                f"{B} rows, {H} heads of width {K}: build it with KVCache(model.config, batch_size)"
+                f"{B} rows, {H} heads of width {K} and {capacity} tokens that holds {start}: "
+                "build it with KVCache(model.config, batch_size, capacity)"
             )
-        if start + T > capacity:
-            raise ValueError(
-                f"{start} tokens and {T} more exceed the cache's room for {capacity}: ask for more "
-                "capacity"
-            )
-        self.keys[layer, :, :, start : start + T] = keys
-        self.values[layer, :, :, start : start + T] = values
+        self.keys[layer, :, :, start:end] = keys
+        self.values[layer, :, :, start:end] = values
         if layer == len(self.keys) - 1:  # else a pass that is interrupted would count
-            self.length = start + T
-        return self.keys[layer, :, :, : start + T], self.values[layer, :, :, : start + T]
+            self.length = end
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was. Rows may repeat; there may be fewer or more of them.

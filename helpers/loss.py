@@ -30,37 +30,31 @@ class OutputLoss(torch.autograd.Function):
         x, w, b = hidden[kept].to(low), weight.to(low), bias.to(low)  # (n, D), (V, D), (V,)
         targets = targets[kept, None]  # (n, 1)
         total = torch.zeros((), dtype=wide, device=hidden.device)  # ()
-        wants = ctx.needs_input_grad[:3] if differentiate else (False, False, False)
-        grad_x = torch.zeros_like(hidden) if wants[0] else None  # (N, D)
-        grad_w = torch.zeros_like(weight, dtype=wide) if wants[1] else None  # (V, D)
-        grad_b = torch.zeros_like(bias, dtype=wide) if wants[2] else None  # (V,)
+        grads = []  # of hidden (N, D), weight (V, D) and bias (V,), unless nobody asks for them
+        if differentiate:
+            grads = [torch.zeros_like(t, dtype=wide) for t in (hidden, weight, bias)]
         chunks = zip(*(t.split(rows_per_chunk) for t in (kept, x, targets)), strict=True)
         with torch.autocast(device, enabled=False):
             for rows, chunk, target in chunks:
                 grad = None  # lets go of the last chunk's before this one's is made
                 grad = torch.log_softmax(F.linear(chunk, w, b), dim=1, dtype=wide)  # (c, V)
                 total -= grad.gather(1, target).sum()
-                if not any(wants):
-                    continue
-                grad.exp_()  # (c, V), the softmax
-                minus_one = torch.full_like(target, -1, dtype=wide)  # (c, 1)
-                grad.scatter_add_(1, target, minus_one)  # (c, V), less the one-hot
-                if wants[2]:
-                    grad_b += grad.sum(dim=0)
-                grad = grad.to(low)  # (c, V)
-                if wants[0]:
-                    grad_x[rows] = (grad @ w).to(grad_x.dtype)  # (c, D)
-                if wants[1]:
-                    grad_w += grad.T @ chunk  # (V, D)
-        grad_w = None if grad_w is None else grad_w.to(weight.dtype)  # (V, D)
-        grad_b = None if grad_b is None else grad_b.to(bias.dtype)  # (V,)
-        ctx.save_for_backward(grad_x, grad_w, grad_b)
+                if grads:
+                    grad.exp_()  # (c, V), the softmax
+                    minus_one = torch.full_like(target, -1, dtype=wide)  # (c, 1)
+                    grad.scatter_add_(1, target, minus_one)  # (c, V), less the one-hot
+                    grads[2] += grad.sum(dim=0)
+                    grad = grad.to(low)  # (c, V)
+                    grads[0][rows] = (grad @ w).to(wide)  # (c, D)
+                    grads[1] += grad.T @ chunk  # (V, D)
+        inputs = hidden, weight, bias
+        ctx.save_for_backward(*(g.to(t.dtype) for g, t in zip(grads, inputs, strict=False)))
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_total):
-        scaled = [None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors]
+        scaled = [grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
         return *scaled, None, None, None, None
 
 

@@ -108,8 +108,8 @@ class Segment:
         return placeholder
 
     def recall(self, placeholder: "Placeholder") -> Tensor:
-        if placeholder.tensor is None:
-            raise RuntimeError("checkpoint: the backward pass entered a segment from its side")
+        entered = "checkpoint: the backward pass entered a segment from its side"
+        require(placeholder.tensor is not None, entered, RuntimeError)
         placeholder.check(placeholder.tensor)  # the function may have changed it in place
         return placeholder.tensor
 

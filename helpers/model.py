@@ -235,15 +235,13 @@ class Decoder(nn.Module):
             ValueError: if the shapes differ, or if no row has a vector.
         """
         matrix = torch.as_tensor(matrix)  # (V, E)
+        filled = matrix.any(dim=-1)  # (V,)
         require(
-            matrix.shape == self.embedding.weight.shape,
-            f"word vectors of shape {tuple(matrix.shape)} do not fit an embedding of "
-            f"{tuple(self.embedding.weight.shape)}: build them with vectors.matrix(tokenizer, "
-            "rows=config.vocab_size), and the model with embedding_dim = the vectors' width",
-        )
-        filled = matrix.any(dim=1)  # (V,)
-        require(
-            filled.any(), "all word vectors are zero: build them with vectors.matrix(tokenizer)"
+            matrix.shape == self.embedding.weight.shape and filled.any(),
+            f"word vectors of shape {tuple(matrix.shape)}, {int(filled.sum())} of them not zero, "
+            f"do not fit an embedding of {tuple(self.embedding.weight.shape)}: build them with "
+            "vectors.matrix(tokenizer, rows=config.vocab_size), and the model with embedding_dim = "
+            "the vectors' width",
         )
         with torch.no_grad():
             self.embedding.weight.copy_(matrix * (std / matrix[filled].std()))

@@ -3,32 +3,38 @@
 import inspect
 import io
 import json
-import math
 import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from helpers.explorers import AttentionExplorer
 from helpers.plots import Picture, render, shown, writable
 from helpers.stories import corpus_name
 from helpers.support.checks import require
-from helpers.support.files import make_folder, write_whole
+from helpers.support.files import make_folder, user_path, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def figures_root(default: Path | None = None) -> Path:
+    """The folder that holds a folder of figures for each corpus.
+
+    It is `$FIGURES_DIR`, or else `default`, or else figures/ in the repository.
+    """
+    return user_path(os.environ.get("FIGURES_DIR") or default or ROOT / "figures")
+
+
 class FigureFolder:
-    """Where a run's figures and numbers go: `$FIGURES_DIR`, or else figures/<corpus> here."""
+    """Where a run's figures and numbers go: <corpus>/ in `figures_root()`."""
 
     def __init__(self, corpus: str):
-        self.path = Path(os.environ.get("FIGURES_DIR") or ROOT / "figures" / corpus_name(corpus))
+        self.path = figures_root() / corpus_name(corpus)
 
-    def save_figure(self, figure: Figure, name: str, alt: str) -> "Picture":
+    def save_figure(self, figure: Figure, name: str, alt: str) -> Picture:
         """Write `<name>.svg`, and return what the notebook shows.
 
         alt: what the figure shows, in one plain sentence. Raises ValueError if it is empty.
@@ -43,18 +49,22 @@ class FigureFolder:
         write_whole(self.path / f"{name}.svg", file.getvalue())
         return Picture(figure, alt, name)
 
-    def save_explorer(self, explorer: "AttentionExplorer", name: str) -> "AttentionExplorer":
+    def save_explorer(self, explorer: AttentionExplorer, name: str) -> AttentionExplorer:
         """Write an explorer's matrices to `<name>.json`, for the report's own, and return it."""
-        sentences = [
-            {"title": title, "tokens": list(tokens), "attention": np.round(weights, 3).tolist()}
-            for title, (tokens, weights) in explorer.sentences.items()
-        ]
-        start = {
-            "sentence": explorer.sentence.index,
-            "layer": explorer.layer.value,
-            "head": explorer.head.value,
-        }
-        self.save_numbers(name, {"sentences": sentences, "start": start})
+        self.save_numbers(
+            name,
+            {
+                "sentences": [
+                    {"title": title, "tokens": list(tokens), "attention": weights.round(3)}
+                    for title, (tokens, weights) in explorer.sentences.items()
+                ],
+                "start": {
+                    "sentence": explorer.sentence.index,
+                    "layer": explorer.layer.value,
+                    "head": explorer.head.value,
+                },
+            },
+        )
         explorer.labels = {"figure": name, "explorer": f"{self.path.name}/{name}"}
         return explorer
 
@@ -64,9 +74,9 @@ class FigureFolder:
         Raises ValueError if a number is not finite (write None instead), TypeError for what JSON
         cannot hold.
         """
-        text = json.dumps(
-            _plain(numbers), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
-        )
+        text = json.dumps(numbers, default=_plain, allow_nan=False)
+        rounded = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"))
+        text = json.dumps(rounded, sort_keys=True, indent=1, ensure_ascii=False)
         # A list of numbers stands in one line, not in one for each.
         text = re.sub(r"\[\n[^\[\]{}]*\]", lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)
         make_folder(self.path)
@@ -75,21 +85,27 @@ class FigureFolder:
 
 
 def load_numbers(corpus: str, name: str) -> dict:
-    """The numbers that the repository carries for a corpus: `figures/<corpus>/<name>.json`.
+    """The numbers of a corpus that `save_numbers` wrote to `<name>.json`.
 
-    Raises FileNotFoundError if they have not been recorded, ValueError if the file is damaged.
+    They are those of this run, from <corpus>/ in `figures_root()`. If it has not written any,
+    they are those that the repository carries, from figures/<corpus>/.
+
+    Raises FileNotFoundError if there are neither, ValueError if the file is damaged.
     """
-    path = ROOT / "figures" / corpus_name(corpus) / f"{name}.json"
-    here, advice = path.relative_to(ROOT), f"record it with `make record CORPUS={corpus}`"
-    require(path.is_file(), f"{here} is missing: {advice}", FileNotFoundError)
+    places = [
+        root / corpus_name(corpus) / f"{name}.json" for root in (figures_root(), ROOT / "figures")
+    ]
+    path = next((place for place in places if place.is_file()), places[-1])
+    advice = "`make record CORPUS=path` writes it, or `make benchmark RECORD=1` what was measured"
+    require(path.is_file(), f"{path} is missing: {advice}", FileNotFoundError)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{here} is damaged ({error}): {advice}") from error
+        raise ValueError(f"{path} is damaged ({error}): {advice}") from error
 
 
-def load_explorer(corpus: str, name: str) -> "AttentionExplorer":
-    """What `save_explorer` wrote for a corpus; raises as `load_numbers` does."""
+def load_explorer(corpus: str, name: str) -> AttentionExplorer:
+    """What `save_explorer` wrote for a corpus: found, and refused, as `load_numbers` does."""
     saved = load_numbers(corpus, name)
     explorer = AttentionExplorer(
         {s["title"]: (s["tokens"], s["attention"]) for s in saved["sentences"]}
@@ -101,13 +117,9 @@ def load_explorer(corpus: str, name: str) -> "AttentionExplorer":
 
 
 def _plain(value):
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
+    """An array or a tensor as lists or a number, for JSON."""
+    require(hasattr(value, "tolist"), f"JSON cannot hold {value!r}", TypeError)
+    return value.tolist()
 
 
 class Markdown:
@@ -149,23 +161,16 @@ def table(
     rows: sequences, or mappings from column to value. Floats show three digits; a string stays as
     it is. Raises ValueError if a row does not fit the columns.
     """
-    rows = [
-        [row.get(column) for column in columns] if isinstance(row, Mapping) else list(row)
-        for row in rows
-    ]
-    for row in rows:
-        require(
-            len(row) == len(columns),
-            f"{len(columns)} columns, but a row of {len(row)} values: {row!r}",
-        )
-    cells = [list(columns)] + [[shown(value) for value in row] for row in rows]
+    rows = [map(row.get, columns) if isinstance(row, Mapping) else row for row in rows]
+    cells = [list(columns), *([shown(value) for value in row] for row in rows)]
+    require(
+        all(len(row) == len(columns) for row in cells),
+        f"{len(columns)} columns, but rows of {[len(row) for row in cells[1:]]} values",
+    )
     numeric = [
         bool(rows) and all(re.match(r"[-+−]?\d|$", row[i]) for row in cells[1:])
         for i in range(len(columns))
     ]
-    escaped = [[_escape(cell) for cell in row] for row in cells]
-    escaped.insert(1, ["--:" if right else ":--" for right in numeric])
-    markdown = [f"| {' | '.join(row)} |" for row in escaped]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
@@ -174,10 +179,13 @@ def table(
         ).rstrip()
         for row in cells
     ]
-    if caption:
-        markdown = [f"*{_escape(' '.join(caption.split()))}*", "", *markdown]
-        lines = [caption, *lines]
-    return Markdown("\n".join(markdown), "\n".join(lines))
+    head, *body = (f"| {' | '.join(map(_escape, row))} |" for row in cells)
+    rule = f"| {' | '.join('--:' if right else ':--' for right in numeric)} |"
+    above = f"*{_escape(' '.join(caption.split()))}*\n\n" if caption else ""
+    return Markdown(
+        above + "\n".join([head, rule, *body]),
+        "\n".join([caption, *lines] if caption else lines),
+    )
 
 
 def _escape(text: str) -> str:

@@ -1,17 +1,16 @@
 """One style for every figure, and the plots that the notebooks share.
 
-A plot takes arrays and returns a matplotlib `Figure`. Nothing is shown until a `FigureFolder` saves
-it, with a text for those who cannot see it. Layers and heads are numbered from 1 in every label and
-slider; array indices start at 0.
+A plot takes arrays and returns a matplotlib `Figure`, or raises ValueError if it is given nothing
+to draw. Nothing is shown until a `FigureFolder` saves it, with a text for those who cannot see it.
+Layers and heads are numbered from 1 in every label and slider; array indices start at 0.
 """
 
 import base64
 import io
 import math
 import re
-import warnings
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle, product
 from unicodedata import category
 
 import matplotlib
@@ -19,48 +18,86 @@ import numpy as np
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 from PIL import Image
+
+from helpers.support.checks import FILLED, check, require
 
 COLORS = sns.color_palette("colorblind").as_hex()
 GREY = "#6b7280"
 LINES = ("-", "--", "-.", ":")
 DPI = 128  # of the PNGs in the notebooks
+# Comes with matplotlib: the same everywhere.
+FONT = FontProperties(
+    family="DejaVu Sans", style="normal", variant="normal", weight="normal", stretch="normal"
+)
+# Colour-blind-safe colours, and files that differ only if their content does.
+STYLE = [
+    "default",  # instead of the matplotlibrc of whoever runs this
+    sns.axes_style("whitegrid"),
+    sns.plotting_context("notebook", font_scale=0.8),
+    {
+        "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "axes.titlesize": 11,
+        "axes.labelsize": 10,
+        "font.sans-serif": FONT.get_family(),
+        "grid.color": "#e5e7eb",
+        "svg.fonttype": "path",  # letters as shapes: the same if the font is absent
+        "svg.hashsalt": "figures",
+    },
+]
+_own: dict = {}  # the session's own settings, while a figure is made in ours
 
 
 def use_style() -> None:
-    """One style: colour-blind-safe colours, and files that differ only if their content does."""
-    sns.set_theme(
-        context="notebook",
-        style="whitegrid",
-        palette="colorblind",
-        font_scale=0.8,
-        rc={
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-            "axes.titlesize": 11,
-            "axes.labelsize": 10,
-            "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
-            "grid.color": "#e5e7eb",
-            "svg.fonttype": "path",  # letters as shapes: the same if the font is absent
-            "svg.hashsalt": "figures",
-        },
-    )
+    """One style for what is drawn from here until `render` has written it.
+
+    Some settings count when a line is made, others, such as those of ticks, when a figure is
+    written. Afterwards the session has its own settings again.
+    """
+    before = matplotlib.rcParams.copy()
+    if before["svg.hashsalt"] != STYLE[-1]["svg.hashsalt"]:
+        _own.clear()  # the style is not in force, so these are of long ago
+    plt.style.use(STYLE)
+    after = matplotlib.rcParams.copy()  # to look at the original's "backend" would start one
+    _own.update({name: value for name, value in before.items() if after[name] != value})
 
 
-def subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7.0, 4.0)):
-    """An empty figure of `size` inches in the style, and its axes (one, or an array)."""
+def subplots(
+    rows: int = 1,
+    columns: int = 1,
+    size: tuple[float, float] = (7.0, 4.0),
+    squeeze: bool = True,
+    **data: Collection,
+):
+    """An empty figure of `size` inches in the style, and its axes: one, or an array.
+
+    Args:
+        squeeze: whether the array has no axis of length 1; False: it is (rows, columns).
+        data: what will be drawn, by its name. Raises ValueError if any of it is empty.
+    """
+    check(data, dict.fromkeys(data, FILLED))
     use_style()
     figure = Figure(figsize=size, layout="constrained", dpi=DPI)  # laid out as it is drawn
-    return figure, figure.subplots(rows, columns)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
 class Picture:
     """A figure as a notebook stores it: a PNG with its alt text, which also stands in for it."""
 
     def __init__(self, figure: Figure, alt: str, name: str = ""):
-        self.png, self.alt = _png(figure), alt
+        drawn, file = io.BytesIO(), io.BytesIO()
+        render(figure, drawn, format="png", dpi=DPI)
+        # 64 colours are enough for a chart, and a quarter of the size.
+        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+            file, format="png", optimize=True
+        )
+        self.png, self.alt = file.getvalue(), alt
         self.width = round(figure.get_figwidth() * 96)  # CSS pixels
         self.labels = {"figure": name} if name else {}  # what the report looks for
         plt.close(figure)  # a pyplot figure would be shown a second time
@@ -76,38 +113,36 @@ class Picture:
 
 def render(figure: Figure, file, **options) -> None:
     """Write a figure to a file object, as `Figure.savefig` does with these options."""
-    with warnings.catch_warnings():
-        # A box stands for an emoji: that is no error.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        for text in figure.findobj(Text):
-            # A `$` is a `$`, except in the numbers of a logarithmic axis.
-            if "$" in text.get_text() and not re.search(r"^\$\\mathdefault|\\\$", text.get_text()):
-                text.set_parse_math(False)
-        if figure.get_layout_engine() is not None:
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, not again for each format
-        with matplotlib.rc_context({"svg.hashsalt": "figures", "svg.fonttype": "path"}):
-            figure.savefig(file, **options)
-
-
-def _png(figure: Figure) -> bytes:
-    """64 colours are enough for a chart, and a quarter of the size."""
-    drawn, file = io.BytesIO(), io.BytesIO()
-    render(figure, drawn, format="png", dpi=DPI)
-    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
-        file, format="png", optimize=True
-    )
-    return file.getvalue()
+    use_style()
+    for text in figure.findobj(Text):
+        text.set_text(_drawable(text.get_text(), text.get_fontproperties()))
+        # A `$` is a `$`, except in the numbers of a logarithmic axis.
+        if "$" in text.get_text() and not re.search(r"^\$\\mathdefault|\\\$", text.get_text()):
+            text.set_parse_math(False)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not again for each format
+    figure.savefig(file, **options)
+    dict.update(matplotlib.rcParams, _own)  # without a second warning of what is deprecated
 
 
 def labels(tokens: Sequence[str]) -> list[str]:
-    """Words as labels: shortened, a blank made visible, no `$` that would start a formula."""
-    return [
-        word.replace("$", r"\$") if word.strip() else "␣"
-        for word in (
-            writable(word if len(word) <= 14 else f"{word[:13]}…") for word in map(str, tokens)
-        )
-    ]
+    """Words as labels: shortened, a blank made visible, no `$` that would start a formula.
+
+    A character that the font lacks is shown as its code point, such as U+1F600.
+    """
+    require(not isinstance(tokens, str), "tokens is one string: give a list of words")
+    words = [_drawable(writable(str(token))) for token in tokens]
+    words = [word if len(word) <= 14 else f"{word[:13]}…" for word in words]
+    return [word.replace("$", r"\$") if word.strip() else "␣" for word in words]
+
+
+def _drawable(text: str, font: FontProperties = FONT) -> str:
+    """Text as a figure can show it: characters that the font lacks become their code points."""
+    has_glyph = get_font(findfont(font)).get_char_index
+    return "".join(
+        letter if letter == "\n" or has_glyph(ord(letter)) else f"U+{ord(letter):04X}"
+        for letter in "\n".join(map(writable, text.split("\n")))
+    )
 
 
 def writable(text: str) -> str:
@@ -117,13 +152,11 @@ def writable(text: str) -> str:
 
 def shown(value) -> str:
     """A value as tables and labels write it: floats with three digits."""
-    if value is None:
-        return ""
     if isinstance(value, float | np.floating):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return f"{value:,}"
-    return " ".join(str(value).split())
+    return "" if value is None else " ".join(str(value).split())
 
 
 def compare_curves(
@@ -146,7 +179,7 @@ def compare_curves(
         log_y: whether the y axis is logarithmic.
         from_zero: whether y begins at 0.
     """
-    figure, axes = subplots(size=(7.5, 4.2))
+    figure, axes = subplots(size=(7.5, 4.2), curves=curves)
     for (label, (x, y)), color, line in zip(
         curves.items(), cycle(COLORS), cycle(LINES), strict=False
     ):
@@ -161,13 +194,17 @@ def compare_curves(
         )
     if log_x:
         axes.set_xscale("log", base=2)
-        ticks = sorted({value for x, _ in curves.values() for value in x})
-        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+        axes.xaxis.set(
+            ticks=sorted({value for x, _ in curves.values() for value in x}),
+            major_formatter=lambda value, _: f"{value:g}",
+        )
     if log_y:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-        axes.yaxis.minorticks_off()
+        axes.yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)),
+            major_formatter=lambda value, _: f"{value:,.10g}",
+            minor_locator=NullLocator(),
+        )
     if from_zero:
         axes.set_ylim(bottom=0)
     for value in (landmarks or {}).values():
@@ -188,14 +225,11 @@ def _label_lines(axes, landmarks: Mapping[str, float], gap: float = 0.06) -> Non
         (float((axes.yaxis.get_transform().transform(y) - low) / (high - low)), label, y)
         for label, y in landmarks.items()
     )
-    text_at = []
-    for place, *_ in places:
-        text_at.append(max(place, text_at[-1] + gap if text_at else 0.0))
-    overflow = 1.0
-    for i in range(len(text_at) - 1, -1, -1):  # what was pushed out at the top comes back down
-        text_at[i] = min(text_at[i], overflow)
-        overflow = text_at[i] - gap
-    for (place, label, y), height in zip(places, text_at, strict=True):
+    # Name i is at least i gaps above the lowest, and as many below the top as names follow it.
+    steps, room = gap * np.arange(len(places)), 1 - gap * (len(places) - 1)
+    free = (np.array([place for place, *_ in places]) - steps).clip(0, room)
+    heights = np.maximum.accumulate(free) + steps
+    for (place, label, y), height in zip(places, heights, strict=True):
         axes.annotate(
             f"{label} {shown(float(y))}",
             xy=(1, place),
@@ -224,9 +258,8 @@ def perplexity_curve(
     rows: Sequence[Mapping], landmarks: Mapping[str, float] | None = None, *, title=""
 ) -> Figure:
     """The perplexity of one run, on a logarithmic axis; arguments as for `loss_curves`."""
-    curves = {label: (x, np.exp(y)) for label, (x, y) in _loss_columns(rows).items()}
     return compare_curves(
-        curves,
+        {label: (x, np.exp(y)) for label, (x, y) in _loss_columns(rows).items()},
         landmarks={label: math.exp(value) for label, value in (landmarks or {}).items()},
         title=title,
         y_label="perplexity",
@@ -234,31 +267,31 @@ def perplexity_curve(
     )
 
 
-def _loss_columns(rows) -> dict[str, tuple[list, list]]:
-    columns = {}
-    for label, key in (("training", "train_loss"), ("validation", "validation_loss")):
-        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        points = [(step, loss) for step, loss in points if not math.isnan(loss)]
-        if points:
-            columns[label] = tuple(map(list, zip(*points, strict=True)))
-    return columns
+def _loss_columns(rows) -> dict[str, tuple[tuple, tuple]]:
+    columns = {
+        label: [
+            (row["step"], row[key])
+            for row in rows
+            if row.get(key) is not None and not math.isnan(row[key])
+        ]
+        for label, key in (("training", "train_loss"), ("validation", "validation_loss"))
+    }
+    return {label: tuple(zip(*points, strict=True)) for label, points in columns.items() if points}
 
 
 def bars(values: Mapping[str, float], *, x_label: str, title: str = "") -> Figure:
     """Horizontal bars, the first at the top, each with its value."""
-    figure, axes = subplots(size=(7.0, 0.42 * len(values) + 1.1))
+    figure, axes = subplots(size=(7.0, 0.42 * len(values) + 1.1), values=values)
     drawn = axes.barh(range(len(values)), list(values.values()), color=COLORS[0], height=0.65)
     axes.bar_label(drawn, [shown(value) for value in values.values()], padding=4, fontsize=9)
-    _finish_bars(axes, [label.replace("$", r"\$") for label in values], x_label, title, 0.12)
+    _name_bars(axes, list(map(_drawable, values)), xmargin=0.12, xlabel=x_label, title=title)
     return figure
 
 
-def _finish_bars(axes, names: list[str], x_label: str, title: str, margin: float) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.margins(x=margin)
+def _name_bars(axes, names: Sequence[str], **properties) -> None:
+    axes.set(yticks=range(len(names)), yticklabels=names, **properties)
     axes.grid(False, axis="y")
     axes.invert_yaxis()
-    axes.set(xlabel=x_label, title=title)
 
 
 def grouped_bars(
@@ -273,16 +306,21 @@ def grouped_bars(
     values: {label: {series: value}}. limit: name and place of a line across all bars.
     """
     names = list(dict.fromkeys(name for row in values.values() for name in row))
+    figure, axes = subplots(
+        size=(7.5, 0.26 * len(values) * len(names) + 1.4), values=values, series=names
+    )
     height = 0.8 / len(names)
-    figure, axes = subplots(size=(7.5, 0.26 * len(values) * len(names) + 1.4))
     for number, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
-        rows = [(place, row[name]) for place, row in enumerate(values.values()) if name in row]
-        places = [place + (number - (len(names) - 1) / 2) * height for place, _ in rows]
+        rows = {place: row[name] for place, row in enumerate(values.values()) if name in row}
         drawn = axes.barh(
-            places, [value for _, value in rows], height=0.9 * height, color=color, label=name
+            [place + (number - (len(names) - 1) / 2) * height for place in rows],
+            list(rows.values()),
+            height=0.9 * height,
+            color=color,
+            label=name,
         )
-        axes.bar_label(drawn, [shown(float(value)) for _, value in rows], padding=3, fontsize=8)
-    _finish_bars(axes, list(values), x_label, title, 0.1)
+        axes.bar_label(drawn, [shown(float(v)) for v in rows.values()], padding=3, fontsize=8)
+    _name_bars(axes, list(map(_drawable, values)), xmargin=0.1, xlabel=x_label, title=title)
     if limit:
         axes.axvline(limit[1], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=limit[0])
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
@@ -296,17 +334,27 @@ def straight_lines(
 
     series: {x label: (x, y)}.
     """
-    columns = min(3, len(series))
-    lines = math.ceil(len(series) / columns)
-    figure, grid = subplots(lines, columns, size=(2.9 * columns, 2.5 * lines + 0.3))
-    panels = list(np.asarray(grid).flat)
-    for panel, (label, (x, y)) in zip(panels, series.items(), strict=False):
-        slope, start = np.polyfit(x, y, 1)
+    columns, rows = min(3, len(series)), math.ceil(len(series) / 3)
+    figure, grid = subplots(
+        rows,
+        columns,
+        size=(2.9 * columns, 2.5 * rows + 0.3),
+        squeeze=False,
+        series=series,
+        points=min((x for x, _ in series.values()), key=len, default=()),  # none may be empty
+    )
+    for panel, (label, (x, y)) in zip(grid.flat, series.items(), strict=False):
         ends = np.array([0, max(x)])
-        panel.plot(ends, start + slope * ends, color=GREY, linewidth=1.2, linestyle=(0, (2, 2)))
+        panel.plot(
+            ends,
+            np.polyval(np.polyfit(x, y, 1), ends),
+            color=GREY,
+            linewidth=1.2,
+            linestyle=(0, (2, 2)),
+        )
         panel.plot(x, y, color=COLORS[0], marker="o", linestyle="")
         panel.set(ylim=(0, None), xlabel=label)
-    for panel in panels[len(series) :]:
+    for panel in grid.flat[len(series) :]:
         panel.axis("off")
     figure.supylabel(y_label, fontsize=10)
     figure.suptitle(title)
@@ -314,19 +362,17 @@ def straight_lines(
 
 
 def scatter_words(
-    points, words: Sequence[str], groups: Sequence[str] | None = None, *, title: str = ""
+    points, words: Sequence[str], groups: Sequence[str], *, title: str = ""
 ) -> Figure:
     """A map of words. points: [N, 2]; groups: a label for each, shown by colour and marker."""
-    figure, axes = subplots(size=(7.0, 5.0))
-    points = np.asarray(points, dtype=float)
-    groups = np.asarray(["" if groups is None else group for group in (groups or words)])
+    figure, axes = subplots(size=(7.0, 5.0), words=words, groups=groups)
+    points, groups = np.asarray(points, dtype=float), np.asarray(groups)
     for group, color, marker in zip(
         dict.fromkeys(groups), cycle(COLORS), cycle("os^DvPX*"), strict=False
     ):
         axes.scatter(*points[groups == group].T, s=22, color=color, marker=marker, label=str(group))
     axes.set(xlabel="first direction", ylabel="second direction", title=title)
-    if groups[0]:
-        axes.legend()
+    axes.legend()
     _label_points(axes, points, labels(words))
     return figure
 
@@ -335,26 +381,28 @@ def _label_points(axes, points, words: Sequence[str]) -> None:
     """A word beside each point, on the side where it covers the least of what is there."""
     axes.margins(0.1)
     axes.figure.draw_without_rendering()  # from here on the axes are where they will be
-    at = axes.transData.transform(points)  # (N, 2), pixels
-    unit = axes.figure.dpi / 100  # pixels that 8-point letters were measured in
-    taken = [(x - 3 * unit, y - 3 * unit, x + 3 * unit, y + 3 * unit) for x, y in at]
+    at = axes.transData.transform(points) / axes.figure.dpi * 100  # (N, 2), hundredths of an inch
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in at]
     for (x, y), point, word in zip(at, points, words, strict=True):
-        width, height = 5.2 * unit * len(word), 10 * unit
-        right, left, above, below = 5 * unit, -5 * unit - width, 3 * unit, -11 * unit
-        sides = [(right, above), (right, below), (left, above), (left, below)]
-        boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in sides]
-        covers = lambda a, b, c, d: sum(a < r and p < c and b < s and q < d for p, q, r, s in taken)
-        covered = [covers(*box) for box in boxes]
-        best = covered.index(min(covered))
+        width, height = 5.2 * len(word), 10  # of letters of 8 points
+        boxes = {
+            side: Bbox.from_bounds(x + side[0], y + side[1], width, height)
+            for side in product((5, -5 - width), (3, -11))
+        }
+        best = min(boxes, key=lambda side: boxes[side].count_overlaps(taken))
         taken.append(boxes[best])
-        # In points, which mean the same in every format.
-        offset = np.array(sides[best]) * 72 / axes.figure.dpi
-        axes.annotate(word, point, xytext=offset, textcoords="offset points", fontsize=8)
+        axes.annotate(
+            word,
+            point,
+            xytext=0.72 * np.array(best),  # points, which are the same in every format
+            textcoords="offset points",
+            fontsize=8,
+        )
 
 
 def position_heatmap(positions, *, title: str = "") -> Figure:
     """Position vectors, one column for each position. positions: [T, D], from -1 to 1."""
-    figure, axes = subplots(size=(7.0, 4.0))
+    figure, axes = subplots(positions=positions)
     image = axes.imshow(
         np.asarray(positions).T,
         aspect="auto",
@@ -380,17 +428,25 @@ def distributions(
 
     limit: the end of the axis; None: the longest bar.
     """
-    limit = limit or min(1.0, 1.1 * max(float(np.max(values)) for values in rules.values()))
     figure, axes = subplots(
-        1, len(rules), size=(max(4.0, 2.1 * len(rules)), 0.24 * len(words) + 1.1)
+        1,
+        len(rules),
+        size=(max(4.0, 2.1 * len(rules)), 0.24 * len(words) + 1.1),
+        squeeze=False,
+        words=words,
+        rules=rules,
     )
-    places, panels = range(len(words)), np.atleast_1d(axes)
-    ends = {"xlim": (0, limit), "ylim": (len(words) - 0.5, -0.5), "yticks": places}
-    for panel, (name, values), color in zip(panels, rules.items(), cycle(COLORS), strict=False):
-        panel.barh(places, values, color=color)
-        panel.set(title=name, xlabel="probability", **ends)
-        panel.set_yticklabels(labels(words) if panel is panels[0] else [])
-        panel.grid(axis="y", visible=False)
+    limit = limit or min(1.0, 1.1 * max(float(np.max(values)) for values in rules.values()))
+    for panel, (name, values), color in zip(axes.flat, rules.items(), cycle(COLORS), strict=False):
+        panel.barh(range(len(words)), values, color=color)
+        _name_bars(
+            panel,
+            labels(words) if panel is axes[0, 0] else [],
+            title=name,
+            xlabel="probability",
+            xlim=(0, limit),
+            ylim=(-0.5, len(words) - 0.5),
+        )
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
 
@@ -404,12 +460,11 @@ def beam_tree(
     word, log-probability in all, whether it was kept). The first step extends 0, the prompt.
     """
     figure, axes = subplots(
-        size=(1.35 * (len(steps) + 1), 0.34 * max(len(step) for step in steps) + 0.9)
+        size=(1.35 * (len(steps) + 1), 0.34 * max(map(len, steps), default=0) + 0.9), steps=steps
     )
     middle = {"ha": "center", "va": "center"}
     places = [(0.0, 0.0)]
-    box = {"facecolor": "white", "edgecolor": GREY}
-    axes.text(0, 0, "prompt", fontsize=8, bbox=box, **middle)
+    axes.text(0, 0, "prompt", fontsize=8, bbox={"fc": "white", "ec": GREY}, **middle)
     for column, step in enumerate(steps, start=1):
         here = [(float(column), -(rank - (len(step) - 1) / 2)) for rank in range(len(step))]
         for (parent, word, total, kept), end in zip(step, here, strict=True):
@@ -423,17 +478,15 @@ def beam_tree(
                 linestyle=line,
                 zorder=1,
             )
-            box = {"fc": "white", "ec": edge, "lw": width, "boxstyle": "round,pad=0.2"}
             axes.text(
                 *end,
                 f"{labels([word])[0]}  {total:.1f}",
                 fontsize=7.5,
                 color=ink,
-                bbox=box,
+                bbox={"fc": "white", "ec": edge, "lw": width, "boxstyle": "round,pad=0.2"},
                 **middle,
             )
         places = here
-    axes.set(xlim=(-0.5, len(steps) + 0.6), title=title)
-    axes.margins(y=0.12)
+    axes.set(xlim=(-0.5, len(steps) + 0.6), ymargin=0.12, title=title)
     axes.axis("off")
     return figure

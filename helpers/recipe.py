@@ -6,11 +6,9 @@
 
 import argparse
 import ast
-import copy
-import math
 import os
-import sys
-from dataclasses import fields, replace
+from contextlib import suppress
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,18 +24,15 @@ from helpers.checkpoints import (
     save_checkpoint,
 )
 from helpers.model import Decoder, ModelConfig
-from helpers.stories import Stories, corpus_name, load_stories
-from helpers.support.files import make_folder
+from helpers.stories import CORPORA, Stories, corpus_name, load_stories
+from helpers.support.checks import require
+from helpers.support.files import make_folder, user_path
 from helpers.support.hardware import pick_device, rank_and_processes
 from helpers.tokenizer import WordTokenizer
 from helpers.training import TrainingConfig, train
 from helpers.vectors import WordVectors, train_vectors
 
 VALIDATION = 500  # stories on which the course measures its losses
-_RENAMED = {
-    "--checkpoint-every": "--save-every",
-    "--checkpoint-segments": "--recompute-segments",
-}
 
 
 def new_model(
@@ -66,6 +61,21 @@ def new_model(
     return model
 
 
+def trained_path(corpus: str | Path, stories: Stories | None = None) -> Path:
+    """Where the trained model of a corpus is: checkpoints/<name>.safetensors.
+
+    If the corpus is a path, the beginning of its stories' digest follows the name, so two files of
+    one name have two models.
+
+    stories: those that the model is trained on; None: as `load_or_train` loads them.
+    """
+    name = corpus_name(corpus)
+    if corpus not in CORPORA:
+        stories = stories or load_stories(corpus, validation=VALIDATION)
+        name = f"{name}-{stories.digest[:8]}"
+    return checkpoint_path(CHECKPOINTS / name)
+
+
 def load_or_train(
     corpus: str | Path = "bundled",
     config: TrainingConfig | None = None,
@@ -73,8 +83,8 @@ def load_or_train(
 ) -> tuple[Decoder, WordTokenizer, dict]:
     """The trained model of a corpus, its tokenizer and metadata.
 
-    They are read from checkpoints/<corpus>.safetensors. If that is not there, the model is trained
-    first, as in notebook 04, and the expected time is printed.
+    They are read from `trained_path(corpus)`. If that is not there, the model is trained first, as
+    in notebook 04; a progress bar tells how long it takes.
 
     Args:
         corpus: as `load_stories` takes it.
@@ -82,46 +92,35 @@ def load_or_train(
         path: another place for the checkpoint.
 
     Raises:
+        ValueError: if the checkpoint at `path` was trained on other stories.
         Errors of `load_stories`, `train` and `load_checkpoint`.
     """
-    path = checkpoint_path(path or CHECKPOINTS / corpus_name(corpus))
-    if path.exists():
-        return load_checkpoint(path)
-    config = config or TrainingConfig()
-    make_folder(path.parent)  # now, not after the training
-    stories = load_stories(corpus, validation=VALIDATION)
-    tokenizer = WordTokenizer.train(stories.train)
-    model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer))
-    minutes = _minutes(model, tokenizer, stories, config)
-    print(f"{path.stem}: no trained model yet; training takes about {minutes:.0f} min")
-    save_trained(path, model, tokenizer, train(model, tokenizer, stories, config), stories.name)
-    return load_checkpoint(path)
+    stories = None if corpus in CORPORA else load_stories(corpus, validation=VALIDATION)
+    path = checkpoint_path(path or trained_path(corpus, stories))
+    if not path.exists():
+        make_folder(path.parent)  # now, not after the training
+        stories = stories or load_stories(corpus, validation=VALIDATION)
+        tokenizer = WordTokenizer.train(stories.train)
+        model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer))
+        print(f"{path.stem}: there is no trained model yet, so it is trained now")
+        history = train(model, tokenizer, stories, config or TrainingConfig())
+        save_trained(path, model, tokenizer, history, stories)
+    model, tokenizer, metadata = load_checkpoint(path)
+    require(
+        metadata.get("stories") == stories.digest if stories else metadata.get("corpus") == corpus,
+        f"{path} was trained on other stories than {corpus}: name another path, or delete it",
+    )
+    return model, tokenizer, metadata
 
 
 def save_trained(
-    path: str | Path, model: Decoder, tokenizer: WordTokenizer, history: History, corpus: str
+    path: str | Path, model: Decoder, tokenizer: WordTokenizer, history: History, stories: Stories
 ) -> None:
     """The checkpoint that `load_or_train` reads: bfloat16 weights, and the losses they reached."""
-    reached = {
-        key: history.rows[-1][key] for key in ("step", "tokens", "train_loss", "validation_loss")
-    }
-    save_checkpoint(path, model, tokenizer, {"corpus": corpus} | reached, torch.bfloat16)
-
-
-def _minutes(
-    model: Decoder, tokenizer: WordTokenizer, stories: Stories, config: TrainingConfig
-) -> float:
-    """How long `train` will take here, from a few steps of a copy."""
-    per_update = config.batch_size * config.accumulation_steps
-    few = replace(stories, train=stories.train[: 4 * per_update], validation=stories.validation[:1])
-    rows = train(
-        copy.deepcopy(model), tokenizer, few, replace(config, max_steps=4, folder=None)
-    ).rows
-    per_step = (rows[-1]["seconds"] - rows[0]["seconds"]) / max(
-        1, rows[-1]["step"] - rows[0]["step"]
-    )
-    steps = config.epochs * math.ceil(len(stories.train) / per_update)
-    return per_step * min(steps, config.max_steps or steps) / 60
+    kept = "step", "tokens", "train_loss", "validation_loss"
+    told = {"corpus": stories.name, "stories": stories.digest}
+    told |= {name: history.rows[-1][name] for name in kept}
+    save_checkpoint(path, model, tokenizer, told, torch.bfloat16)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -129,11 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="helpers.training", description=main.__doc__)
     parser.add_argument("--corpus", default="bundled", help="bundled, tinystories, or a path")
     parser.add_argument("--stories", type=int, default=10_000, help="how many to train on")
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        help="file of the trained model (checkpoints/<corpus>.safetensors)",
-    )
+    parser.add_argument("--checkpoint", help="file of the trained model (its place in checkpoints)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --folder")
     for setting in fields(TrainingConfig):
         parser.add_argument(
@@ -141,30 +136,10 @@ def main(arguments: list[str] | None = None) -> None:
             type=str if setting.type in (str, str | None) else _literal,
             default=setting.default,
         )
-    for argument in sys.argv[1:] if arguments is None else arguments:
-        if (old := argument.partition("=")[0]) in _RENAMED:
-            parser.error(f"{old} is now called {_RENAMED[old]}")
     options = vars(parser.parse_args(arguments))
+    settings = {setting.name: options.pop(setting.name) for setting in fields(TrainingConfig)}
     try:
-        config = TrainingConfig(**{s.name: options[s.name] for s in fields(TrainingConfig)})
-        target = checkpoint_path(
-            options["checkpoint"] or CHECKPOINTS / corpus_name(options["corpus"])
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    if target.exists():
-        parser.error(
-            f"{target} is there already: name another place with --checkpoint, or delete it"
-        )
-    if options["resume"] and not config.folder:
-        parser.error("--resume needs the --folder of the run to continue")
-    if config.folder and not options["resume"] and Path(config.folder, RUN_FILE).exists():
-        parser.error(
-            f"{config.folder} holds a run already: continue it with --resume, delete it, or name "
-            "another folder"
-        )
-    try:
-        _run_command(options, config, target)
+        _run_command(TrainingConfig(**settings), **options)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:  # they say what to do
         parser.exit(1, f"{parser.prog}: {error}\n")
     finally:
@@ -172,38 +147,45 @@ def main(arguments: list[str] | None = None) -> None:
             dist.destroy_process_group()
 
 
-def _run_command(options: dict, config: TrainingConfig, target: Path) -> None:
+def _run_command(
+    config: TrainingConfig, corpus: str, stories: int, checkpoint: str | None, resume: bool
+) -> None:
+    folder = config.folder and user_path(config.folder)
+    require(folder or not resume, "--resume needs the --folder of the run to continue")
+    require(
+        resume or not folder or not (folder / RUN_FILE).exists(),
+        f"{folder} holds a run already: continue it with --resume, delete it, or name another "
+        "folder",
+    )
+    texts = load_stories(corpus, train=stories, validation=VALIDATION)
+    target = checkpoint_path(checkpoint or trained_path(corpus, texts))
+    require(
+        not target.exists(),
+        f"{target} is there already: name another place with --checkpoint, or delete it",
+    )
+    make_folder(target.parent)  # now, not after hours of training
     if "WORLD_SIZE" in os.environ:  # set by torchrun
         if pick_device(config.device).startswith("cuda"):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # The others wait while the first one trains the word vectors. NCCL serves GPUs, else gloo.
         dist.init_process_group(timeout=timedelta(hours=6))
     rank, _ = rank_and_processes()
-    make_folder(target.parent)  # now, not after hours of training
-    stories = load_stories(options["corpus"], train=options["stories"], validation=VALIDATION)
-    tokenizer = WordTokenizer.train(stories.train)
-    model = new_model(
-        stories, tokenizer, train_vectors(stories.train, tokenizer) if rank == 0 else None
-    )
-    history = train(
-        model, tokenizer, stories, config, resume_from=config.folder if options["resume"] else None
-    )
+    tokenizer = WordTokenizer.train(texts.train)
+    vectors = train_vectors(texts.train, tokenizer) if rank == 0 else None
+    model = new_model(texts, tokenizer, vectors)
+    history = train(model, tokenizer, texts, config, resume_from=folder if resume else None)
     if rank == 0:
-        save_trained(target, model, tokenizer, history, stories.name)
-        last = history.rows[-1]
-        print(
-            f"step {last['step']}: validation loss {last['validation_loss']:.3f} nats per token; "
-            f"model in {target}"
-        )
+        save_trained(target, model, tokenizer, history, texts)
+        loss = history.rows[-1]["validation_loss"]
+        print(f"step {history.step}: validation loss {loss:.3f} nats per token; model in {target}")
 
 
 def _literal(text: str):
     """An option's value: 3, 1e-3, true, none, "(3,)", or else a word."""
-    text = text.capitalize() if text.lower() in ("true", "false", "none") else text
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    named = {"true": True, "false": False, "none": None}
+    with suppress(ValueError, SyntaxError):
+        return named[text.lower()] if text.lower() in named else ast.literal_eval(text)
+    return text
 
 
 if __name__ == "__main__":

@@ -10,23 +10,24 @@ from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 
-from helpers.support.checks import require
-from helpers.support.files import read_json, write_json
+from helpers.support.checks import check, require
+from helpers.support.files import user_path, write_whole
 
 SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
-FORMAT = 2  # of a saved tokenizer
-SPLITTING = 2  # raise it when texts are split otherwise: cached word vectors depend on it
+FORMAT = 3  # of a saved tokenizer
+SPLITTING = 3  # raise it when texts are split otherwise: cached word vectors depend on it
 LONGEST = 100  # characters of a word; what is longer is read as several words
 
 # A word (inner apostrophes and hyphens belong to it, a possessive 's does not), or one mark.
 _TOKEN = re.compile(r"'[sS]\b|\w+(?:(?!'[sS]\b)['-]\w+)*|\.\.\.|--|[^\w\s]")
-# None is for what splits no word: soft hyphens, zero-width spaces, word joiners, byte-order marks.
+# Soft hyphens, zero-width spaces and joiners, byte-order marks and variation selectors: none of
+# them splits a word, and emoji that a joiner makes one picture are read one by one.
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff\ufe0e\ufe0f"))
 _STRAIGHT = str.maketrans(
-    {"“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "–": "--", "—": "--"}
-    | dict.fromkeys("\u00ad\u200b\u2060\ufeff")
+    {"“": '"', "”": '"', "‘": "'", "’": "'", "ʼ": "'", "‐": "-", "‑": "-", "–": "--", "—": "--"}
+    # The lower case of İ is two characters, which would be read as two words.
+    | {"…": "...", "İ": "I"}
 )
-_STRIPPED = '.,!?;:"()[]'
-
 _ENDS_SENTENCE = {".", "!", "?"}
 _NO_SPACE_BEFORE = {".", ",", "!", "?", ";", ":", ")", "]", "...", "'s", "%"}
 _NO_SPACE_AFTER = {"(", "[", "$", "#"}
@@ -40,10 +41,12 @@ class WordTokenizer:
     order, so the same texts always give the same ids. A word of more than 100 characters is read
     as several of 100: nobody writes one, but files hold them.
 
-    With keep_punctuation=True each mark is a word of its own, so that generated text reads as
-    text; Unicode is composed (NFC) first. False drops punctuation: the text is split on white
-    space, and each piece stripped of `.,!?;:"()[]` (a piece of punctuation alone stays, as the
-    empty word).
+    Unicode is composed (NFC) first, and loses what nobody sees, such as soft hyphens. With
+    keep_punctuation=True each mark is a word of its own, so that generated text reads as text.
+    False drops punctuation: the text is split on white space, and each piece stripped of
+    `.,!?;:"()[]` (a piece of punctuation alone stays, as the empty word).
+
+    Every method that reads a text raises ValueError if it is not a str.
     """
 
     pad_id, sos_id, eos_id, unk_id = range(4)
@@ -51,12 +54,17 @@ class WordTokenizer:
     def __init__(
         self, words: Sequence[str], capitalized: Iterable[str] = (), keep_punctuation: bool = True
     ):
-        """words: the vocabulary without the special tokens. capitalized: names, for `decode`."""
+        """words: the vocabulary without the special tokens. capitalized: names, for `decode`.
+
+        Raises ValueError unless both hold strings, and each word is there once.
+        """
+        self.words, capitalized = list(words), list(capitalized)
         require(
-            len(set(words)) == len(words),
-            "the vocabulary holds the same word twice: build it with WordTokenizer.train(texts)",
+            not isinstance(words, str)
+            and all(isinstance(word, str) for word in self.words + capitalized)
+            and len(set(self.words)) == len(self.words),
+            "the vocabulary is no list of different words: make it with WordTokenizer.train(texts)",
         )
-        self.words = list(words)
         self.capitalized = frozenset(capitalized)
         self.keep_punctuation = keep_punctuation
         self._id_of = {word: i for i, word in enumerate(self.words, start=len(SPECIALS))}
@@ -67,28 +75,28 @@ class WordTokenizer:
     ) -> "WordTokenizer":
         """The `vocab_size - 4` most frequent words of `texts`, which are read once and lazily.
 
-        Raises ValueError if there is no text, or if vocab_size leaves no room for a word.
+        Raises ValueError if there is no word, if `texts` is one string or holds anything but
+        strings, or if vocab_size leaves no room for a word.
         """
-        require(
-            vocab_size > len(SPECIALS),
-            f"vocab_size={vocab_size} leaves no room for words beside the {len(SPECIALS)} "
-            "special tokens",
+        check(
+            locals(),
+            {
+                "texts": ("a list of texts", lambda texts: not isinstance(texts, str | bytes)),
+                "vocab_size": ("more than the 4 special tokens", lambda size: size > 4),
+            },
         )
-        require(not isinstance(texts, str), "texts is one string: give a list of texts")
         counts, mid_sentence, capitals = Counter(), Counter(), Counter()
         for text in texts:
             pieces = list(_pieces(text, keep_punctuation))
             counts.update(piece.lower() for piece in pieces)
-            for previous, piece in pairwise(pieces):
-                # After other marks, a capital may only mean that a sentence starts.
-                if previous[-1:].isalnum() or previous == ",":
-                    mid_sentence[piece.lower()] += 1
-                    capitals[piece.lower()] += piece[:1].isupper()
+            # After other marks, a capital may only mean that a sentence starts.
+            after = [b for a, b in pairwise(pieces) if a[-1:].isalnum() or a == ","]
+            mid_sentence.update(piece.lower() for piece in after)
+            capitals.update(piece.lower() for piece in after if piece[:1].isupper())
         require(counts, "no words to build a vocabulary from: the texts are empty")
-        ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        ranked = ranked[: vocab_size - len(SPECIALS)]
-        capitalized = [word for word in ranked if capitals[word] > mid_sentence[word] / 2]
-        return cls(ranked, capitalized, keep_punctuation)
+        words = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - len(SPECIALS)]
+        capitalized = [word for word in words if capitals[word] > mid_sentence[word] / 2]
+        return cls(words, capitalized, keep_punctuation)
 
     def __len__(self) -> int:
         return len(SPECIALS) + len(self.words)
@@ -102,20 +110,22 @@ class WordTokenizer:
         """The lower-case words of a text, those outside the vocabulary too."""
         return [piece.lower() for piece in _pieces(text, self.keep_punctuation)]
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the words of a text, without special tokens; unknown words become `<unk>`."""
-        return list(self._ids(text))
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """Ids of the words of a text, or of its first `limit` words, without special tokens.
 
-    def _ids(self, text: str) -> Iterator[int]:
-        for piece in _pieces(text, self.keep_punctuation):
-            yield self._id_of.get(piece.lower(), self.unk_id)
+        Unknown words become `<unk>`.
+        """
+        return [
+            self._id_of.get(piece.lower(), self.unk_id)
+            for piece in islice(_pieces(text, self.keep_punctuation), limit)
+        ]
 
     def encode_story(self, text: str, length: int) -> list[int]:
         """`<sos>`, the words, `<eos>`, padded with `<pad>` to exactly `length` ids.
 
         A longer story is cut, and then has no `<eos>`: it did not end there.
         """
-        ids = [self.sos_id, *islice(self._ids(text), length), self.eos_id][:length]
+        ids = [self.sos_id, *self.encode(text, length), self.eos_id][:length]
         return ids + [self.pad_id] * (length - len(ids))
 
     def word(self, token_id: int) -> str:
@@ -124,8 +134,9 @@ class WordTokenizer:
             0 <= token_id < len(self),
             f"token id {token_id} is outside the vocabulary of {len(self)}",
         )
-        after = token_id - len(SPECIALS)
-        return self.words[after] if after >= 0 else SPECIALS[token_id]
+        return (
+            SPECIALS[token_id] if token_id < len(SPECIALS) else self.words[token_id - len(SPECIALS)]
+        )
 
     def excluded_ids(self, vocab_size: int) -> list[int]:
         """Ids that never come out of a model with `vocab_size` rows, however it decodes.
@@ -148,26 +159,21 @@ class WordTokenizer:
         return self._join(words) if self.keep_punctuation else " ".join(filter(None, words))
 
     def _join(self, words: list[str]) -> str:
-        text, quote_open, capital, glue, previous = "", False, True, True, ""
+        text, gap, previous, quote_open, capital = "", "", "", False, True
         for word in words:
-            closing_quote = word == '"' and quote_open
-            space = "" if glue or closing_quote or word in _NO_SPACE_BEFORE else " "
-            glue = word in _NO_SPACE_AFTER or (word == '"' and not quote_open)
-            shown = word
-            if word[:1].isalpha():
-                proper = word in self.capitalized or word == "i" or word.startswith("i'")
-                first = word[:1].upper()
-                # Not for ß, whose capital would be read as ss.
-                if (capital or proper) and first.lower() == word[:1]:
-                    shown = first + word[1:]
-                capital = False
+            proper = word in self.capitalized or word == "i" or word.startswith("i'")
+            first = word[:1].upper() if capital or proper else word[:1]
+            # Not for ß, whose capital would be read as ss.
+            shown = first + word[1:] if first.lower() == word[:1] else word
+            glued = word in _NO_SPACE_BEFORE or (word == '"' and quote_open)
+            text += shown if glued else gap + shown
             if word == '"':
                 # Speech starts a sentence. After it, `?" asked Mia` goes on; `." Mia` starts one.
                 capital = not quote_open or previous == "."
                 quote_open = not quote_open
-            elif word in _ENDS_SENTENCE:
-                capital = True
-            text += space + shown
+            elif word[:1].isalpha() or word in _ENDS_SENTENCE:
+                capital = word in _ENDS_SENTENCE
+            gap = "" if word in _NO_SPACE_AFTER or (word == '"' and quote_open) else " "
             previous = word
         return text
 
@@ -182,32 +188,46 @@ class WordTokenizer:
     @classmethod
     def from_state(cls, state: dict) -> "WordTokenizer":
         """Raises ValueError if the state is not that of a tokenizer."""
-        lists = [state.get("words"), state.get("capitalized")]
+        kinds = {"words": list, "capitalized": list, "keep_punctuation": bool}
         require(
-            all(isinstance(x, list) and all(isinstance(w, str) for w in x) for x in lists)
-            and isinstance(state.get("keep_punctuation"), bool),
-            "this is no saved tokenizer: its words are no list of words",
+            all(isinstance(state.get(name), kind) for name, kind in kinds.items()),
+            f"this is no saved tokenizer, which holds {', '.join(kinds)}",
         )
-        return cls(*lists, state["keep_punctuation"])
+        return cls(**{name: state[name] for name in kinds})
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file; it appears whole or not at all."""
-        write_json(path, self.state(), FORMAT)
+        saved = {"format": FORMAT, "sha256": self.digest} | self.state()
+        write_whole(user_path(path), json.dumps(saved, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "WordTokenizer":
-        """Read what `save` wrote. Raises ValueError if the file is another, or was changed."""
-        return cls.from_state(read_json(path, FORMAT))
+        """Read what `save` wrote.
+
+        Raises ValueError if the file is another, or was changed, FileNotFoundError if there is
+        none.
+        """
+        try:
+            state = json.loads(user_path(path).read_bytes())
+            require(
+                state["format"] == FORMAT,
+                f"it has format {state['format']}, this code reads format {FORMAT}",
+            )
+            tokenizer = cls.from_state(state)
+            require(state["sha256"] == tokenizer.digest, "it was changed since it was saved")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is not what was saved ({type(error).__name__}: {error}): save it again, "
+                "copy it again, or update the code"
+            ) from error
+        return tokenizer
 
 
 def _pieces(text: str, keep_punctuation: bool) -> Iterator[str]:
     """The words of a text in their original case, lazily: a text may have megabytes."""
-    if keep_punctuation:
-        # The lower case of İ is two characters, which would be read as two words.
-        text = unicodedata.normalize("NFC", text.translate(_STRAIGHT)).replace("İ", "I")
+    require(isinstance(text, str), f"texts must be strings: one is a {type(text).__name__}")
+    text = unicodedata.normalize("NFC", text.translate(_INVISIBLE))
+    text = text.translate(_STRAIGHT) if keep_punctuation else text
     for match in (_TOKEN if keep_punctuation else re.compile(r"\S+")).finditer(text):
-        word = match[0] if keep_punctuation else match[0].strip(_STRIPPED)
-        if len(word) <= LONGEST:
-            yield word
-        else:
-            yield from (word[start : start + LONGEST] for start in range(0, len(word), LONGEST))
+        word = match[0] if keep_punctuation else match[0].strip('.,!?;:"()[]')
+        yield from (word[start : start + LONGEST] for start in range(0, len(word) or 1, LONGEST))

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from helpers.checkpoints import History, SavedRun, read_run, save_run
+from helpers.checkpoints import History, resume_run, save_run
 from helpers.loss import total_loss
 from helpers.model import Decoder
 from helpers.stories import Stories
 from helpers.support.checks import check, counts, require
-from helpers.support.files import make_folder
+from helpers.support.files import make_folder, user_path
 from helpers.support.hardware import (
     autocast,
     keep_freed_memory,
@@ -188,10 +188,11 @@ def optimizer_step(
     norm = torch.nn.utils.get_total_norm(
         [p.grad for p in model.parameters() if p.grad is not None]
     )  # (), by now the same in every process
-    if not (math.isfinite(total) and norm.isfinite()):
-        raise FloatingPointError(
-            f"the loss is {total / count.item()} and its gradient's length {norm.item()}"
-        )
+    require(
+        math.isfinite(total) and norm.isfinite(),
+        f"the loss is {total / count.item()} and its gradient's length {norm.item()}",
+        FloatingPointError,
+    )
     if config.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.clip_norm, norm)
     for group in optimizer.param_groups:
@@ -240,24 +241,32 @@ def train(
     run = _Run(model, tokenizer, stories, config, resume_from)
     model.tokenizer_digest = tokenizer.digest
     history = run.history
-    options = {
-        "desc": "training",
-        "unit": "step",
-        "mininterval": 2.0,  # more messages would fill the queue of a slow front end
-        # tqdm's bar for notebooks does not read this variable by itself.
-        "disable": run.rank > 0 or os.environ.get("TQDM_DISABLE") == "1",
-    }
     with (
         # The caller's random stream stays as it is.
         torch.random.fork_rng([w.device] if (w := model.output.weight).is_cuda else []),
-        tqdm(total=run.total_steps, initial=history.step, **options) as bar,
+        tqdm(
+            desc="training",
+            unit="step",
+            initial=history.step,
+            total=run.total_steps,
+            mininterval=2.0,  # seconds; more messages would fill the queue of a slow front end
+            # tqdm's bar for notebooks does not read this variable by itself.
+            disable=run.rank > 0 or os.environ.get("TQDM_DISABLE") == "1",
+        ) as bar,
         ExitStack() as at_the_end,
     ):
         at_the_end.callback(model.eval)  # after an error too
         for step in range(history.step, run.total_steps):
             stream = f"dropout {run.rank}" if run.rank else "dropout"
             torch.manual_seed(_seed(config.seed, stream, step))
-            row = run.step(step)
+            try:
+                row = run.step(step)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"step {step + 1}: {error}: lower learning_rate={config.learning_rate}, "
+                    "lengthen the warm-up, or set clip_norm; files written before this step are "
+                    "untouched"
+                ) from None
             bar.update()
             if row:
                 losses = {name: f"{row[f'{name}_loss']:.3f}" for name in ("train", "validation")}
@@ -274,8 +283,6 @@ class _Run:
         self.model, self.config = model, config
         self.rank, self.processes = rank_and_processes()
         self.device = pick_device(config.device)
-        saved = read_run(Path(resume_from)) if resume_from is not None else None
-        self.precision = _pick_precision_once(config, self.device, saved)
         model.to(self.device).train()
         if config.dropout is not None:
             model.set_dropout(config.dropout)
@@ -291,10 +298,16 @@ class _Run:
         )
         self.optimizer = make_optimizer(model, config)
         self.identity = self._identity()
-        self.history = History()
-        if saved:
-            self.history = saved.restore(model, self.optimizer, self.identity)
-        self.folder = Path(config.folder) if config.folder and self.rank == 0 else None
+        self.history = History(precision=config.precision)
+        if resume_from is not None:
+            folder = user_path(resume_from)
+            self.history = resume_run(folder, model, self.optimizer, self.identity)
+        elif config.precision == "auto":
+            # The same in every process: a timed probe may come out differently.
+            fast = pick_precision(self.device) == "bf16"
+            (votes,) = sum_over_processes(torch.device(self.device), fast)
+            self.history.precision = "bf16" if votes == self.processes else "fp32"
+        self.folder = user_path(config.folder) if config.folder and self.rank == 0 else None
         if self.folder:
             make_folder(self.folder)
         # From here on every process has the first one's parameters.
@@ -313,26 +326,15 @@ class _Run:
         batch = self.train_ids[rows].long().to(self.device)  # (B, T)
         config, history = self.config, self.history
         rate = learning_rate_at(step, self.total_steps, config)
-        advice = (
-            f"lower learning_rate={config.learning_rate}, lengthen the warm-up, or set clip_norm; "
-            "files written before this step are untouched"
-        )
-        try:
-            history.add(
-                *optimizer_step(self.wrapped, self.optimizer, batch, rate, config, self.precision)
-            )
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error} at step {step + 1}: {advice}") from None
+        found = optimizer_step(self.wrapped, self.optimizer, batch, rate, config, history.precision)
+        history.add(*found)
         done = history.step
         epoch_ends = done % self.steps_per_epoch == 0 or done == self.total_steps
         early = done & (done - 1) == 0  # 1, 2, 4, 8, …: the loss falls fastest at the start
         row = None
         if epoch_ends or early or done % config.validate_every == 0:
             loss = self._validation_loss()
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the validation loss is {loss} after step {done}: {advice}"
-                )
+            require(math.isfinite(loss), f"the validation loss is {loss}", FloatingPointError)
             row = history.record(rate, loss, time.perf_counter() - self.started)
             if self.folder:
                 history.save(self.folder)
@@ -343,7 +345,7 @@ class _Run:
 
     def _validation_loss(self) -> float:
         mine = self.validation_ids[self.rank :: self.processes]  # (M / processes, T)
-        found = total_loss(self.model, mine, precision=self.precision)
+        found = total_loss(self.model, mine, precision=self.history.precision)
         total, count = sum_over_processes(self.model.output.weight.device, *found)
         return total / count
 
@@ -353,7 +355,6 @@ class _Run:
         settings = {k: value for k, value in asdict(self.config).items() if k not in elsewhere}
         settings |= {
             "model": asdict(self.model.config),
-            "precision": self.precision,
             "frozen": not self.model.embedding.weight.requires_grad,
             "processes": self.processes,
             "stories": [
@@ -367,16 +368,6 @@ class _Run:
 def _seed(*parts) -> int:
     """A 63-bit seed from anything printable: nearby inputs give unrelated random streams."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
-
-
-def _pick_precision_once(config: TrainingConfig, device: str, saved: SavedRun | None) -> str:
-    """The same in every process, and in a resumed run: a timed probe may come out differently."""
-    if config.precision != "auto":
-        return config.precision
-    picked = saved.identity.get("precision") if saved else pick_precision(device)
-    _, processes = rank_and_processes()
-    (votes,) = sum_over_processes(torch.device(device), picked == "bf16")
-    return "bf16" if votes == processes else "fp32"
 
 
 if __name__ == "__main__":  # the command makes the model too, which is a later layer's work

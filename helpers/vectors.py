@@ -9,25 +9,23 @@ import os
 import re
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 import zlib
 from array import array
-from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Sequence
+from itertools import compress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from helpers.fasttext_bin import IN_DICTIONARY, MISSING, FastTextBin
+from helpers.fasttext_bin import IN_DICTIONARY, MISSING, SIZES, FastTextBin, foreign_file
 from helpers.support.checks import require
-from helpers.support.files import cache_directory, cached, write_whole
+from helpers.support.files import cache_directory, cached, user_path, write_whole
 from helpers.tokenizer import SPECIALS, SPLITTING, WordTokenizer
 
 TRAINING = 1  # raise it when the same texts and settings would train other vectors
-_WIDEST = 10_000  # dimensions of a text file's vectors
 
 
 class Coverage(NamedTuple):
@@ -94,7 +92,8 @@ class WordVectors:
         found = kinds != MISSING
         require(
             found.any(),
-            "none of the tokenizer's words has a vector: are the vectors for this language?",
+            f"none of the tokenizer's {len(found):,} words has a vector: train it on texts, and "
+            "use vectors for this language",
         )
         # Real ones are below 100, and NaN is not below anything.
         require(
@@ -115,8 +114,22 @@ def neighbours(
 ) -> list[tuple[str, float]]:
     """The k words whose vectors have the largest cosine to a query, best first, as (word, cosine).
 
-    matrix: (len(words), dim). query: (dim,).
+    All words if they are fewer than k; none if there are no words, or k is 0.
+
+    Args:
+        matrix: (len(words), dim).
+        words: one for each row.
+        query: (dim,).
+        k: how many.
+
+    Raises:
+        ValueError: if there is not one word for each row, or k is negative.
     """
+    require(
+        k >= 0 and len(words) == len(matrix),
+        f"k={k} of {len(words):,} words with {len(matrix):,} vectors: give k=0 or more, and one "
+        "word for each vector",
+    )
     lengths = np.linalg.norm(matrix, axis=1) * np.linalg.norm(query)  # (len(words),)
     # A vector of zeros has cosine zero.
     cosines = matrix @ query / np.where(lengths == 0, 1, lengths)  # (len(words),)
@@ -157,7 +170,7 @@ def load_vectors(
     is read here, once. A download is unpacked while it runs, and is never stored itself.
 
     Args:
-        source: the file, or the http(s) address of a .vec or .vec.gz.
+        source: the file (~ is your home), or the http(s) address of a .vec or .vec.gz.
         limit: how many rows of a text file to read. The most frequent words come first. All of
             them stay in memory (400,000 × 300 floats: 480 MB).
         words: keep these alone, in a cache too (see `cache_directory`), so that nothing is
@@ -167,130 +180,93 @@ def load_vectors(
     Raises:
         FileNotFoundError: if there is no such file.
         ConnectionError: if a download fails or breaks off.
-        ValueError: if it is not a whole file of one of these formats.
-        OSError: if the cache cannot be written.
+        ValueError: if it is not a whole file of one of these formats. The message says what it is
+            instead, if that can be told.
+        OSError: if the file cannot be opened or the cache cannot be written.
     """
-    source = str(source)
-    require(
-        _lower_name(source).endswith((".bin", ".vec", ".vec.gz")),
-        f"{source}: fastText vectors are in a file .bin, .vec or .vec.gz",
-    )
     require(limit >= 1, f"limit={limit} leaves no rows to read: give 1 or more")
-    require(
-        _is_remote(source) or Path(source).is_file(),
-        f"no such file: {source}. Check the path, or make vectors with train_vectors(texts)",
-        FileNotFoundError,
-    )
-    if _lower_name(source).endswith(".bin"):
+    identity = [str(source)]
+    if not _is_remote(source):
+        source = user_path(source)
         require(
-            not _is_remote(source),
-            f"{source}: a .bin is not streamed. Download it and give its path, or stream the "
-            ".vec.gz",
+            source.is_file(),
+            f"no such file: {source}. Check the path, or make vectors with train_vectors(texts)",
+            FileNotFoundError,
         )
-        return BinVectors(source)
+        if source.suffix.lower() == ".bin":
+            return BinVectors(source)
+        identity = [str(source.resolve()), source.stat().st_size, source.stat().st_mtime_ns]
     if words is None:
-        return TextVectors(*_read_vec(source, limit, None, timeout))
-    row_of = {word: i for i, word in enumerate(dict.fromkeys(words))}
+        return _read_vec(source, limit, None, timeout)
+    wanted = list(dict.fromkeys(words))
 
     def build(folder: Path) -> Path:
-        found, vectors = _read_vec(source, limit, row_of, timeout)
-        # A row of NaN is a word without a vector; one more tells the width if there are no words.
-        table = np.full((len(row_of) + 1, vectors.shape[1]), np.nan, "f4")  # (len(words) + 1, dim)
-        table[[row_of[word] for word in found]] = vectors
-        write_whole(folder / "rows.f4", table.tobytes())
+        # The empty word has no vector: its row tells the width if there are no others.
+        vectors, kinds = _read_vec(source, limit, {*wanted}, timeout).lookup([*wanted, ""])
+        vectors[kinds == MISSING] = np.nan
+        write_whole(folder / "rows.f4", vectors.tobytes())
         return folder / "rows.f4"
 
-    identity = [source]
-    if not _is_remote(source):
-        stat = Path(source).stat()
-        identity = [str(Path(source).resolve()), stat.st_size, stat.st_mtime_ns]
-    key = json.dumps(["rows 3", identity, limit, list(row_of)]).encode()
-    table = np.fromfile(cached(key, build), "f4").reshape(len(row_of) + 1, -1)[:-1]
-    found = ~np.isnan(table[:, 0])  # (len(words),)
-    return TextVectors([word for word, i in row_of.items() if found[i]], table[found])
+    key = json.dumps(["rows 3", identity, limit, wanted]).encode()
+    table = np.fromfile(cached(key, build), "f4").reshape(len(wanted) + 1, -1)[:-1]
+    found = ~np.isnan(table[:, 0])  # (len(wanted),)
+    return TextVectors(list(compress(wanted, found)), table[found])
 
 
-def _is_remote(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
-
-
-def _lower_name(source: str) -> str:
-    """The lower-case file name or address, without the query after an address."""
-    return (re.split("[?#]", source)[0] if _is_remote(source) else source).lower()
+def _is_remote(source: str | Path) -> bool:
+    return str(source).lower().startswith(("http://", "https://"))
 
 
 def _read_vec(
-    source: str, limit: int, wanted: Container[str] | None, timeout: float
-) -> tuple[list[str], np.ndarray]:
-    """The words of the first `limit` rows of a .vec, or the `wanted` of them; float32[n, dim]."""
-    words, numbers, seen = {}, array("f"), 0
+    source: str | Path, limit: int, wanted: Container[str] | None, timeout: float
+) -> TextVectors:
+    """The words of the first `limit` rows of a .vec or .vec.gz, or the `wanted` of them."""
+    remote, words, numbers, row = _is_remote(source), {}, array("f"), 0
+    # An address may have a query at its end.
+    name = (re.split("[?#]", source)[0] if remote else source.name).lower()
     try:
-        with _open_vec(source, timeout) as lines:
-            rows, dim = _read_first_line(lines)
-            end = min(rows, limit)
+        require(name.endswith((".vec", ".vec.gz")), "no .vec or .vec.gz; a .bin must be on disk")
+        with (
+            urllib.request.urlopen(source, timeout=timeout) if remote else open(source, "rb") as raw
+        ):
+            lines = gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw
+            line = lines.readline(1_000)
+            require(
+                SIZES.fullmatch(line),
+                f"it starts with {line[:40]!r}, not with its numbers of rows and dimensions",
+                ValueError if line.endswith(b"\n") else EOFError,
+            )
+            rows, dim = map(int, line.split())
             longest = 4_000 + 40 * dim  # bytes: a row may be compressed, and unpack to no end
-            each = iter(lambda: lines.readline(longest), b"")
-            bar = {"total": end, "unit": " rows", "disable": not _is_remote(source)}
-            for seen, line in enumerate(tqdm(each, "streaming vectors", **bar), start=1):
-                if len(line) == longest:
-                    raise ValueError(f"the row has {longest:,} bytes or more")
+            bar = {"desc": "streaming vectors", "unit": " rows", "disable": not remote}
+            for row in tqdm(range(1, min(rows, limit) + 1), **bar):
+                line = lines.readline(longest)
+                require(line, f"it has {row - 1:,} rows and promises {rows:,}", EOFError)
+                require(len(line) < longest, f"the row has {longest:,} bytes or more")
                 word, *values = line.rstrip(b" \r\n").split(b" ")
-                if seen > rows:
-                    raise ValueError(f"its first line promises {rows:,} rows, and there are more")
-                if len(values) != dim:
-                    raise (ValueError if line.endswith(b"\n") else EOFError)(
-                        f"{len(values)} numbers instead of {dim}"
-                    )
+                require(
+                    len(values) == dim,
+                    f"{len(values)} numbers instead of {dim}",
+                    ValueError if line.endswith(b"\n") else EOFError,
+                )
                 word = word.decode("utf-8", "surrogateescape")
                 if word not in words and (wanted is None or word in wanted):
                     words[word] = None
                     numbers.extend(map(float, values))
-                if seen == limit < rows:
-                    break
-        if seen < end:
-            raise EOFError(f"its first line promises {rows:,} rows")
+            if rows <= limit:
+                require(not lines.read(1), f"it promises {rows:,} rows, and there are more")
+                # Or the last number could be cut, and still be a number.
+                require(not (remote and raw.length), "the last bytes are missing", EOFError)
         vectors = np.frombuffer(numbers, np.float32).reshape(-1, dim)  # (len(words), dim)
-        if not np.isfinite(vectors).all():
-            raise ValueError("some numbers are NaN or infinite")
-    except urllib.error.URLError as error:
-        raise ConnectionError(
-            f"cannot fetch {source} ({error}): check the address and the network"
+        require(np.isfinite(vectors).all(), "some numbers are NaN or infinite")
+    except (ValueError, EOFError, zlib.error, http.client.HTTPException, OSError) as error:
+        foreign = None if remote else foreign_file(source)
+        broken_off = remote and not isinstance(error, (ValueError, gzip.BadGzipFile))
+        advice = "Check the path or address, try again, or fetch another copy"
+        raise (ConnectionError if broken_off else ValueError)(
+            f"{source} is {foreign}" if foreign else f"{source}, row {row:,}: {error}. {advice}"
         ) from error
-    except (ValueError, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"{source}, row {seen:,}: {error}. Check where it leads, or fetch another copy"
-        ) from error
-    except (EOFError, zlib.error, http.client.HTTPException, OSError) as error:
-        raise (ConnectionError if _is_remote(source) else ValueError)(
-            f"{source} breaks off after row {seen:,} ({error or type(error).__name__}): try again, "
-            "or fetch another copy as a file"
-        ) from error
-    return list(words), vectors
-
-
-def _read_first_line(lines: BinaryIO) -> tuple[int, int]:
-    """The numbers of rows and dimensions with which a .vec begins."""
-    first = lines.readline(1000)
-    require(not first.lstrip().startswith(b"<"), "it is a web page")
-    require(first.endswith(b"\n"), "its first line does not end", EOFError)
-    require(
-        re.fullmatch(rb"[1-9]\d* [1-9]\d*\s*", first),
-        f"it starts with {first[:40]!r}, not with numbers of rows and dimensions",
-    )
-    rows, dim = map(int, first.split())
-    require(dim <= _WIDEST, f"its first line promises {dim:,} dimensions, more than vectors have")
-    return rows, dim
-
-
-@contextmanager
-def _open_vec(source: str, timeout: float) -> Iterator[BinaryIO]:
-    """The unpacked lines of a file or an address."""
-    remote = _is_remote(source)
-    with urllib.request.urlopen(source, timeout=timeout) if remote else open(source, "rb") as raw:
-        yield gzip.GzipFile(fileobj=raw) if _lower_name(source).endswith(".gz") else raw
-        # Or the last number could be cut, and still be a number.
-        if remote and not raw.read(1) and raw.length:
-            raise EOFError(f"{raw.length:,} bytes are missing")
+    return TextVectors(list(words), vectors)
 
 
 _PROGRAM = """
@@ -364,13 +340,21 @@ def train_vectors(
 def _run_fasttext(folder: Path, settings: dict) -> None:
     """text.txt -> model.bin, in a process whose memory starts as zeros."""
     # glibc fills each new block with the complement of PERTURB, and maps large ones, which are 0.
-    environment = {k: v for k, v in os.environ.items() if not re.match("MALLOC_|GLIBC_", k)}
-    environment |= {"MALLOC_PERTURB_": "255", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", _PROGRAM, json.dumps(settings)]
-    how = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
-    run = subprocess.run(command, errors="replace", **how)
-    failed = f"fastText failed (exit {run.returncode}) with {settings}: {run.stderr[-500:]}"
-    require(run.returncode == 0, failed, RuntimeError)
+    ours = {"MALLOC_PERTURB_": "255", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    others = {k: v for k, v in os.environ.items() if not re.match("MALLOC_|GLIBC_", k)}
+    run = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, json.dumps(settings)],
+        cwd=folder,
+        env=others | ours,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    require(
+        run.returncode == 0,
+        f"fastText failed (exit {run.returncode}) with {settings}: {run.stderr[-500:]}",
+        RuntimeError,
+    )
     try:
         FastTextBin(folder / "model.bin")
     except (ValueError, FileNotFoundError) as error:  # fastText itself does not notice

@@ -1,17 +1,17 @@
 """How fast the code is: beside other code, and below the limit that this machine sets.
 
-    python report/benchmark.py           minutes -> figures/benchmark/speed.json, and a table
-    python report/benchmark.py --quick   the same in small, to see that it works; writes nothing
+    python report/benchmark.py            minutes -> tables, and build/benchmark/speed.json
+    python report/benchmark.py --record   -> figures/benchmark/speed.json instead
+    python report/benchmark.py --quick    the same in small, to see that it works; writes nothing
 
 What is compared runs in turns, in one process, after a run to warm up; a ratio is the median of the
 ratios of the turns. The limit is the time of the same work's matrix products alone, each measured
-by itself: nothing else would have to be computed. Notebook 06 and the README show the numbers.
-Times belong to the machine they were measured on; ratios carry over better.
+by itself: nothing else would have to be computed. Notebooks 06 and 07 and the README show the
+recorded numbers. Times belong to the machine they were measured on; ratios carry over better.
 """
 
 import argparse
 import ctypes
-import json
 import math
 import platform
 import statistics
@@ -38,7 +38,7 @@ from helpers.decoding import generate  # noqa: E402
 from helpers.evaluation import perplexity  # noqa: E402
 from helpers.kv_cache import KVCache  # noqa: E402
 from helpers.model import Decoder, ModelConfig, MultiHeadAttention, sinusoidal_positions  # noqa: E402
-from helpers.notebook import FigureFolder, load_numbers  # noqa: E402
+from helpers.notebook import FigureFolder, load_numbers, table  # noqa: E402
 from helpers.stories import load_stories  # noqa: E402
 from helpers.support.hardware import keep_freed_memory, packed_weights, pick_device  # noqa: E402
 from helpers.tokenizer import WordTokenizer  # noqa: E402
@@ -534,12 +534,12 @@ def measure_scaling(turns: int, quick: bool = False) -> dict[str, dict]:
     series = {
         "stories in a batch": (lambda n: our_step(SIZE, "bf16", batch=n), (8, 16, 32, 64)),
         "tokens of context": (
-            lambda n: our_step(with_size(context_length=n), "bf16", context=n),
+            lambda n: our_step(ModelConfig(context_length=n), "bf16", context=n),
             (32, 64, 128, 256),
         ),
-        "blocks": (lambda n: our_step(with_size(num_layers=n), "bf16"), (1, 3, 6, 12)),
+        "blocks": (lambda n: our_step(ModelConfig(num_layers=n), "bf16"), (1, 3, 6, 12)),
         "words in the vocabulary": (
-            lambda n: our_step(with_size(vocab_size=n), "bf16"),
+            lambda n: our_step(ModelConfig(vocab_size=n), "bf16"),
             (2_500, 5_000, 10_000, 20_000),
         ),
     }
@@ -560,13 +560,9 @@ def measure_scaling(turns: int, quick: bool = False) -> dict[str, dict]:
     return numbers
 
 
-def with_size(**changes) -> ModelConfig:
-    return ModelConfig(**changes)
-
-
 def decoding_step(length: int, rows: int = 20):
     """Read one token of each of 20 rows, after `length` others."""
-    model = Decoder(with_size(context_length=length + 1)).eval()
+    model = Decoder(ModelConfig(context_length=length + 1)).eval()
     cache = KVCache(model.config, rows)
     ids = torch.randint(4, SIZE.vocab_size, (rows, 1))  # (B, 1)
     with torch.inference_mode():
@@ -618,7 +614,7 @@ def measure_gpu(
     """Our model beside the same one with PyTorch's attention, both compiled: training, with the
     share of what the device's largest product reaches, and greedy decoding.
     """
-    large = with_size(d_model=768, num_layers=12, num_heads=12, d_ff=3072, context_length=256)
+    large = ModelConfig(d_model=768, num_layers=12, num_heads=12, d_ff=3072, context_length=256)
     sizes = sizes or {"8.9 M parameters": (SIZE, 512), "100 M parameters": (large, 128)}
     side = 8192 if device == "cuda" else 256
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16)  # (N, N)
@@ -688,42 +684,72 @@ def measure(turns: int, quick: bool = False) -> dict:
 
 
 def show(numbers: dict) -> None:
-    for name, row in numbers["training"]["rows"].items():
-        print(
-            f"training step, {name:32} {row['ms']:7.0f} ms "
-            f"{row['tokens_per_second']['median']:8,.0f} tokens/s"
-        )
-    print(f"its matrix products alone: {numbers['training']['limit_ms']}")
-    for key in ("ratios", "ratios_with_our_memory"):
-        print(f"{key}: {json.dumps(numbers['training'][key])}")
-    print(f"to a perplexity of {GOAL}: {numbers['to_the_goal']}")
-    for precision, rows in numbers["decoding"].items():
-        for row in rows:
-            times = "{median:.2f} x ({low:.2f} to {high:.2f})".format(**row["ratio"])
-            speeds = (
-                f"{row['ours']['median']:7,.0f}, Hugging Face {row['Hugging Face']['median']:7,.0f}"
-            )
-            print(
-                f"{precision} {row['work']:22} {speeds}, limit {row['limit']:7,.0f} tokens/s; "
-                f"{times}"
-            )
-    for name in ("perplexity", "vectors", "scaling", "gpu"):
-        print(f"{name}: {json.dumps(numbers[name])}")
+    """The same as tables."""
+    training, goal = numbers["training"], numbers["to_the_goal"]
+    times = "{median:.2f} ({low:.2f} to {high:.2f})"
+    steps = [
+        [
+            name,
+            f"{row['ms']:.0f}",
+            f"{row['tokens_per_second']['median']:,.0f}",
+            f"{training['limit_ms'][name[-4:]] / row['ms']:.0%}",
+        ]
+        for name, row in training["rows"].items()
+    ]
+    ratios = [
+        [name, times.format(**row), times.format(**training["ratios_with_our_memory"][name])]
+        for name, row in training["ratios"].items()
+    ]
+    decoding = [
+        [
+            f"{row['work']}, {precision}",
+            *(f"{row[who]['median']:,.0f}" for who in ("ours", "Hugging Face")),
+            f"{row['limit']:,.0f}",
+            times.format(**row["ratio"]),
+        ]
+        for precision, rows in numbers["decoding"].items()
+        for row in rows
+    ]
+    scaling = [
+        [name, ", ".join(map(str, row["x"])), ", ".join(f"{ms:.0f}" for ms in row["ms"])]
+        for name, row in numbers["scaling"].items()
+    ]
+    vectors = [
+        [name, numbers["vectors"][name]["seconds"], numbers["vectors"][name]["gb"]]
+        for name in ("ours", "fasttext")
+    ]
+    reached = [[name, goal["steps"][name], seconds] for name, seconds in goal["seconds"].items()]
+    for rows, columns in (
+        (list(numbers["machine"].items()), ["machine", ""]),
+        (steps, ["training step", "ms", "tokens/s", "of it matrix products"]),
+        (ratios, ["ours", "times as fast (lowest to highest)", "with our memory setting for all"]),
+        (reached, [f"to a perplexity of {goal['perplexity']}", "steps", "s"]),
+        (decoding, ["decoding", "tokens/s", "Hugging Face", "limit", "times as fast"]),
+        (scaling, ["cost against", "", "ms"]),
+        (vectors, [f"vectors from {numbers['vectors']['file_gb']:.1f} GB", "s", "GB"]),
+        (list(numbers["perplexity"].items()), ["weights", "perplexity"]),
+    ):
+        print(table(rows, columns), end="\n\n")
+    if numbers["gpu"]:
+        print(numbers["gpu"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="one turn of small cases; writes nothing"
-    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--record", action="store_true", help="renew what the repository carries")
+    how.add_argument("--quick", action="store_true", help="one turn of small cases; writes nothing")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="transformers")
     numbers = measure(1 if options.quick else 9, options.quick)
     show(numbers)
+    figures = FigureFolder("benchmark")
+    if not options.record:
+        figures.path = ROOT / "build" / "benchmark"
     if not options.quick:
-        FigureFolder("benchmark").save_numbers("speed", numbers)
+        figures.save_numbers("speed", numbers)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The executed notebooks as one self-contained page and one PDF, offline.
 
     python report/build.py                    notebooks/*.ipynb -> build/report.html, .pdf
+    python report/build.py build/notebooks    those of `make report` -> build/report.html, .pdf
     python report/build.py build/tinystories  that folder's notebooks -> report.html, .pdf in it
 
 pandoc and typst come as Python wheels. The results come first, then the chapters in order.
@@ -12,21 +13,28 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib
 import pypandoc
 import typst
+from matplotlib.ft2font import FT2Font
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
+from helpers.notebook import figures_root  # noqa: E402
 from helpers.support.files import make_folder, write_whole  # noqa: E402
 
-FIGURES = ROOT / "figures"
+BUILD = ROOT / "build"
 TITLE = "A story transformer, from scratch"
 FIRST = "07"  # what a grader reads first
 # Tables come from Markdown, maths from TeX; a bare [@key] is a citation.
 READER = "ipynb+citations+tex_math_dollars+pipe_tables+raw_html"
+# What typst's own fonts have no glyph for is set in this one.
+FALLBACK = sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVuSans[.-]*"))
 
 
 def in_order(folder: Path) -> list[str]:
@@ -40,8 +48,26 @@ def in_order(folder: Path) -> list[str]:
     return names
 
 
-def pandoc(folder: Path, target: Path, *options: str) -> None:
-    """The notebooks of `folder` to one file. Ends the program if pandoc complains: a gap is an
+@contextmanager
+def desk(folder: Path) -> Iterator[Path]:
+    """A scratch folder that links to everything pandoc and typst read, under plain names.
+
+    pandoc decodes `%20` in a path, and in some locales it reads no letters but those of ASCII.
+    An explorer's data is that of the run that wrote the notebooks, or else the repository's.
+    """
+    this_run = figures_root(BUILD / "figures" if folder == BUILD / "notebooks" else None)
+    links = {name: folder / name for name in in_order(folder)}
+    links |= {"report": HERE, "this_run": this_run, "figures": ROOT / "figures"}
+    links |= {f"fonts/{path.name}": path for path in FALLBACK}
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, "fonts").mkdir()
+        for name, target in links.items():
+            Path(scratch, name).symlink_to(target.resolve())
+        yield Path(scratch)
+
+
+def pandoc(place: Path, target: str, *options: str) -> Path:
+    """The notebooks on a desk to one file there. Ends the program if pandoc complains: a gap is an
     error.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -50,77 +76,72 @@ def pandoc(folder: Path, target: Path, *options: str) -> None:
         "reference-section-title": "References",
         "link-citations": "true",
         "toc-title": "Contents",
+        "repository": project["urls"]["Repository"],
     }
-    metadata |= {"repository": project["urls"]["Repository"], "figures": str(FIGURES)}
     command = [
         pypandoc.get_pandoc_path(),
-        *in_order(folder),  # bare names, so that a link from one to another is found
+        *in_order(place),  # bare names, so that a link from one to another is found
         *("--file-scope", f"--from={READER}", "--ipynb-output=all", f"--output={target}"),
         *("--standalone", "--toc", "--toc-depth=2", *options),
-        f"--lua-filter={HERE / 'cells.lua'}",
-        *(
-            "--citeproc",
-            f"--bibliography={HERE / 'references.bib'}",
-            f"--csl={HERE / 'numbers.csl'}",
-        ),
+        "--lua-filter=report/cells.lua",
+        *("--citeproc", "--bibliography=report/references.bib", "--csl=report/numbers.csl"),
         *(f"--metadata={key}={value}" for key, value in metadata.items()),
         "--fail-if-warnings",
     ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"pandoc: {done.stderr.strip()}")
+    return place / target
 
 
 def build_html(folder: Path, target: Path) -> None:
     """One page that needs nothing beside it: pictures, style and script are inside, formulas are
     MathML.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        script = Path(scratch, "script.html")
-        script.write_text(
-            f"<script>\n{(HERE / 'page.js').read_text(encoding='utf-8')}</script>\n",
-            encoding="utf-8",
-        )
-        page = Path(scratch, "report.html")
-        options = "--to=html5", "--embed-resources", "--mathml", f"--css={HERE / 'style.css'}"
-        pandoc(folder, page, *options, f"--include-after-body={script}")
+    with desk(folder) as place:
+        script = (HERE / "page.js").read_text(encoding="utf-8")
+        (place / "script.html").write_text(f"<script>\n{script}</script>\n", encoding="utf-8")
+        options = "--to=html5", "--embed-resources", "--mathml", "--css=report/style.css"
+        page = pandoc(place, "report.html", *options, "--include-after-body=script.html")
         write_whole(target, page.read_bytes())
 
 
-def build_pdf(folder: Path, target: Path) -> None:
-    """The same text for paper. Code that only draws is left out, and the explorer is the picture of
-    one head.
+def typst_text(place: Path) -> Path:
+    """The notebooks on a desk as a text for typst, `report.typ`.
+
+    Code that only draws is left out, and the explorer is the picture of one head. A character
+    for which the fonts have no glyph is written as its code point.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        text = Path(scratch, "report.typ")
-        variables = {
-            "papersize": "a4",
-            "fontsize": "10pt",
-            "mainfont": "Libertinus Serif",
-            "page-numbering": "1",
-        }
-        variables |= {"margin.x": "24mm", "margin.y": "26mm"}
-        options = [f"--variable={key}={value}" for key, value in variables.items()]
-        pandoc(
-            folder,
-            text,
-            "--to=typst",
-            f"--include-in-header={HERE / 'page.typ'}",
-            f"--extract-media={scratch}",
-            *options,
-        )
-        # pandoc 3.9 writes ⊙ by a name that typst has changed since.
-        text.write_text(
-            text.read_text(encoding="utf-8").replace("dot.circle", "dot.o"), encoding="utf-8"
-        )
-        write_whole(
-            target, typst.compile(str(text), root="/", format="pdf", ignore_system_fonts=True)
-        )
+    known = FT2Font(FALLBACK[0]).get_charmap()
+    (place / "glyphs.txt").write_text("\n".join(map(str, known)), encoding="utf-8")
+    variables = {
+        "papersize": "a4",
+        "fontsize": "10pt",
+        "mainfont": "Libertinus Serif",
+        "page-numbering": "1",
+        "margin.x": "24mm",
+        "margin.y": "26mm",
+    }
+    options = [f"--variable={key}={value}" for key, value in variables.items()]
+    options += ["--include-in-header=report/page.typ", "--extract-media=media"]
+    text = pandoc(place, "report.typ", "--to=typst", *options)
+    # pandoc 3.9 writes ⊙ by a name that typst has changed since.
+    written = text.read_text(encoding="utf-8").replace("dot.circle", "dot.o")
+    text.write_text(written, encoding="utf-8")
+    return text
+
+
+def build_pdf(folder: Path, target: Path) -> None:
+    """The same text for paper."""
+    with desk(folder) as place:
+        text = typst_text(place)
+        fonts = {"font_paths": [str(place / "fonts")], "ignore_system_fonts": True}
+        write_whole(target, typst.compile(str(text), root=str(place), format="pdf", **fonts))
 
 
 def main() -> int:
-    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT / "notebooks"
-    place = ROOT / "build" if folder == ROOT / "notebooks" else folder
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "notebooks").resolve()
+    place = BUILD if folder in (ROOT / "notebooks", BUILD / "notebooks") else folder
     for target, build in ((place / "report.html", build_html), (place / "report.pdf", build_pdf)):
         begin = time.monotonic()
         make_folder(target.parent)

@@ -1,12 +1,14 @@
 -- From notebook cells to the pages of a report. Runs on what pandoc's ipynb reader gives, with every form of each output.
--- Metadata read: `figures`, the folder of the figures' data; `repository`, the address that links to files lead to.
+-- Metadata read: `repository`, the address that links to files lead to. Files read, in pandoc's working folder: the data of the
+-- explorers, `this_run/<corpus>/<name>.json` or else `figures/<corpus>/<name>.json`; for paper `glyphs.txt`, the code points that
+-- its fonts can show, one a line.
 
 local html = FORMAT:match("html") ~= nil
 local chapter, section, subsection = "0", 0, 0 -- a chapter has its notebook's number
 local figures, tables = 0, 0
 local names = {} -- identifier -> "Figure 4.2"
 local identifiers = {} -- every target of a link
-local settings = {}
+local repository
 
 -- Cells that every notebook repeats: the corpus, and how to find the repository. They are not shown.
 local hidden = { "parameters", "setup", "remove-cell" }
@@ -37,9 +39,9 @@ local function caption(kind, number, inlines)
 end
 
 -- JSON inside a page must not end the element that holds it.
-local function embedded(path)
-  local file = io.open(path, "rb")
-  if not file then fail(path .. " is missing: execute the notebook that writes it") end
+local function embedded(name)
+  local file = io.open("this_run/" .. name, "rb") or io.open("figures/" .. name, "rb")
+  if not file then fail("figures/" .. name .. " is missing: execute the notebook that writes it") end
   local text = file:read("a")
   file:close()
   return (text:gsub("%s*\n%s*", ""):gsub("<", "\\u003c"):gsub(">", "\\u003e"):gsub("&", "\\u0026"))
@@ -61,7 +63,7 @@ local function picture(image, notebook)
   if live then
     content = pandoc.Blocks {
       pandoc.Div(content, { class = "still" }),
-      pandoc.RawBlock("html", '<script type="application/json">' .. embedded(settings.figures .. "/" .. explorer .. ".json") .. "</script>"),
+      pandoc.RawBlock("html", '<script type="application/json">' .. embedded(explorer .. ".json") .. "</script>"),
     }
   end
   return pandoc.Figure(content, { long = { pandoc.Plain(long) } }, { id = id, class = explorer and "picture explorer" or (width or 0) > 740 and "picture" or "picture plain" })
@@ -207,10 +209,8 @@ local function numbered(header, notebook)
 end
 
 local function pages(document)
-  for _, key in ipairs { "figures", "repository" } do
-    settings[key] = pandoc.utils.stringify(document.meta[key] or "")
-    document.meta[key] = nil
-  end
+  repository = pandoc.utils.stringify(document.meta.repository or "")
+  document.meta.repository = nil
   local blocks = pandoc.Blocks {}
   local notebook = PANDOC_STATE.input_files[1]:gsub("%.", "") -- as pandoc names it, where there is more than one
   for _, block in ipairs(document.blocks) do
@@ -235,7 +235,7 @@ local function link(element)
   -- A link whose text is a picture from elsewhere is a badge. Nothing is fetched, and a report has no use for it.
   if #element.content == 1 and element.content[1].t == "Image" and element.content[1].src:match("^%a+://") then return {} end
   if element.target:match("^%.%./") then -- a file of the repository
-    element.target = settings.repository .. "/blob/main/" .. element.target:sub(4)
+    element.target = repository .. "/blob/main/" .. element.target:sub(4)
   elseif element.target:match("^#") then
     local target = element.target:sub(2)
     -- Jupyter's anchors keep capitals and marks, pandoc's do not.
@@ -256,4 +256,38 @@ local function fitted(tabular)
   return html and pandoc.Div(tabular, { class = "wide" }) or tabular
 end
 
-return { { Pandoc = pages }, { Link = link }, { Table = fitted } }
+-- Paper has only the fonts that it is set with. What they have no glyph for is shown as its code point, not as an empty box.
+local visible = {}
+if FORMAT == "typst" then
+  local glyphs = {}
+  for code in io.lines("glyphs.txt") do glyphs[tonumber(code)] = true end
+  for _, code in utf8.codes("\t\n\r") do glyphs[code] = true end
+
+  -- A text in pieces: runs of characters that have a glyph, and the code points of those between them.
+  local function pieces(text)
+    local found = pandoc.List {}
+    for _, code in utf8.codes(text) do
+      local last, known = found[#found], glyphs[code] or false
+      local written = known and utf8.char(code) or string.format("U+%04X", code)
+      if last and last.known == known then
+        last.text = last.text .. (known and "" or " ") .. written
+      else
+        found:insert { known = known, text = written }
+      end
+    end
+    return found
+  end
+
+  function visible.Str(word)
+    if not word.text:find("[\1-\31\127-\255]") then return end
+    return pieces(word.text):map(function(piece) return (piece.known and pandoc.Str or pandoc.Code)(piece.text) end)
+  end
+
+  function visible.Code(code)
+    code.text = table.concat(pieces(code.text):map(function(piece) return piece.text end))
+    return code
+  end
+  visible.CodeBlock = visible.Code
+end
+
+return { { Pandoc = pages }, { Link = link }, visible, { Table = fitted } }

@@ -1,10 +1,14 @@
 """Execute the notebooks from their paired texts; two runs of one text give the same bytes.
 
     python report/execute.py                 every notebooks/src/NN.py -> notebooks/NN.ipynb
-    python report/execute.py 04 05           some of them, by the beginning of their name
+    python report/execute.py --build         the same -> build/notebooks/NN.ipynb
     python report/execute.py --corpus PATH   on another corpus -> build/<corpus>/NN.ipynb
     python report/execute.py --sync          inputs only; the repository's address too
-    python report/execute.py --check         name the pairs that are out of step
+    python report/execute.py 04 05           some of them, by the beginning of their name
+
+Their figures and numbers go to figures/<corpus>/, with --build to build/figures/<corpus>/, and if
+$FIGURES_DIR is set to its <corpus>/. With --build, and no name, what an earlier run left there is
+removed first.
 
 A notebook is written when it has run to its end without an error, without a warning of our own
 code and without a path of this machine in an output. One that has not goes to build/failed/ to be
@@ -15,6 +19,7 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
 import sys
 import time
 import tomllib
@@ -28,11 +33,13 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from helpers.notebook import figures_root  # noqa: E402
 from helpers.stories import CORPORA, corpus_name  # noqa: E402
-from helpers.support.files import make_folder, write_whole  # noqa: E402
+from helpers.support.files import make_folder, user_path, write_whole  # noqa: E402
 
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
+TAKEN = ("notebooks", "figures", "failed", "benchmark", "hub")  # folders of build/
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 # Without the version of this machine's Python; the extension is for `nbconvert --to script`.
@@ -93,9 +100,9 @@ def set_corpus(notebook, corpus: str) -> None:
     )
 
 
-def execute(notebook) -> list[str]:
-    """Run every cell in place. Returns what is wrong with the outcome, one line each; an empty list
-    is success.
+def execute(notebook, figures: Path) -> list[str]:
+    """Run every cell in place; what it saves goes to the folders in `figures`. Returns what is
+    wrong with the outcome, one line each; an empty list is success.
     """
     client = NotebookClient(
         notebook,
@@ -109,7 +116,7 @@ def execute(notebook) -> list[str]:
     )
     problems, raised = [], ""
     try:
-        client.execute()
+        client.execute(env=os.environ | {"FIGURES_DIR": str(figures)})
     except CellExecutionError as error:
         raised = f"{error.ename}: {error.evalue}"
     except DeadKernelError:
@@ -178,12 +185,16 @@ def write(notebook, path: Path) -> None:
     write_whole(path, jupytext.writes(notebook, fmt="ipynb").rstrip("\n") + "\n")
 
 
-def run(paths: list[Path], corpus: str | None) -> int:
-    folder, argument = NOTEBOOKS, corpus
+def run(paths: list[Path], corpus: str | None, build: bool) -> int:
+    folder, argument = BUILD / "notebooks" if build else NOTEBOOKS, corpus
+    # The kernel runs in another folder.
+    figures = figures_root(BUILD / "figures" if build else None).resolve()
     if corpus is not None:
         folder = BUILD / corpus_name(corpus)
+        if folder.name in TAKEN:
+            raise SystemExit(f"--corpus {corpus}: build/{folder.name}/ has another use; rename it")
         if corpus not in CORPORA:
-            argument = str(Path(corpus).expanduser().resolve())  # the kernel runs in another folder
+            argument = str(user_path(corpus).resolve())
             if not Path(argument).exists():
                 raise SystemExit(f"--corpus {corpus}: there is no such file or folder")
     failed = []
@@ -192,7 +203,7 @@ def run(paths: list[Path], corpus: str | None) -> int:
         notebook = read_source(path)
         if corpus is not None:
             set_corpus(notebook, argument)
-        problems = execute(notebook)
+        problems = execute(notebook, figures)
         if corpus is None:
             problems += machine_paths(notebook)
         else:
@@ -293,25 +304,22 @@ def main() -> int:
     parser.add_argument(
         "names", nargs="*", help="the beginnings of the notebooks' names; all if there is none"
     )
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--build", action="store_true", help="leave the committed notebooks alone")
+    how.add_argument(
         "--corpus", help='"bundled", "tinystories", or the path of a file or folder of stories'
     )
-    parser.add_argument(
+    how.add_argument(
         "--sync", action="store_true", help="write the notebooks' inputs, execute nothing"
     )
-    parser.add_argument(
-        "--check", action="store_true", help="execute nothing; fail if a pair is out of step"
-    )
     options = parser.parse_args()
-    if options.check:
-        wrong = out_of_step()
-        print(
-            "\n".join(f"out of step with notebooks/src: {name}" for name in wrong)
-            or "every pair agrees"
-        )
-        return 1 if wrong else 0
     paths = sources(options.names)
-    return sync(paths) if options.sync else run(paths, options.corpus)
+    if options.sync:
+        return sync(paths)
+    if options.build and not options.names:
+        for left in ("notebooks", "figures"):
+            shutil.rmtree(BUILD / left, ignore_errors=True)
+    return run(paths, options.corpus, options.build)
 
 
 if __name__ == "__main__":

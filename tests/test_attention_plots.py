@@ -23,6 +23,8 @@ def test_a_word_without_a_glyph_is_not_an_error(recwarn):
     figure = heatmap(np.eye(2), ["🐕", "狗"])  # the font lacks both
     render(figure, io.BytesIO(), format="svg")
     Picture(figure, "two words")
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["U+1F415", "U+72D7"]
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
@@ -53,6 +55,23 @@ def test_the_grid_refuses_what_it_cannot_draw():
         head_grid(causal_weights(), LABELS, kind="bars")
     with pytest.raises(ValueError, match=r"attention of shape \(2, 4, 6, 6\) for 5 words"):
         head_grid(causal_weights(), LABELS[:-1])
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: heatmap(np.zeros((0, 0)), []), r"a matrix of shape \(0, 0\) for 0 × 0 words"),
+        (lambda: arrows(np.zeros((0, 0)), []), r"of shape \(1, 1, 0, 0\) for 0 words"),
+        (lambda: head_grid(np.zeros((2, 2, 0, 0)), []), r"of shape \(2, 2, 0, 0\) for 0 words"),
+        (lambda: head_grid(np.zeros((2, 0, 1, 1)), ["a"]), r"of shape \(2, 0, 1, 1\) for 1 word"),
+        (lambda: heatmap(np.eye(2), "ab"), "tokens is one string: give a list of words"),
+        (lambda: head_grid(np.eye(2)[None], "ab"), "tokens is one string: give a list of words"),
+        (lambda: arrows(np.eye(2), "ab"), "tokens is one string: give a list of words"),
+    ],
+)
+def test_no_words_or_one_string_are_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
 
 
 def test_arrows_grow_with_the_weight_and_start_at_the_threshold():

@@ -98,7 +98,7 @@ def test_the_part_for_a_gpu_runs(monkeypatch):
 
 
 @pytest.mark.slow
-def test_all_of_it_in_small(monkeypatch):
+def test_all_of_it_in_small(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "BATCH", 4)
     numbers = benchmark.measure(1, quick=True)
     assert set(numbers["decoding"]) == {"fp32", "bf16"}
@@ -106,3 +106,27 @@ def test_all_of_it_in_small(monkeypatch):
     assert all(len(row["x"]) == len(row["ms"]) == 2 for row in numbers["scaling"].values())
     assert abs(numbers["perplexity"]["bf16"] / numbers["perplexity"]["fp32"] - 1) < 0.005
     benchmark.show(numbers)
+    shown = capsys.readouterr().out
+    for text in ("ours, bf16", "fp32, against GPT-2", "2 prompts, 2 beams, fp32", "fasttext"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        ([], "build/benchmark/speed.json"),
+        (["--record"], "figures/benchmark/speed.json"),
+        (["--quick"], None),
+    ],
+)
+def test_only_a_recording_changes_what_the_repository_carries(
+    monkeypatch, tmp_path, options, written
+):
+    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
+    monkeypatch.setattr(benchmark, "measure", lambda turns, quick: {"turns": turns})
+    monkeypatch.setattr(benchmark, "show", print)
+    monkeypatch.setenv("FIGURES_DIR", str(tmp_path / "figures"))
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *options])
+    benchmark.main()
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json")]
+    assert found == ([written] if written else [])

@@ -178,9 +178,8 @@ HOSTILE = "<script>document.title = 'hacked'</script><b>bold</b>"
 def test_words_are_shown_as_text(browser, tmp_path, monkeypatch):
     """A word that is markup, in explorer, caption, table and output: nothing of it runs."""
     explorer = AttentionExplorer({HOSTILE: ([HOSTILE, "b"], [[[[1, 0], [0.5, 0.5]]]])})
-    monkeypatch.setenv("FIGURES_DIR", str(tmp_path / "figures" / "mine"))
-    FigureFolder("bundled").save_explorer(explorer, "01_attention")
-    monkeypatch.setattr(build, "FIGURES", tmp_path / "figures")
+    monkeypatch.setenv("FIGURES_DIR", str(tmp_path / "figures"))
+    FigureFolder("mine").save_explorer(explorer, "01_attention")
     rows = table([[HOSTILE]], [HOSTILE], caption=HOSTILE)
     printed = new_output("stream", name="stdout", text=HOSTILE)
     cells = [(HOSTILE, [shown]) for shown in (output(explorer), output(rows), printed)]

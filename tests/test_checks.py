@@ -60,7 +60,7 @@ def test_an_error_of_another_kind_is_not_hidden():
 
 def test_what_counts_is_whole_and_at_least_one():
     assert [counts(number) for number in (1, 10**30)] == [True, True]
-    wrong = (0, -1, 1.0, float("nan"), "1", None, (1,))
+    wrong = (0, -1, True, 1.0, float("nan"), "1", None, (1,))
     assert [counts(number) for number in wrong] == [False] * len(wrong)
 
 

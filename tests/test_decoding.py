@@ -16,7 +16,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from helpers.checkpoints import CHECKPOINTS, load_checkpoint
-from helpers.decoding import filtered_distribution, generate, in_place, largest
+from helpers.decoding import filtered_distribution, generate, in_place
 from helpers.kv_cache import KVCache
 from helpers.model import Decoder
 from helpers.support.hardware import packed_weights
@@ -233,24 +233,6 @@ def test_weights_are_unpacked_after_an_error_too():
     with pytest.raises(ZeroDivisionError), packed_weights(model):
         raise ZeroDivisionError
     assert not any("forward" in vars(module) for module in model.modules())
-
-
-@settings(max_examples=200)
-@given(st.integers(1, 700), st.integers(1, 30), st.integers(0, 99))
-def test_the_largest_of_blocks_are_the_largest(count, k, seed):
-    values = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).float()
-    k = min(k, count)
-    found, places = largest(values, k, block=10)
-    assert found.tolist() == sorted(values.tolist(), reverse=True)[:k]
-    assert torch.equal(values[places], found)
-
-
-def test_the_largest_may_be_infinitely_small():
-    values = torch.full((400,), float("-inf"))
-    values[7] = 1.0
-    found, places = largest(values, 3, block=10)
-    assert found.tolist() == [1.0, float("-inf"), float("-inf")]
-    assert places[0] == 7
 
 
 def test_beams_stay_in_the_row_that_they_go_on_from():

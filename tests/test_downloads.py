@@ -40,7 +40,7 @@ class Broken(Hub):
 
     def fail(self, content=b"{}"):
         if self.fault == "silent":
-            self.closing.wait(100)
+            self.closing.wait(300)
         elif self.fault in ("404", "500"):
             self.answer(int(self.fault), {"error": "broken"})
         elif self.fault == "page":
@@ -98,10 +98,11 @@ def repositories():
 def load(what, environment, silence):
     """In a process of its own. silence: seconds without an answer after which a client tries again.
 
-    That of `datasets` tries six times, and waits for 28 seconds in between.
+    That of `datasets` tries six times, and waits for 28 seconds in between; for a first answer it
+    waits for 100.
     """
     seconds = {"HF_HUB_DOWNLOAD_TIMEOUT": str(silence)}
-    return start(*LOAD[what], environment=environment | seconds, timeout=120)
+    return start(*LOAD[what], environment=environment | seconds, timeout=300)
 
 
 QUICK = [

@@ -144,6 +144,51 @@ def test_a_text_without_a_continuation_is_refused():
         evaluate_continuations(tiny_model(), TOKENIZER, [TEXTS[0], "w1 w2 w3"], prompt_tokens=3)
 
 
+FILLED = "must be a list or mapping with at least one entry"
+
+
+@pytest.mark.parametrize(
+    ("message", "measure"),
+    {
+        "the texts are empty": lambda model: perplexity(model, TOKENIZER, []),
+        "give a list": lambda model: perplexity(model, TOKENIZER, "a text"),
+        rf"hypotheses=\[\]: {FILLED}": lambda model: bleu([], []),
+        f"hypotheses='a': {FILLED}": lambda model: bleu("a", ["b"]),
+        f"references='b': {FILLED}": lambda model: bleu(["a"], "b"),
+        rf"texts=\[\]: {FILLED}": lambda model: evaluate_continuations(model, TOKENIZER, []),
+        f"texts='a b': {FILLED}": lambda model: evaluate_continuations(model, TOKENIZER, "a b"),
+        "max_new_tokens=0: must be a whole number of at least 1": lambda model: (
+            evaluate_continuations(model, TOKENIZER, TEXTS, max_new_tokens=0)
+        ),
+        "prompt_tokens=11: must be from 0 to 10": lambda model: evaluate_continuations(
+            model, TOKENIZER, TEXTS, prompt_tokens=11
+        ),
+        r"\(0, 9\) hold no 2 tokens": lambda model: landmarks(
+            torch.ones(1, 9).int(), torch.ones(2, 9).int(), 40
+        ),
+        r"\(0, 8\) hold no 2 tokens": lambda model: landmarks(
+            torch.ones(2, 9).int(), torch.ones(0, 8).int(), 40
+        ),
+        r"\(0, 8\) hold no 1 tokens": lambda model: Trigram(torch.ones(0, 8).int(), 40),
+        r"\(5, 2\) hold no 3 tokens": lambda model: Trigram(torch.ones(5, 2).int(), 40),
+    }.items(),
+)
+def test_nothing_to_measure_is_refused(message, measure):
+    with pytest.raises(ValueError, match=message):
+        measure(tiny_model())
+
+
+def test_a_continuation_without_a_prompt_is_measured_whole():
+    how = {"prompt_tokens": 0, "strategy": "true"}
+    model = made_model(num_layers=1, dropout=0.5).eval()
+    total, count = nats_and_tokens(model, TEXTS)
+    found = evaluate_continuations(model, TOKENIZER, TEXTS, **how)
+    assert found.tokens.sum() == count
+    assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
+    model.train()  # what is given is measured without dropout
+    assert evaluate_continuations(model, TOKENIZER, TEXTS, **how).perplexity == found.perplexity
+
+
 def test_trigram_probabilities_by_hand():
     """After (5, 6): 7 twice, 8 once. Each order gives way to the one below with the weight of one
     observation.
@@ -171,6 +216,8 @@ def test_trigram_continuations_are_drawn_from_it():
         row = [*TOKENIZER.encode(prompt), *one.ids]
         assert set(pairwise(row[2:])) <= pairs
     assert drawn.references == like.references
+    with pytest.raises(ValueError, match="limit=0: must be a whole number of at least 1"):
+        trigram.continuations(tiny_model(), TOKENIZER, like, limit=0)
 
 
 def test_another_models_tokenizer_is_refused_by_every_measure():

@@ -61,8 +61,23 @@ def test_the_explorer_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"'s': attention of shape \(2, 4, 3, 3\) for 6 words"):
         AttentionExplorer({"s": (LABELS, causal_weights(words=3))})
     sentences = {"a": (LABELS, causal_weights()), "b": (LABELS, causal_weights(layers=1))}
-    with pytest.raises(ValueError, match="same number of layers"):
+    message = r"give one or more sentences with the same number of layers and heads: \[\(1, 4\), "
+    with pytest.raises(ValueError, match=message):
         AttentionExplorer(sentences)
+
+
+@pytest.mark.parametrize(
+    ("explore", "message"),
+    [
+        (lambda: AttentionExplorer({}), "^give one or more sentences"),
+        (lambda: AttentionExplorer({"s": ([], np.zeros((1, 1, 0, 0)))}), "for 0 words$"),
+        (lambda: AttentionExplorer({"s": (["a"], np.zeros((0, 1, 1, 1)))}), r"\(0, 1, 1, 1\)"),
+        (lambda: SamplingExplorer(lambda *setting: np.ones(3), {}), r"^words=\[\]: must be"),
+    ],
+)
+def test_nothing_to_explore_is_refused(explore, message):
+    with pytest.raises(ValueError, match=message):
+        explore()
 
 
 def test_the_sampling_explorer_redraws_what_its_sliders_say():

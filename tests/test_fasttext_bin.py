@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import re
 import struct
 import time
 
@@ -100,6 +101,29 @@ def test_many_words_at_once_equal_the_words_one_by_one(both):
     assert kinds.tolist() == [IN_DICTIONARY if word in judge else FROM_NGRAMS for word in words]
     for word, vector in zip(words, vectors, strict=True):
         assert vector.tobytes() == judge.get_word_vector(word).tobytes(), word
+
+
+def test_no_words_give_no_vectors(both):
+    ours, _ = both("usual")
+    vectors, kinds = ours.lookup([])
+    assert (vectors.shape, kinds.shape) == ((0, 16), (0,))
+    assert (vectors.dtype, kinds.dtype) == (np.float32, np.int8)
+    assert ours.subwords("") == []
+    assert ours.lookup([""])[1] == MISSING
+
+
+def test_a_tilde_is_home(models, monkeypatch):
+    monkeypatch.setenv("HOME" if os.name != "nt" else "USERPROFILE", str(models))
+    assert FastTextBin("~/usual.bin").path == models / "usual.bin"
+
+
+def test_labels_are_no_words(both):
+    ours, judge = both("supervised")
+    assert judge.get_labels()
+    assert ours.lookup(judge.get_labels())[1].tolist() == [
+        FROM_NGRAMS if judge.get_subwords(label)[1].size else MISSING
+        for label in judge.get_labels()
+    ]
 
 
 def test_subwords_equal_the_package(both):
@@ -200,10 +224,12 @@ def test_a_file_cut_anywhere_is_refused(models, tmp_path):
     path = tmp_path / "cut.bin"
     for length in [*range(0, 600, 7), *range(600, len(data), 97), len(data) - 1]:
         path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"cut short|no fastText|damaged") as caught:
+        with pytest.raises(
+            ValueError, match=r"is (cut short or damaged|no fastText|empty)"
+        ) as caught:
             FastTextBin(path)
         assert str(caught.value).startswith(f"{path} is ")
-        assert "again" in str(caught.value)
+        assert re.search("download or train it again|fetch another copy", str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +241,7 @@ def test_a_file_cut_anywhere_is_refused(models, tmp_path):
         (8, struct.pack("<i", 11), "damaged"),
         (40, struct.pack("<i", 0), "damaged"),
         (64, struct.pack("<i", -1), "damaged"),
-        (64, struct.pack("<i", 1 << 30), "cut short"),
+        (64, struct.pack("<i", 1 << 30), "damaged"),
         (64, struct.pack("<i", 20), "damaged"),
         (68, struct.pack("<i", 20), "damaged"),
         (84, struct.pack("<q", 3), "pruned"),
@@ -238,13 +264,21 @@ def test_a_file_that_promises_more_than_memory_is_refused(models, both, tmp_path
     struct.pack_into("<i", data, 8, 2**31 - 1)
     struct.pack_into("<2q", data, sizes, rows, 2**31 - 1)
     (tmp_path / "large.bin").write_bytes(data)
-    with pytest.raises(ValueError, match="is cut short"):
+    with pytest.raises(ValueError, match="is cut short or damaged"):
         FastTextBin(tmp_path / "large.bin")
+
+
+def test_what_is_no_bin_is_named(tmp_path):
+    (tmp_path / "table.vec").write_text("1 2\nfox 1 2\n")
+    with pytest.raises(ValueError, match=r"table\.vec is no \.bin: use load_vectors"):
+        FastTextBin(tmp_path / "table.vec")
+    with pytest.raises(FileNotFoundError):
+        FastTextBin(tmp_path / "absent.bin")
 
 
 @pytest.mark.parametrize("name", ["quantised", "pruned"])
 def test_compressed_models_are_refused(models, name):
-    with pytest.raises(ValueError, match=f"is {name}, its vectors are not exact: use"):
+    with pytest.raises(ValueError, match=f"is {name}, so not exact: use the .bin from before"):
         FastTextBin(models / f"{name}.bin")
 
 
@@ -253,7 +287,7 @@ def test_a_dictionary_without_end_is_refused_at_once(tmp_path):
     write_bin(path, ["fox"], bucket=0, dim=1, counts=random.Random(0))
     path.write_bytes(path.read_bytes()[:92] + b"x" * (6 << 20))
     started = time.monotonic()
-    with pytest.raises(ValueError, match="a word does not end"):
+    with pytest.raises(ValueError, match="is cut short or damaged"):
         FastTextBin(path)
     assert time.monotonic() - started < 2
 

@@ -1,20 +1,30 @@
 """Files are there whole or not at all: with a full disk, a folder that may only be read, or two
-writers. JSON tells of a change, and what is cached is built once.
+writers. A file is known by its first bytes, and what is cached is built once.
 """
 
+import bz2
 import errno
+import gzip
+import io
 import json
+import lzma
 import os
+import pickle
 import shutil
+import sqlite3
 import tempfile
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import QUICK, ROOT, TOKENIZER, cases, made_model, made_stories, on_a_small_disk, start
 
@@ -23,10 +33,10 @@ from helpers.support.files import (
     cache_directory,
     cached,
     cannot_write,
+    kind_of_file,
     make_folder,
     raise_if_full_or_locked,
-    read_json,
-    write_json,
+    user_path,
     write_whole,
 )
 from helpers.training import train
@@ -49,16 +59,24 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path):
     assert contents(tmp_path) == {"a.txt": b"\0\r\n"}
 
 
-def test_what_a_killed_process_left_is_removed_an_hour_later(tmp_path):
-    of_this_file = [f".a[1].txt.0000000{i}.partial" for i in range(2)]
-    of_others = [".b.txt.00000002.partial", ".a1.txt.00000002.partial", ".a[1].txt.00000003.txt"]
-    of_others += [".a[1].txt.b.00000004.partial", ".a[1].txt.bbbbbbbb.c.partial"]
+def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
+    of_this_file = [f".a[1].txt.abcdef_{i}.partial" for i in range(2)]
+    of_others = [".b.txt.abcdef_2.partial", ".a1.txt.abcdef_2.partial", ".a[1].txt.abcdef_3.txt"]
+    of_others += [".a[1].txt.b.abcdef_4.partial", ".a[1].txt.partial"]
     for name in (*of_this_file, *of_others):
-        (tmp_path / name).touch()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("half")
     for name in (of_this_file[1], *of_others):
-        os.utime(tmp_path / name, (time.time() - 4000,) * 2)
+        os.utime(tmp_path / name, (time.time() - 90_000,) * 2)
     write_whole(tmp_path / "a[1].txt", "")
-    assert contents(tmp_path).keys() == {"a[1].txt", of_this_file[0], *of_others}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"a[1].txt", of_this_file[0], *of_others}
+
+
+def test_a_file_may_be_read_by_whom_the_system_says(tmp_path):
+    write_whole(tmp_path / "a.txt", "")
+    (tmp_path / "b.txt").touch()
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
 
 
 def test_a_folder_that_is_gone_is_said(tmp_path):
@@ -105,10 +123,10 @@ def test_two_processes_may_save_the_same_figures(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         for done in pool.map(save, "01", [cases(20, 300)] * 2):
             assert done.returncode == 0, done.stderr
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    numbers = json.loads((tmp_path / "bundled" / "numbers.json").read_text())
     assert numbers["numbers"] == list(range(5_000))
-    ElementTree.parse(tmp_path / "picture.svg")
-    assert contents(tmp_path).keys() == {"numbers.json", "picture.svg"}
+    ElementTree.parse(tmp_path / "bundled" / "picture.svg")
+    assert contents(tmp_path / "bundled").keys() == {"numbers.json", "picture.svg"}
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -170,35 +188,100 @@ def test_only_a_librarys_own_disk_is_blamed_on_its_folder():
     assert isinstance(cannot_write("a", OSError(errno.ENOENT, "gone")), FileNotFoundError)
 
 
-# --- JSON -----------------------------------------------------------------------------------------
+# --- what a file is -------------------------------------------------------------------------------
+
+QUOTED = "“Once,” said Mia.\n"
+PACKED = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
 
 
-def test_json_comes_back_and_a_change_is_noticed(tmp_path):
-    path, state = tmp_path / "a.json", {"float": 0.1 + 0.2, "text": "é\ud800\0"}
-    state |= {"list": [1, None], "nested": {"b": True, "a": 1e300}}
-    write_json(path, state, format=7)
-    assert read_json(path, format=7) == state | {"format": 7}
-    written = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
-    path.write_text(json.dumps(written))  # other spaces, another order: the same content
-    assert read_json(path, format=7) == state | {"format": 7}
-    path.write_text(json.dumps(written | {"list": [1, 0]}))
-    with pytest.raises(ValueError, match=r"a\.json is not .*: it was changed since it was saved\)"):
-        read_json(path, format=7)
-    with pytest.raises(ValueError, match=r"has format 7, this code reads format 6\).*update the"):
-        read_json(path, format=6)
-    with pytest.raises(FileNotFoundError):
-        read_json(tmp_path / "b.json", format=7)
+def made_by(write, *what):
+    file = io.BytesIO()
+    write(file, *what)
+    return file.getvalue()
+
+
+def arrow(new):
+    table = pa.table({"text": ["Once."]})
+    file = io.BytesIO()
+    with new(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
+def zipped(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("stories.txt", QUOTED)
+
+
+def database(path):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE stories (text TEXT)")
+        connection.commit()
+    return path.read_bytes()
+
+
+KINDS = {
+    **{f"compressed with {how}": [pack(QUOTED.encode())] for how, pack in PACKED.items()},
+    "compressed with zstd": [b"\x28\xb5\x2f\xfd\x04\x00"],
+    "a zip archive": [made_by(zipped), made_by(lambda file: zipfile.ZipFile(file, "w").close())],
+    "a 7z archive": [b"7z\xbc\xaf\x27\x1c\x00\x04"],
+    "a Parquet file": [made_by(lambda file: pq.write_table(pa.table({"a": [1]}), file))],
+    "an Arrow file": [arrow(pa.ipc.new_file), arrow(pa.ipc.new_stream)],
+    "a NumPy file": [made_by(np.save, np.ones(3))],
+    "a pickle or a PyTorch file": [pickle.dumps(["Once."], protocol) for protocol in (2, 4, 5)],
+    "a PDF": [b"%PDF-1.7\n%\xe2\xe3"],
+    "a document of a word processor": [b"{\\rtf1\\ansi", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"],
+    "a web page": [b"<!DOCTYPE html>\n", b"\xef\xbb\xbf\n <HTML lang='en'>"],
+    "text in UTF-16": [
+        text.encode(code)
+        for text in (QUOTED, "Once upon a time", "A b")
+        for code in ("utf-16", "utf-16-le", "utf-16-be")
+    ],
+    "text in UTF-32": [
+        text.encode(code)
+        for text in (QUOTED, "Once upon a time", "A b")
+        for code in ("utf-32", "utf-32-le", "utf-32-be")
+    ],
+    None: [
+        *(b"", b"a", b"Once upon a time", QUOTED.encode(), QUOTED.encode("utf-8-sig")),
+        *(
+            b"<htmlish> tags",
+            b"PARIS was",
+            b"a\0b\0",
+            b"PK, said Mia",
+            b"%PD",
+            bytes(100),
+            b"\xe9t\xe9",
+        ),
+        np.array([793712314, 12, 100, 5], np.int32).tobytes(),  # fastText's .bin
+        np.linspace(-1, 1, 100, dtype=np.float32).tobytes(),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"format": 7}']
+    ("words", "content"), [(words, one) for words, contents in KINDS.items() for one in contents]
 )
-def test_json_that_was_not_saved_here_is_refused(tmp_path, content):
-    path = tmp_path / "a.json"
-    path.write_bytes(content)
-    told = r"a\.json is not what was saved \(.*\): save or copy it again, or update the code"
-    with pytest.raises(ValueError, match=told):
-        read_json(path, format=7)
+def test_a_file_is_known_by_its_first_bytes(tmp_path, words, content):
+    (tmp_path / "a").write_bytes(content)
+    assert kind_of_file(tmp_path / "a") == kind_of_file(str(tmp_path / "a")) == words
+
+
+def test_a_database_is_known_and_a_missing_file_is_no_kind(tmp_path):
+    database(tmp_path / "a.db")
+    assert kind_of_file(tmp_path / "a.db") == "an SQLite database"
+    with pytest.raises(FileNotFoundError):
+        kind_of_file(tmp_path / "b")
+
+
+def test_a_tilde_is_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/a.txt", Path("~/a.txt")):
+        assert user_path(path) == tmp_path / "a.txt"
+    for path in ("a~/b", "/a/~/b", "a"):
+        assert user_path(path) == Path(path)
+    monkeypatch.setenv("CACHE_DIR", "~/vectors")
+    assert cache_directory() == tmp_path / "vectors"
 
 
 # --- the cache ------------------------------------------------------------------------------------
@@ -267,8 +350,8 @@ def test_nothing_is_left_of_what_could_not_be_built(cache):
 def test_what_a_killed_process_left_in_the_cache_is_removed_a_day_later(cache):
     stem = cached(b"1", Build("one")).name.partition("-")[0]
     shutil.rmtree(cache)
-    old, new = cache / f".{stem}.killed.partial", cache / f".{stem}.building.partial"
-    another = cache / ".another.partial"  # somebody else's
+    old, new = cache / f".{stem}.killed_1.partial", cache / f".{stem}.building.partial"
+    another = cache / ".another.killed_1.partial"  # somebody else's
     for folder in (old, new, another):
         folder.mkdir(parents=True)
         (folder / "model.bin").write_text("half")

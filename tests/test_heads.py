@@ -34,6 +34,21 @@ def test_words_after_a_pattern():
     assert words_after(r'song, "([^".]+)\.', texts, tokenizer) == set(tokenizer.encode("zim pom"))
 
 
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda tokenizer: words_after("(a)", [], tokenizer),
+        lambda tokenizer: words_after("(a)", "a text", tokenizer),
+        lambda tokenizer: head_scores(HandMade(), torch.zeros(0, 8, dtype=torch.int32)),
+    ],
+)
+def test_no_texts_or_one_string_are_refused(measure):
+    message = "^(ids|texts)=.*: must be a list or mapping with at least one entry$"
+    with pytest.raises(ValueError, match=message):
+        measure(WordTokenizer(["a"]))
+    assert {keys.shape for keys in pattern_targets([]).values()} == {(0, 0)}
+
+
 class HandMade(torch.nn.Module):
     """Two heads in one layer: one looks at the previous word (or at itself, at the start), one
     evenly at all.

@@ -146,7 +146,7 @@ def test_any_words_can_be_shown(words):
         patch.setenv("FIGURES_DIR", folder)
         figure = heatmap(torch.eye(len(words)), words)
         FigureFolder("bundled").save_figure(figure, "words", alt="the words")
-        root = ElementTree.parse(Path(folder, "words.svg")).getroot()
+        root = ElementTree.parse(Path(folder, "bundled", "words.svg")).getroot()
     assert root.tag.endswith("svg")
 
 

@@ -70,7 +70,7 @@ def test_a_cache_takes_the_bytes_of_the_formula():
 def test_a_cache_refuses_what_it_cannot_hold():
     model, ids, cache = float64_decoder(), random_ids(3, 9), float64_cache(capacity=10)
     model(ids, cache)
-    with pytest.raises(ValueError, match="9 tokens and 2 more exceed the cache's room for 10"):
+    with pytest.raises(ValueError, match="heads of width 8 and 10 tokens that holds 9: build"):
         model(ids[:, :2], cache)
     with pytest.raises(ValueError, match="do not fit a cache of 3 rows, 2 heads of width 8"):
         model(ids[:2, :1], cache)

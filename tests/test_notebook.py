@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -51,7 +52,7 @@ EVERY_PLOT = {
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder of figures in a repository of its own, so that what it saves can be loaded."""
-    monkeypatch.setenv("FIGURES_DIR", str(tmp_path / "figures" / "bundled"))
+    monkeypatch.delenv("FIGURES_DIR")
     monkeypatch.setattr(notebook, "ROOT", tmp_path)
     return FigureFolder("bundled")
 
@@ -91,9 +92,20 @@ def test_titles_and_alt_texts_are_text(folder):
     assert "a�b � $x$ <b> c" in "".join(root.itertext())
 
 
-def test_figures_go_to_the_folder_of_the_corpus(monkeypatch, tmp_path):
-    monkeypatch.delenv("FIGURES_DIR")
-    figures = ROOT / "figures"
+@pytest.mark.parametrize(
+    ("place", "figures"),
+    [
+        (None, ROOT / "figures"),
+        ("", ROOT / "figures"),
+        ("~/it's here", Path("/home of somebody/it's here")),
+    ],
+)
+def test_figures_go_to_the_folder_of_the_corpus(monkeypatch, tmp_path, place, figures):
+    monkeypatch.setenv("HOME", "/home of somebody")
+    if place is None:
+        monkeypatch.delenv("FIGURES_DIR")
+    else:
+        monkeypatch.setenv("FIGURES_DIR", place)
     assert FigureFolder("bundled").path == figures / "bundled"
     assert FigureFolder("../somewhere/my stories.txt").path == figures / "my stories"
     assert FigureFolder(str(tmp_path / "tinystories")).path == FigureFolder("tinystories").path
@@ -124,18 +136,32 @@ def test_numbers_are_written_sorted_and_rounded(folder):
     for wrong in (float("nan"), np.inf):
         with pytest.raises(ValueError, match="JSON"):
             folder.save_numbers("04", {"x": wrong})
+    with pytest.raises(TypeError, match=r"JSON cannot hold \{1\}"):
+        folder.save_numbers("04", {"x": {1}})
     assert path.read_text(encoding="utf-8") == text  # a refused write leaves the old file
     assert load_numbers("bundled", "04") == expected
 
 
+def test_numbers_of_this_run_come_before_those_of_the_repository(folder, tmp_path, monkeypatch):
+    folder.save_numbers("04", {"from": "the repository"})
+    FigureFolder("tinystories").save_numbers("04", {"from": "the repository"})
+    monkeypatch.setenv("FIGURES_DIR", str(tmp_path / "run"))
+    assert load_numbers("bundled", "04") == {"from": "the repository"}
+    FigureFolder("bundled").save_numbers("04", {"from": "this run"})
+    assert load_numbers("bundled", "04") == {"from": "this run"}
+    assert load_numbers("tinystories", "04") == {"from": "the repository"}
+    monkeypatch.delenv("FIGURES_DIR")
+    assert load_numbers("bundled", "04") == {"from": "the repository"}
+
+
 def test_numbers_that_cannot_be_loaded_say_what_records_them(folder):
-    missing = r"figures/tinystories/04\.json is missing: record it with `make record CORPUS=tiny"
+    missing = r"figures/tinystories/04\.json is missing: `make record CORPUS=path` writes it"
     with pytest.raises(FileNotFoundError, match=missing):
         load_numbers("tinystories", "04")
     folder.save_numbers("04", {"number": 1})
     path = folder.path / "04.json"
     path.write_text(path.read_text(encoding="utf-8")[:-4], encoding="utf-8")
-    damaged = r"figures/bundled/04\.json is damaged \(.+\): record it with `make record CORPUS=bun"
+    damaged = r"figures/bundled/04\.json is damaged \(.+\): `make record CORPUS=path` writes it"
     with pytest.raises(ValueError, match=damaged):
         load_numbers("bundled", "04")
 
@@ -146,9 +172,8 @@ def test_numbers_hold_words_that_utf_8_cannot(folder):
     assert json.loads(text) == {"word": "a\ud800b", "other": "é"}
 
 
-def test_a_saved_explorer_is_the_same_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(notebook, "ROOT", tmp_path)
-    monkeypatch.delenv("FIGURES_DIR")
+@pytest.mark.usefixtures("folder")
+def test_a_saved_explorer_is_the_same_again():
     sentences = {"first": (LABELS, HEADS), "second": (LABELS[:3], causal_weights(words=3))}
     explorer = AttentionExplorer(sentences)
     explorer.sentence.value, explorer.head.value = "second", 3
@@ -161,7 +186,7 @@ def test_a_saved_explorer_is_the_same_again(tmp_path, monkeypatch):
     for shown in (explorer, again):
         labels = displayed(shown)[1]["image/png"]
         assert (labels["figure"], labels["explorer"]) == ("02_heads", "mine/02_heads")
-    with pytest.raises(FileNotFoundError, match="record it with"):
+    with pytest.raises(FileNotFoundError, match="make record"):
         load_explorer("mine", "03_heads")
 
 
@@ -183,8 +208,8 @@ def test_a_table_is_markdown_with_text_beside_it():
     ]
     lines = ["model           size  loss", "<pad> | $  8,940,768  14.9", "b*                 5"]
     assert repr(shown).splitlines() == lines
-    with pytest.raises(ValueError, match="2 columns, but a row of 1"):
-        table([["a"]], ["x", "y"])
+    with pytest.raises(ValueError, match=r"2 columns, but rows of \[2, 1\] values"):
+        table([["a", "b"], ["a"]], ["x", "y"])
 
 
 @pytest.mark.parametrize("make", [bool, np.bool_, np.array, torch.tensor])
@@ -224,18 +249,39 @@ CLAIMS = [
 ]
 
 
+def compare_notebooks(folder, *names, options=("-p", "no:cacheprovider")):
+    """What nbval says of notebooks in a folder, compared as `make test` does."""
+    rules = ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), *options]
+    shown = "--nbval --nbval-current-env -v --color=no --tb=no".split()
+    command = [sys.executable, "-m", "pytest", *names, *shown, *rules]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_a_fresh_run_may_differ_in_a_number_after_almost_equal_and_in_nothing_else(tmp_path):
     outputs = [[new_output("stream", name="stdout", text=f"✓ {was}\n")] for was, _, _ in CLAIMS]
     cells = [f"claim({now!r}, True)" for _, now, _ in CLAIMS]
     first = ("# NBVAL_IGNORE_OUTPUT\nfrom helpers.notebook import claim", [])  # fonts are scanned
     write_notebook(tmp_path / "claims.ipynb", first, *zip(cells, outputs, strict=True))
-    options = "--nbval --nbval-current-env -v --color=no --tb=no -p no:cacheprovider".split()
-    rules = ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
-    command = [sys.executable, "-m", "pytest", "claims.ipynb", *options, *rules]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = compare_notebooks(tmp_path, "claims.ipynb")
     results = re.findall(r"::Cell \d+ (PASSED|FAILED)", done.stdout)
     assert results[:1] == ["PASSED"], done.stdout + done.stderr
     passed = [result == "PASSED" for result in results[1:]]
     assert [(was, now, same) for (was, now, _), same in zip(CLAIMS, passed, strict=True)] == CLAIMS
+
+
+@pytest.mark.slow
+def test_a_notebook_does_not_read_what_another_wrote_in_the_same_test(tmp_path):
+    """Whatever comes first: 07 shows numbers of 04, and those of this machine may be others."""
+    steps = load_numbers("bundled", "04")["steps"]
+    first = ("# NBVAL_IGNORE_OUTPUT\nfrom helpers.notebook import *", [])
+    writes = ("FigureFolder('bundled').save_numbers('04', {'steps': -1})", [])
+    shown = [new_output("stream", name="stdout", text=f"{steps}\n")]
+    write_notebook(tmp_path / "04.ipynb", first, writes)
+    write_notebook(
+        tmp_path / "07.ipynb", first, ("print(load_numbers('bundled', '04')['steps'])", shown)
+    )
+    options = ["-p", "conftest", f"--rootdir={tmp_path}", "-c", os.devnull]
+    done = compare_notebooks(tmp_path, "04.ipynb", "07.ipynb", options=options)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -30,10 +30,10 @@ def outputs(path):
 
 
 def test_there_are_notebooks_and_each_agrees_with_its_text():
-    assert NOTEBOOKS, "notebooks/ is empty: `make report` writes the notebooks"
+    assert NOTEBOOKS, "notebooks/ is empty: `make notebooks` writes the notebooks"
     wrong = execute.out_of_step()
     assert not wrong, (
-        f"out of step with notebooks/src: {', '.join(wrong)}; run `make report`, or `make sync`"
+        f"out of step with notebooks/src: {', '.join(wrong)}; run `make notebooks`, or `make sync`"
     )
 
 
@@ -122,7 +122,8 @@ def test_every_notebook_finds_the_repository_in_the_same_way():
 
 def test_the_tests_write_to_a_temporary_folder():
     folder = Path(os.environ["FIGURES_DIR"])
-    assert folder.is_dir()
+    assert folder.name == "test_notebooks"  # a folder for each file: none reads what another wrote
+    assert folder.parent.is_dir()
     assert not folder.is_relative_to(ROOT)
 
 

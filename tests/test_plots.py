@@ -1,9 +1,12 @@
 import io
+import os
 from itertools import pairwise
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from support import start
 
 from helpers import plots
 from helpers.plots import Picture
@@ -32,6 +35,100 @@ def test_labels_are_short_and_show_what_is_there():
 
 def test_text_that_no_file_can_hold_becomes_writable():
     assert plots.writable("a\0b \ud800 \u0085c é 🐕") == "a�b � �c é 🐕"
+
+
+def test_a_character_that_the_font_lacks_is_shown_as_its_code_point(recwarn):
+    assert plots.labels(["🐕", "ab狗"]) == ["U+1F415", "abU+72D7"]
+    assert plots.labels(["今天天气很好"]) == ["U+4ECAU+5929U…"]  # as long as other labels, at most
+    names = {"🐕 dog": {"狗": 1.0}, "é": {"狗": 2.0}}
+    picture = lambda function, *values: function(*values, x_label="𓃠", title="🐕\n𝟘 狗\0")
+    for figure in (picture(plots.bars, {"🐕 dog": 1.0}), picture(plots.grouped_bars, names)):
+        file = io.BytesIO()
+        plots.render(figure, file, format="svg")
+        texts = file.getvalue().decode()
+        for text in ("U+1F415 dog", "U+130E0", "U+1F415", "𝟘 U+72D7�"):
+            assert f"<!-- {text} -->" in texts
+    assert "<!-- U+72D7 -->" in texts  # in the legend
+    assert Picture(figure, "🐕").alt == "🐕"
+    assert not recwarn.list
+
+
+# Other than the defaults, as far as a value can be made up: matplotlib itself skips the rest.
+HOSTILE = {
+    name: not value if isinstance(value, bool) else 2 * value + 1
+    for name, value in matplotlib.rcParamsDefault.items()
+    if isinstance(value, bool | int | float)
+}
+HOSTILE |= {name: "red" for name in matplotlib.rcParamsDefault if name.endswith("color")}
+HOSTILE |= {"axes.titlelocation": "right", "axes.labelweight": "bold", "axes.grid.which": "both"}
+HOSTILE |= {"font.family": "serif", "font.weight": "bold", "mathtext.fontset": "stix"}
+HOSTILE |= {"image.origin": "lower", "image.cmap": "plasma", "savefig.bbox": "tight"}
+HOSTILE |= {"lines.linestyle": "dashed", "lines.marker": "x", "legend.loc": "right"}
+HOSTILE |= {"svg.fonttype": "none", "svg.id": "x", "xtick.direction": "inout", "hatch.color": "red"}
+
+
+@pytest.mark.slow
+def test_nobodys_matplotlibrc_changes_a_figure(tmp_path):
+    path = tmp_path / "matplotlibrc"
+    written = []
+    for settings in ({}, HOSTILE):
+        path.write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
+        done = start("draw_figures", environment=os.environ | {"MATPLOTLIBRC": str(path)})
+        assert done.returncode == 0, done.stderr
+        written.append(done.stdout.splitlines())
+    assert written[0] == written[1]
+    assert len(set(written[0])) == len(written[0]) > 15
+
+
+def settings():
+    return dict(matplotlib.rcParams.copy())
+
+
+def test_the_session_has_its_own_settings_again_when_a_figure_is_written():
+    with matplotlib.rc_context({"axes.facecolor": "pink", "figure.figsize": (9, 9)}):
+        before = settings()
+        figure = plots.bars({"one": 1.0}, x_label="count")
+        assert settings() != before  # so that what a notebook adds to it has the style too
+        plt.rcParams["figure.figsize"] = (3, 3)
+        Picture(figure, "A bar.")
+        assert settings() == before | {"figure.figsize": [3, 3]}
+        with plt.style.context("dark_background"):
+            figure = plots.bars({"one": 1.0}, x_label="count")
+        Picture(figure, "A bar.")
+        assert settings() == before | {"figure.figsize": [3, 3]}
+
+
+@pytest.mark.parametrize(
+    ("refused", "draw"),
+    {
+        "curves": lambda: plots.compare_curves({}),
+        "curves ": lambda: plots.loss_curves([{"step": 1, "train_loss": None}]),
+        "values": lambda: plots.bars({}, x_label=""),
+        "values ": lambda: plots.grouped_bars({}, x_label=""),
+        "series": lambda: plots.grouped_bars({"a": {}}, x_label=""),
+        "series ": lambda: plots.straight_lines({}, y_label=""),
+        "points": lambda: plots.straight_lines({"a": ([1], [2]), "b": ([], [])}, y_label=""),
+        "words": lambda: plots.scatter_words(np.zeros((0, 2)), [], []),
+        "words ": lambda: plots.distributions([], {"as it is": []}),
+        "words  ": lambda: plots.distributions("ab", {"as it is": [0.5, 0.5]}),
+        "rules": lambda: plots.distributions(["a"], {}),
+        "positions": lambda: plots.position_heatmap(np.zeros((0, 4))),
+        "steps": lambda: plots.beam_tree([]),
+    }.items(),
+)
+def test_nothing_to_draw_is_refused(refused, draw):
+    message = f"^{refused.strip()}=.*: must be a list or mapping with at least one entry$"
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_what_is_empty_inside_is_drawn_empty():
+    assert plots.labels([]) == []
+    with pytest.raises(ValueError, match=r"^tokens is one string: give a list of words$"):
+        plots.labels("ab")
+    figure = plots.compare_curves({"a": ([], []), "b": ([1], [2])}, log_x=True, log_y=True)
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[], [1]]
+    assert [text.get_text() for text in plots.beam_tree([[]]).axes[0].texts] == ["prompt"]
 
 
 @pytest.mark.parametrize(

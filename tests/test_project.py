@@ -12,12 +12,14 @@ from pathlib import Path
 import jupytext
 import pytest
 from licences import licences
+from support import report_script
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PROJECT = tomllib.loads(PYPROJECT)["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE = [
     path
     for folder in ("helpers", "notebooks/src", "report", "tests")
@@ -169,10 +171,41 @@ def test_ci_runs_make_test_and_nothing_else():
     assert re.findall(r"run: (.*)", workflow) == [".ci/run"]
 
 
+def test_the_makefile_tells_all_its_commands():
+    commands = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
+    told = re.findall(
+        r"^#   make (\w+)", MAKEFILE.partition("# torch comes first")[0], re.MULTILINE
+    )
+    assert set(told) == set(commands)
+    assert set(re.findall(r"`make (\w+)", README)) <= set(commands)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "commands"),
+    [
+        (["report"], ["report/execute.py --build", "report/build.py build/notebooks"]),
+        (["notebooks"], ["report/execute.py"]),
+        (["render"], ["report/build.py"]),
+        (["benchmark"], ["report/benchmark.py"]),
+        (["benchmark", "RECORD=1"], ["report/benchmark.py --record"]),
+        (["record", "CORPUS=it's $x & ü"], ["report/execute.py --corpus 'it'\\''s $x & ü'"]),
+        (["publish", "CORPUS=a b", "REPO=c/$d"], ["report/publish.py 'a b' --to 'c/$d'"]),
+    ],
+)
+def test_a_command_of_the_makefile_runs(arguments, commands):
+    """Tracked files are renewed by the targets that say so; a path reaches a program as it is."""
+    command = ["make", "--dry-run", "VENV=.venv", *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    programs = re.findall(r'^"\.venv/bin/python" (report/.*?) ?$', done.stdout, re.MULTILINE)
+    assert programs == commands, done.stderr
+
+
 def test_no_file_names_a_package_index_or_a_path_of_a_machine():
     hosts = ["py" + "pi", "python" + "hosted", "download." + "pytorch", "anaconda" + ".org"]
     index = re.compile("|".join(map(re.escape, hosts)) + r"|index-url\s+\w+:", re.I)
-    here = "|".join(re.escape(f"{path}/") for path in {ROOT, Path.home(), Path(sys.prefix)})
+    folders = report_script("execute").machine_folders()
+    here = "|".join(re.escape(f"{path}/") for path in folders)
     machine = re.compile(rf"{here}|(?<![\w.~*(|:])/(?:home|Users)/\w")
     for name, text in project_files():
         # The letters of a picture are random: any word may be among them.

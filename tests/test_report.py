@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import typst
 from matplotlib import pyplot as plt
-from support import MARKUP, ROOT, report_script
+from nbformat.v4 import new_output
+from support import MARKUP, ROOT, report_script, write_notebook
 
 build = report_script("build")
 execute = report_script("execute")
@@ -84,6 +85,12 @@ def write_source(project, name, text):
     return path
 
 
+def on_paper(folder):
+    """The text of a folder's notebooks for typst."""
+    with build.desk(folder) as place:
+        return build.typst_text(place).read_text(encoding="utf-8")
+
+
 def command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["execute.py", *arguments])
     return execute.main()
@@ -97,7 +104,7 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
     assert command(monkeypatch, "01") == 0
     assert (project / "01_first.ipynb").read_bytes() == first
     assert execute.WIDGET_VIEW.encode() not in first
-    assert command(monkeypatch, "--check") == 0
+    assert execute.out_of_step() == []
 
     build.build_html(project, project / "page.html")
     page = (project / "page.html").read_text(encoding="utf-8")
@@ -128,6 +135,45 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
     assert re.search(code, page)
 
 
+SAVED = f"""{SHORT}
+from helpers.explorers import AttentionExplorer
+from helpers.notebook import FigureFolder
+
+explorer = AttentionExplorer({{"of this run": (["a", "b"], [[[[1, 0], [0.5, 0.5]]]])}})
+FigureFolder("bundled").save_explorer(explorer, "02_attention")
+"""
+
+
+def test_a_run_into_build_leaves_the_rest_alone_and_shows_its_own_figures(project, monkeypatch):
+    monkeypatch.delenv("FIGURES_DIR")
+    monkeypatch.setattr(build, "BUILD", execute.BUILD)
+    write_source(project, "01_first", SAVED)
+    left = [execute.BUILD / name for name in ("notebooks/09_gone.ipynb", "figures/bundled/09.json")]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert command(monkeypatch, "--build") == 0
+    executed, saved = execute.BUILD / "notebooks", execute.BUILD / "figures"
+    assert [path.name for path in executed.iterdir()] == ["01_first.ipynb"]
+    assert [path.name for path in saved.rglob("*.json")] == ["02_attention.json"]
+    assert [path.name for path in project.iterdir()] == ["src"]
+    assert command(monkeypatch, "--build", "01") == 0
+
+    shutil.copy(executed / "01_first.ipynb", project)
+    for folder, own in ((executed, True), (project, False)):  # else that of the repository
+        build.build_html(folder, folder / "page.html")
+        assert ('"of this run"' in (folder / "page.html").read_text(encoding="utf-8")) is own
+
+
+def test_figures_go_where_the_user_says(project, monkeypatch, tmp_path):
+    monkeypatch.setenv("FIGURES_DIR", "somewhere else")
+    monkeypatch.chdir(tmp_path)
+    write_source(project, "01_first", SAVED)
+    assert command(monkeypatch, "--build") == 0
+    assert (tmp_path / "somewhere else" / "bundled" / "02_attention.json").is_file()
+    assert not (execute.BUILD / "figures").exists()
+
+
 def test_the_results_come_first_and_chapters_keep_their_numbers(project, monkeypatch):
     for name in ("01_first", "07_results"):
         write_source(project, name, f"# %% [markdown]\n# # {name[:2]} · {name[3:]}\n\n# %%\n1")
@@ -138,34 +184,32 @@ def test_the_results_come_first_and_chapters_keep_their_numbers(project, monkeyp
     assert re.findall(chapter, page) == ["7", "1"]
 
 
-def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch, tmp_path):
+def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch):
     write_source(project, "01_first", FIRST)
     write_source(project, "02_second", SECOND)
     assert command(monkeypatch) == 0
-    text = tmp_path / "text.typ"
-    build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
-    written = text.read_text(encoding="utf-8")
+    written = on_paper(project)
     assert "table([[" not in written
     assert "AttentionExplorer" not in written
     assert "CORPUS.split" in written
     assert "#table(" in written
-    assert written.count("image(") == 2  # the bar, and one head for the explorer
+    assert written.count('image("media/') == 2  # the bar, and one head for the explorer
     build.build_pdf(project, project / "report.pdf")
     assert (project / "report.pdf").read_bytes().startswith(b"%PDF")
     assert not list(project.glob("*.partial"))
 
 
-def test_words_that_are_markup_are_text_on_paper(project, monkeypatch, tmp_path):
+def test_words_that_are_markup_are_text_on_paper(project, monkeypatch):
     rows, lines = [[word] for word in MARKUP], "\n".join(MARKUP)
     caption = f"\n# head\n{lines}"
     shown = f"\n# %%\ntable({rows!r}, ['= h'], caption={caption!r})\n\n# %%\nprint({lines!r})\n"
     write_source(project, "01_first", SHORT + shown)
     assert command(monkeypatch) == 0
-    text = tmp_path / "text.typ"
-    build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
-    headings = json.loads(typst.query(str(text), "heading", field="level", root="/"))
+    with build.desk(project) as place:
+        text = build.typst_text(place)
+        headings = json.loads(typst.query(str(text), "heading", field="level", root=str(place)))
+        cells = re.findall(r"^    \[(.*)\],$", text.read_text(encoding="utf-8"), re.MULTILINE)
     assert headings == [1, 1]  # the contents, and the chapter
-    cells = re.findall(r"^    \[(.*)\],$", text.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(cells) == len(MARKUP)
     # No word holds what typst would obey: its marks are escaped, and none of them comes first.
     for cell in cells:
@@ -173,6 +217,34 @@ def test_words_that_are_markup_are_text_on_paper(project, monkeypatch, tmp_path)
         assert inside != cell
         assert not re.search(r"(?<!\\)[#$@<`*_\[\]]", re.sub(r"\\\\", "", inside)), cell
     build.build_pdf(project, project / "report.pdf")
+
+
+# What a notebook prints, and what is on paper: Libertinus has the accents, DejaVu Sans has Arabic
+# and a grin, and neither has a fox.
+LETTERS = {
+    "na\u0131\u0308ve e\u0301 Ω ≈ → ✓": "na\u0131\u0308ve e\u0301 Ω ≈ → ✓",
+    "مرحبا": "مرحبا",
+    "\U0001f600": "\U0001f600",
+    "a\U0001f98a!": "aU+1F98A!",
+    "中文 字": "U+4E2D U+6587 U+5B57",
+    "\x1b[1m": "U+001B[1m",
+}
+
+
+def test_a_character_without_a_glyph_is_its_code_point_on_paper(project):
+    printed = new_output("stream", name="stdout", text="\n".join(LETTERS))
+    words = "\n\n".join(word for word in LETTERS if word.isprintable())
+    path = project / "01_one.ipynb"
+    write_notebook(path, f"# 01 · 中\n\n{words}\n\n$中$", ("'中文'", [printed]))
+    written = on_paper(project)
+    assert "\n".join(LETTERS.values()) in written
+    for text in ("= 1 `U+4E2D`", "a`U+1F98A`!", "`U+4E2D U+6587` `U+5B57`", "'U+4E2D U+6587'"):
+        assert text in written
+    assert re.findall("[\U0001f98a中文字\x1b]", written) == ["中"]  # a formula stays as it is
+    build.build_pdf(project, project / "report.pdf")
+    paper = (project / "report.pdf").read_bytes()
+    fonts = set(re.findall(rb"/FontName/\w+\+([\w-]+)", paper))
+    assert b"DejaVuSans" in fonts, fonts
 
 
 def test_a_picture_taller_than_the_page_is_not_cut_on_paper(tmp_path):
@@ -189,7 +261,7 @@ def test_a_picture_taller_than_the_page_is_not_cut_on_paper(tmp_path):
         assert (np.abs(pixels - color).max(axis=-1) < 0.05).any(), color
 
 
-def test_no_column_on_paper_is_narrower_than_its_words(project, monkeypatch, tmp_path):
+def test_no_column_on_paper_is_narrower_than_its_words(project, monkeypatch):
     rows = [
         ["sampling", 1595.0, "8 to 14", "a long tale " * 30],
         ["10 beams", 545.0, "9 to 13", "another " * 40],
@@ -197,9 +269,7 @@ def test_no_column_on_paper_is_narrower_than_its_words(project, monkeypatch, tmp
     columns = ["rule", "tokens per second", "interval", "text"]
     write_source(project, "01_first", f"{SHORT}\n# %%\ntable({rows!r}, {columns!r})\n")
     assert command(monkeypatch) == 0
-    text = tmp_path / "text.typ"
-    build.pandoc(project, text, "--to=typst", f"--extract-media={tmp_path}")
-    widths = re.search(r"columns: \(([^)]*%[^)]*)\)", text.read_text(encoding="utf-8"))[1]
+    widths = re.search(r"columns: \(([^)]*%[^)]*)\)", on_paper(project))[1]
     shares = [float(share) for share in re.findall(r"([\d.]+)%", widths)]
     # About 104 characters fit across a page; the longest words: "sampling", "second", "interval".
     assert len(shares) == 4
@@ -217,14 +287,13 @@ def test_a_link_that_leads_nowhere_ends_the_build(project, monkeypatch):
     assert not (project / "page.html").exists()
 
 
-def test_an_edited_cell_loses_its_output_and_the_others_keep_theirs(project, monkeypatch, capsys):
+def test_an_edited_cell_loses_its_output_and_the_others_keep_theirs(project, monkeypatch):
     path = write_source(project, "02_second", SECOND + "\n# %%\nprint(2 + 2)\n")
     assert command(monkeypatch) == 0
     path.write_text(path.read_text(encoding="utf-8").replace("1 + 1", "1 + 3"), encoding="utf-8")
-    assert command(monkeypatch, "--check") == 1
-    assert "out of step with notebooks/src: 02_second" in capsys.readouterr().out
+    assert execute.out_of_step() == ["02_second"]
     assert command(monkeypatch, "--sync") == 0
-    assert command(monkeypatch, "--check") == 0
+    assert execute.out_of_step() == []
     _, edited, kept = jupytext.read(project / "02_second.ipynb").cells
     assert (edited.outputs, edited.execution_count) == ([], None)
     assert (kept.outputs[0].text, kept.execution_count) == ("4\n", 2)
@@ -243,7 +312,7 @@ def test_sync_writes_the_address_of_the_repository_and_keeps_outputs(project, mo
     assert counts == [1, 2, 3, 4, 5, 6]
 
 
-WARN = "import warnings; warnings.warn_explicit({!r}, FutureWarning, '{}', 3)"
+WARN = "import warnings; warnings.warn_explicit({!r}, FutureWarning, {!r}, 3)"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +320,7 @@ WARN = "import warnings; warnings.warn_explicit({!r}, FutureWarning, '{}', 3)"
     [
         ("1 / 0", "ZeroDivisionError"),
         ("import warnings; warnings.warn('careful')", "warns: UserWarning: careful"),
-        (WARN.format("old", ROOT / "helpers" / "plots.py"), "warns: FutureWarning: old"),
+        (WARN.format("old", str(ROOT / "helpers" / "plots.py")), "warns: FutureWarning: old"),
         ("from pathlib import Path; print(Path.cwd())", "a path of this machine"),
     ],
 )
@@ -292,6 +361,9 @@ def test_another_corpus_leaves_the_notebooks_alone(project, monkeypatch, capsys)
     assert str(stories.parent) not in text
     with pytest.raises(SystemExit, match="no such file"):
         command(monkeypatch, "--corpus", "absent.txt")
+    stories.rename("figures.txt")
+    with pytest.raises(SystemExit, match="build/figures/ has another use; rename it"):
+        command(monkeypatch, "--corpus", "figures.txt")
 
 
 def test_an_unknown_name_says_which_there_are(project, monkeypatch):

@@ -1,12 +1,12 @@
 """The tokenizer: ids by rule, text that reads again, the comparison protocol's words exactly."""
 
 import json
+import unicodedata
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from helpers.support.files import write_json
 from helpers.tokenizer import FORMAT, SPECIALS, WordTokenizer
 
 STORY = (
@@ -65,23 +65,50 @@ def test_without_punctuation_the_rule_is_the_comparison_protocols():
     assert "" in tokenizer.split("a ?! b")
 
 
+INVISIBLE = "\u00ad\u200b\u200c\u200d\u2060\ufeff\ufe0e\ufe0f"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("MOM'S", ["mom", "'s"]),  # as mom's
-        ("cafe\u0301", ["café"]),  # an accent of its own, as in files from macOS
-        ("I\u0307zmir", ["izmir"]),  # as İzmir
-        ("won\u00adder\u200bful\u2060 d\ufeffay", ["wonderful", "day"]),
+        ("MOM'S mom\u2019s MOM\u2019S", ["mom", "'s"] * 3),
+        ("DON'T don\u2019t don\u02bct", ["don't"] * 3),
+        ("I'M I\u2019m i'm", ["i'm"] * 3),
+        ("I\u0307zmir İzmir", ["izmir"] * 2),
+        ("well\u2011known well\u2010known", ["well-known"] * 2),  # hyphens of other kinds
     ],
 )
 def test_what_looks_alike_is_split_alike(text, words):
     assert WordTokenizer([]).split(text) == words
 
 
+@pytest.mark.parametrize("keep_punctuation", [True, False])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cafe\u0301 CAFE\u0301", ["café"] * 2),  # an accent of its own, as in files from macOS
+        *((f"won{mark}der{mark * 2}ful d{mark}ay", ["wonderful", "day"]) for mark in INVISIBLE),
+        (f"{INVISIBLE}nai\u0308ve{INVISIBLE} e{INVISIBLE}\u0301", ["naïve", "é"]),
+    ],
+)
+def test_what_nobody_sees_splits_no_word(text, words, keep_punctuation):
+    assert WordTokenizer([], keep_punctuation=keep_punctuation).split(text) == words
+
+
+def test_an_emoji_sequence_is_read_as_its_emoji_and_no_letters():
+    family, heart, doctor = "👩\u200d👩\u200d👧", "\u2764\ufe0f", "👨\u200d\u2695\ufe0f"
+    tokenizer = WordTokenizer.train([f"We {heart} the {family}, said the {doctor}."])
+    words = ["we", "\u2764", "the", "👩", "👩", "👧", ",", "said", "the", "👨", "\u2695", "."]
+    assert tokenizer.split(f"We {heart} the {family}, said the {doctor}.") == words
+    assert tokenizer.decode(tokenizer.encode(f"the{family}")) == "The 👩 👩 👧"
+
+
 @given(st.text(max_size=60))
 def test_without_punctuation_any_text_follows_the_protocol(text):
+    """Composed, and without what nobody sees."""
     tokenizer = WordTokenizer(["a"], keep_punctuation=False)
-    assert tokenizer.split(text) == [piece.strip('.,!?;:"()[]').lower() for piece in text.split()]
+    seen = unicodedata.normalize("NFC", "".join(c for c in text if c not in INVISIBLE))
+    assert tokenizer.split(text) == [piece.strip('.,!?;:"()[]').lower() for piece in seen.split()]
 
 
 TYPED = [*SPECIALS, "cat", "<", ">", "eos"]
@@ -149,10 +176,16 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("tokenizer", [ODD, PLAIN])
-def test_saved_and_loaded_it_is_the_same(tmp_path, tokenizer):
-    tokenizer.save(tmp_path / "tokenizer.json")
-    assert same(WordTokenizer.load(tmp_path / "tokenizer.json"), tokenizer)
+def test_saved_and_loaded_it_is_the_same(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tokenizer.save("~/tokenizer.json")
+    for path in ("~/tokenizer.json", tmp_path / "tokenizer.json"):
+        assert same(WordTokenizer.load(path), tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+    saved = json.loads((tmp_path / "tokenizer.json").read_text(encoding="ascii"))
+    assert saved == tokenizer.state() | {"format": FORMAT, "sha256": tokenizer.digest}
+    with pytest.raises(FileNotFoundError):
+        WordTokenizer.load(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize("tokenizer", [ODD, PLAIN])
@@ -175,36 +208,52 @@ def test_its_digest_changes_with_whatever_decides_about_ids():
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        *("", "[]", "{}", "\x00", '{"format": 1}'),
-        '{"format": 9, "words": [], "capitalized": [], "keep_punctuation": true}',
-    ],
+    "content", [*("", "[]", "null", "3", "{}", "\x00", "[" * 100_000, '{"format": 3}'), b"\xff"]
 )
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
     path = tmp_path / "tokenizer.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=r"tokenizer\.json is not what was saved"):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    told = r"tokenizer\.json is not what was saved \(.*\): save it again, copy it again, or update"
+    with pytest.raises(ValueError, match=told):
         WordTokenizer.load(path)
 
 
-@pytest.mark.parametrize("words", ["abc", ["a", 1], [["a"]], None, {"a": 1}])
-def test_words_that_are_no_list_of_words_are_refused(tmp_path, words):
-    path, told = tmp_path / "tokenizer.json", "no saved tokenizer: its words are no list of words"
-    for both in ({"words": words, "capitalized": []}, {"words": ["a"], "capitalized": words}):
-        state = both | {"keep_punctuation": True}
-        with pytest.raises(ValueError, match=told):
-            WordTokenizer.from_state(state)
-        write_json(path, state, FORMAT)
-        with pytest.raises(ValueError, match=told):
-            WordTokenizer.load(path)
-
-
-def test_a_vocabulary_with_a_word_twice_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"words": ["b", "a"]}, "it was changed since it was saved"),
+        ({"capitalized": []}, "it was changed since it was saved"),
+        ({"keep_punctuation": False}, "it was changed since it was saved"),
+        ({"sha256": "0" * 64}, "it was changed since it was saved"),
+        ({"format": 2}, f"it has format 2, this code reads format {FORMAT}"),
+        ({"format": 2, "words": None}, f"it has format 2, this code reads format {FORMAT}"),
+    ],
+)
+def test_a_change_of_a_saved_tokenizer_is_noticed(tmp_path, changes, reason):
     path = tmp_path / "tokenizer.json"
-    write_json(path, {"words": ["a", "a"], "capitalized": [], "keep_punctuation": True}, FORMAT)
-    with pytest.raises(ValueError, match="same word twice"):
+    WordTokenizer(["a", "b"], ["b"]).save(path)
+    saved = json.loads(path.read_bytes())
+    path.write_text(json.dumps(saved))  # other spaces: the same content
+    assert WordTokenizer.load(path).words == ["a", "b"]
+    path.write_text(json.dumps(saved | changes))
+    with pytest.raises(ValueError, match=reason):
         WordTokenizer.load(path)
+
+
+@pytest.mark.parametrize("words", ["abc", b"abc", ["a", 1], [["a"]], None, {"a": 1}, ["b", None]])
+def test_words_that_are_no_list_of_words_are_refused(words):
+    told = "this is no saved tokenizer|the vocabulary is no list of different words"
+    for both in ({"words": words, "capitalized": []}, {"words": ["a"], "capitalized": words}):
+        with pytest.raises(ValueError, match=told):
+            WordTokenizer.from_state(both | {"keep_punctuation": True})
+    if words and not isinstance(words, dict):
+        with pytest.raises(ValueError, match="the vocabulary is no list of different words: make"):
+            WordTokenizer(words)
+
+
+def test_a_vocabulary_with_a_word_twice_is_refused():
+    with pytest.raises(ValueError, match="no list of different words"):
+        WordTokenizer(["a", "a"])
 
 
 def test_a_word_of_more_than_a_hundred_characters_is_read_as_several():
@@ -219,7 +268,25 @@ def test_a_word_of_more_than_a_hundred_characters_is_read_as_several():
 def test_no_words_and_no_room_are_refused():
     with pytest.raises(ValueError, match="the texts are empty"):
         WordTokenizer.train([])
-    with pytest.raises(ValueError, match="texts is one string: give a list of texts"):
-        WordTokenizer.train("Mia saw a fox.")
-    with pytest.raises(ValueError, match="vocab_size=4 leaves no room"):
+    for text in ("Mia saw a fox.", b"Mia saw a fox."):
+        with pytest.raises(ValueError, match=r"texts=.*: must be a list of texts"):
+            WordTokenizer.train(text)
+    with pytest.raises(ValueError, match="vocab_size=4: must be more than the 4 special tokens"):
         WordTokenizer.train(["a"], vocab_size=4)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"Mia", ["Mia"]])
+def test_a_text_that_is_no_string_is_refused(wrong):
+    told = f"texts must be strings: one is a {type(wrong).__name__}"
+    tokenizer = WordTokenizer(["a"])
+    for read in (tokenizer.encode, tokenizer.split, lambda text: tokenizer.encode_story(text, 4)):
+        with pytest.raises(ValueError, match=told):
+            read(wrong)
+    with pytest.raises(ValueError, match=told):
+        WordTokenizer.train(["Mia saw", wrong])
+
+
+def test_the_first_words_alone_can_be_encoded():
+    tokenizer = WordTokenizer(["a", "b"])
+    assert tokenizer.encode("a b a", 2) == [4, 5]
+    assert tokenizer.encode("a b a", 9) == tokenizer.encode("a b a") == [4, 5, 4]

@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path):
     model = made_model()
     with torch.no_grad():
         model.output.bias[5] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"nan at step 1: lower learning_rate=0.002"):
+    with pytest.raises(FloatingPointError, match=r"^step 1: .*nan.*: lower learning_rate=0.002"):
         train(model, TOKENIZER, stories, config)
     assert (tmp_path / "resume.safetensors").read_bytes() == kept
     assert not model.training
@@ -347,7 +347,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weight
         return gradient * math.inf if len(steps) == 3 else gradient
 
     model.output.bias.register_hook(spoil)
-    with pytest.raises(FloatingPointError, match=r"gradient's length (nan|inf) at step 3"):
+    with pytest.raises(FloatingPointError, match=r"^step 3: .* gradient's length (nan|inf): lower"):
         train(model, TOKENIZER, made_stories(), config)
     saved = load_file(tmp_path / "resume.safetensors")
     assert all(tensor.isfinite().all() for tensor in saved.values())
@@ -359,7 +359,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weight
 
 def test_weights_that_overflow_are_not_called_trained():
     config = replace(QUICK, learning_rate=1e30, warmup_steps=0, max_steps=1)
-    with pytest.raises(FloatingPointError, match="the validation loss is nan after step 1"):
+    with pytest.raises(FloatingPointError, match=r"^step 1: the validation loss is nan: lower"):
         train(made_model(), TOKENIZER, made_stories(), config)
 
 
@@ -377,8 +377,6 @@ def test_a_device_that_is_not_there_is_refused():
 def test_one_string_is_no_list_of_texts():
     with pytest.raises(ValueError, match="texts is one string: give a list of texts"):
         encode_stories(TOKENIZER, "w1 w2", 5)
-    with pytest.raises(ValueError, match="texts is one string: give a list of texts"):
-        WordTokenizer.train("w1 w2")
 
 
 def test_a_trained_model_belongs_to_its_tokenizer():

@@ -31,7 +31,14 @@ def check(values: Mapping, rules: Mapping[str, tuple]) -> None:
 
 def counts(number) -> bool:
     """Whether a number counts things: it is whole, and at least 1."""
-    return isinstance(number, int) and number >= 1
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+
+# A rule for `check`. One string is refused: a list of strings is meant.
+FILLED = (
+    "a list or mapping with at least one entry",
+    lambda values: not isinstance(values, str) and len(values) > 0,
+)
 
 
 def require(condition, message: str, error: type[Exception] = ValueError) -> None:

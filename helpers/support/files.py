@@ -1,26 +1,63 @@
-"""Files that are there whole or not at all, JSON that notices damage, a cache of what was made."""
+"""Files: what they are, writing them whole or not at all, and a cache of what was made."""
 
-import errno
 import glob
 import hashlib
-import json
 import os
-import secrets
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
-_FULL_OR_LOCKED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+# How files begin, and what they are: the first that fits.
+_KINDS = (
+    (rb"\x1f\x8b", "compressed with gzip"),
+    (rb"BZh[1-9]1AY&SY", "compressed with bzip2"),
+    (rb"\xfd7zXZ\0", "compressed with xz"),
+    (rb"\x28\xb5\x2f\xfd", "compressed with zstd"),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (rb"PAR1", "a Parquet file"),
+    (rb"ARROW1\0\0|\xff{4}..\0\0", "an Arrow file"),
+    (rb"SQLite format 3\0", "an SQLite database"),
+    (rb"\x93NUMPY", "a NumPy file"),
+    (rb"\x80[\x02-\x05]", "a pickle or a PyTorch file"),
+    (rb"%PDF-", "a PDF"),
+    (rb"\{\\rtf|\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of a word processor"),
+    (rb"(\xef\xbb\xbf)?\s*(?i:<(!doctype html|html)\b)", "a web page"),
+    # With a byte-order mark; without one, the zero bytes of English tell, after a curly quote too.
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff|([^\0].\0\0){2}|(\0\0.[^\0]){2}", "text in UTF-32"),
+    (rb"\xff\xfe|\xfe\xff|(.\x20)?([^\0]\0){3}|(\x20.)?(\0[^\0]){3}", "text in UTF-16"),
+)
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user gives it: ~ in it is their home."""
+    return Path(os.path.expanduser(path))
+
+
+def kind_of_file(path: str | Path) -> str | None:
+    """What a file is by its first bytes, unless it may be plain UTF-8 text.
+
+    Returns:
+        words that complete "it is ...", such as "compressed with gzip" or "a PDF"; None for text
+        and for what is not known here.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(512)
+    return next((words for begin, words in _KINDS if re.match(begin, head, re.DOTALL)), None)
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
     """Write a file that takes its name in one step, when all of it is on the disk.
 
-    A process that is killed, or two that write at once, therefore never leave half a file. What
-    a killed process left beside it is removed an hour later by whoever writes the same file.
+    A process that is killed, or two that write at once, therefore never leave half a file.
 
     Args:
         path: the file; an existing one is replaced.
@@ -30,22 +67,14 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
         OSError: with advice, if it cannot be written. An existing file stays as it was.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    _clear(path.parent, f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial", hours=1)
-    if isinstance(content, str):
-        content = content.encode("utf-8", "surrogatepass")
+    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            # Or a machine that loses power could keep the name and lose the content.
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with _draft_folder(path.parent, path.name) as folder:
+            draft = Path(folder, path.name)
+            draft.write_bytes(data)
+            _take_name(draft, path)
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def make_folder(path: str | Path) -> None:
@@ -72,49 +101,15 @@ def cannot_write(path: str | Path, error: OSError) -> OSError:
 def raise_if_full_or_locked(error: BaseException, folder: str | Path) -> None:
     """If a library failed because it could not write to its `folder`, raise that in our words."""
     for cause in (error, error.__cause__):
-        if isinstance(cause, OSError) and cause.errno in _FULL_OR_LOCKED:
+        if isinstance(cause, OSError) and cause.errno in (ENOSPC, EDQUOT, EACCES, EPERM, EROFS):
             raise cannot_write(folder, cause) from error
-
-
-def write_json(path: str | Path, state: dict, format: int) -> None:
-    """Write a dictionary as JSON, with the number of its format and the SHA-256 of its content.
-
-    The format is raised when an older reader would misread the file.
-    """
-    state = state | {"format": format}
-    state |= {"sha256": _json_digest(state)}
-    write_whole(path, json.dumps(state, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
-
-
-def read_json(path: str | Path, format: int) -> dict:
-    """What `write_json` wrote.
-
-    Raises ValueError if the file holds anything else, FileNotFoundError if there is none.
-    """
-    try:
-        state = json.loads(Path(path).read_bytes().decode("utf-8", "surrogatepass"))
-        found, written = state["format"], state.pop("sha256", None)
-        if found != format:
-            raise ValueError(f"it has format {found}, this code reads format {format}")
-        if written != _json_digest(state):
-            raise ValueError("it was changed since it was saved")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not what was saved ({type(error).__name__}: {error}): save or copy it "
-            "again, or update the code"
-        ) from error
-    return state
-
-
-def _json_digest(state: dict) -> str:
-    return hashlib.sha256(
-        json.dumps(state, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
 
 
 def cache_directory() -> Path:
     """Where word vectors are kept: $CACHE_DIR, or .cache/vectors here. May be deleted."""
-    return Path(os.environ.get("CACHE_DIR") or Path(__file__).parents[2] / ".cache" / "vectors")
+    return user_path(
+        os.environ.get("CACHE_DIR") or Path(__file__).parents[2] / ".cache" / "vectors"
+    )
 
 
 def cached(key: bytes, build: Callable[[Path], Path]) -> Path:
@@ -130,22 +125,14 @@ def cached(key: bytes, build: Callable[[Path], Path]) -> Path:
     """
     directory, stem = cache_directory(), hashlib.sha256(key).hexdigest()[:16]
     for path in sorted(directory.glob(f"{stem}-*")):
-        with suppress(FileNotFoundError):  # another process has found the damage
-            if path.name == f"{stem}-{_file_digest(path)}{path.suffix}":
-                return path
-            print(f"{path} is damaged: its content lost the hash in its name. It is built again.")
-            path.unlink()
+        if path.name == f"{stem}-{_file_digest(path)}{path.suffix}":
+            return path
+        print(f"{path} is damaged: its content lost the hash in its name. It is built again.")
+        path.unlink(missing_ok=True)
     make_folder(directory)
-    _clear(directory, f".{stem}.*.partial", hours=24)  # no training takes as long
-    with tempfile.TemporaryDirectory(
-        prefix=f".{stem}.", suffix=".partial", dir=directory, ignore_cleanup_errors=True
-    ) as partial:
-        built = build(Path(partial))
-        path = directory / f"{stem}-{_file_digest(built)}{built.suffix}"
-        with open(built, "rb") as file:
-            os.fsync(file.fileno())  # all of it is on the disk before it has its name
-        built.replace(path)
-    return path
+    with _draft_folder(directory, stem) as folder:
+        built = build(Path(folder))
+        return _take_name(built, directory / f"{stem}-{_file_digest(built)}{built.suffix}")
 
 
 def _file_digest(path: Path) -> str:
@@ -153,9 +140,20 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
-def _clear(folder: Path, pattern: str, hours: float) -> None:
-    """Remove what killed processes left, if it is old enough."""
-    for left in folder.glob(pattern):
-        with suppress(OSError):  # another process may do the same
-            if time.time() - left.stat().st_mtime > hours * 3600:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+def _draft_folder(parent: Path, name: str) -> tempfile.TemporaryDirectory:
+    """A hidden folder for a file until it is whole.
+
+    What a killed process left of the same file is removed a day later: no training of vectors
+    takes as long.
+    """
+    for left in parent.glob(f".{glob.escape(name)}.????????.partial"):
+        with suppress(FileNotFoundError):  # another process has just finished with it
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(".partial", f".{name}.", parent, ignore_cleanup_errors=True)
+
+
+def _take_name(draft: Path, path: Path) -> Path:
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())  # or a machine that loses power keeps the name, not the content
+    return draft.replace(path)

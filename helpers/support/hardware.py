@@ -80,11 +80,8 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     autocast, or if PyTorch has no oneDNN. Not for training: the copy has no gradient and does not
     follow the weights.
     """
-    layers = [
-        layer
-        for layer in (layer for layer in model.modules() if isinstance(layer, nn.Linear))
-        if _can_be_packed(layer.weight)
-    ]
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+    layers = [layer for layer in linear if _can_be_packed(layer.weight)]
     for layer in layers:
         layer.forward = partial(
             _packed_linear,

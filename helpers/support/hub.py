@@ -1,47 +1,32 @@
-"""The Hugging Face Hub: models and stories; a server that stays silent is given up."""
+"""The Hugging Face Hub: models and stories."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 
 from helpers.support.files import raise_if_full_or_locked
 
-ANSWER = 20.0  # seconds that a first answer may take; without a network, the clients wait longer
-
 
 def download_model(name: str) -> Path:
-    """The folder of the model "owner/name", downloaded now or earlier.
+    """The folder of the model "owner/name", downloaded now or, if the Hub fails, earlier.
 
     Raises ConnectionError if the Hub does not give it, OSError if its cache cannot be written.
     """
-    from huggingface_hub import HfApi, snapshot_download  # heavy, and needed by few
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub import HfApi, constants, snapshot_download  # heavy, and needed by few
 
-    unreachable = None
-    wanted = {
-        "repo_id": name,
-        "allow_patterns": ["config.json", "model.safetensors", "tokenizer.json"],
-    }
+    files = ["config.json", "model.safetensors", "tokenizer.json"]
     try:
-        HfApi().repo_info(name, timeout=ANSWER)
+        HfApi().repo_info(name, timeout=20)  # seconds; snapshot_download would wait for ever
+        return Path(snapshot_download(name, allow_patterns=files))
     except Exception as error:  # of its HTTP client, which is another one in each version
-        unreachable = error
-    try:
-        try:
-            return Path(snapshot_download(**wanted, local_files_only=bool(unreachable)))
-        except Exception as error:
-            if unreachable or "Timeout" in type(error).__name__:
-                raise
-            # Once more and from the beginning: what the first try left may be in the way.
-            return Path(snapshot_download(**wanted, force_download=True))
-    except Exception as error:
-        raise_if_full_or_locked(error, HF_HUB_CACHE)
-        cause = unreachable or error
+        raise_if_full_or_locked(error, constants.HF_HUB_CACHE)
+        with suppress(Exception):
+            return Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
         raise ConnectionError(
             f"there is nothing called {name} here, and the model {name} did not come from the "
-            f"Hugging Face Hub ({type(cause).__name__}: {cause}). Check the name, connect to the "
+            f"Hugging Face Hub ({type(error).__name__}: {error}). Check the name, connect to the "
             "network, and try again"
-        ) from cause
+        ) from error
 
 
 def first_texts(load: Callable, name: str, split: str, count: int) -> Iterator[dict]:
@@ -49,12 +34,9 @@ def first_texts(load: Callable, name: str, split: str, count: int) -> Iterator[d
 
     load: `datasets.load_dataset`.
     """
-    from huggingface_hub import HfApi
-
-    HfApi().repo_info(name, repo_type="dataset", timeout=ANSWER)
     yield from (
-        {"text": row["text"]}
-        for row in islice(
-            (row for row in load(name, split=split, streaming=True) if row["text"].strip()), count
-        )
+        load(name, split=split, streaming=True)
+        .select_columns("text")
+        .filter(lambda row: row["text"].strip())
+        .take(count)
     )

@@ -62,7 +62,7 @@ import torch.nn.functional as F
 from IPython.display import display
 
 from helpers import attention_plots, plots
-from helpers.checkpoints import CHECKPOINTS, checkpoint_path, load_checkpoint
+from helpers.checkpoints import load_checkpoint
 from helpers.decoding import generate
 from helpers.evaluation import landmarks, perplexity
 from helpers.explorers import AttentionExplorer
@@ -71,7 +71,7 @@ from helpers.heads import head_scores, words_after
 from helpers.loss import loss_sum
 from helpers.model import Decoder, ModelConfig
 from helpers.notebook import FigureFolder, load_numbers, show_source, table
-from helpers.recipe import VALIDATION, new_model, save_trained
+from helpers.recipe import VALIDATION, new_model, save_trained, trained_path
 from helpers.stories import corpus_name, load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import TrainingConfig, encode_stories, learning_rate_at, train
@@ -317,7 +317,7 @@ if "entropy floor" in marks:
 # repository and stays as it is; this run must land where it did. The model of any other corpus is replaced by this run's.
 
 # %%
-place = checkpoint_path(CHECKPOINTS / corpus_name(CORPUS))
+place = trained_path(CORPUS, stories)
 if CORPUS == "bundled" and place.exists():
     _, words_then, then = load_checkpoint(place)
     assert words_then.words == tokenizer.words, (
@@ -328,7 +328,7 @@ if CORPUS == "bundled" and place.exists():
     )
     print("within 0.03 nats of the model that came with the repository: True")
 else:
-    save_trained(place, model, tokenizer, history, corpus_name(CORPUS))
+    save_trained(place, model, tokenizer, history, stories)
 
 # %%
 figures.save_figure(

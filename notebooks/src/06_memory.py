@@ -409,9 +409,9 @@ table(
 )
 
 # %% [markdown]
-# Time hardly changes: the same mini-batches are read, and differences below a tenth are noise on this machine. We timed plain
-# gradient descent, whose own step costs almost nothing. AdamW's costs more and is taken an eighth as often, so with it accumulation
-# can only be faster. What accumulation buys is batch size, for the memory of one set of gradients. Where the batch need not be
+# The same mini-batches are read each way, so the times should differ by no more than this machine's noise. We timed plain
+# gradient descent, whose own step costs almost nothing. AdamW's costs more, and is taken an eighth as often with an accumulation of
+# 8. What accumulation buys is batch size, for the memory of one set of gradients. Where the batch need not be
 # large, it buys nothing.
 #
 # ## What the backward pass needs
@@ -694,8 +694,8 @@ table(
 print(f"measured on a GPU: {bool(gpu)}" + ("" if gpu else "; these are a CPU's figures"))
 
 # %% [markdown]
-# Forward is about one part of the work, backward two. So a second forward pass should cost about a third more, and that is about
-# what it costs. Small differences between the two ways are noise. What the memory buys is a choice: the same model in less of it,
+# Forward is about one part of the work, backward two. So a second forward pass should cost about a third more; the column *of the
+# time* shows what it cost here. What the memory buys is a choice: the same model in less of it,
 # or a larger batch or a deeper model in the same.
 #
 # ## How many segments?
@@ -895,13 +895,14 @@ if device == "cuda":
 # What *must* be computed are the matrix products; a step can be as fast as they are, no faster. `make benchmark` times them alone, and
 # then whole steps, in turns, on one machine: ours, that of an earlier deliverable of the same assignment (written anew from its
 # description), and a GPT-2 of our sizes in Hugging Face's `transformers`, without dropout, as ours. This is what it recorded on
-# two processor cores.
+# the machine named in the caption. Another machine gives other times; ratios carry over better.
 #
 # **Predict.** Which part of a training step are its matrix products: a third, a half, nine tenths?
 
 # %%
 speed = load_numbers("benchmark", "speed")
 steps, limit = speed["training"]["rows"], speed["training"]["limit_ms"]
+machine = "{system}, {threads} threads, PyTorch {torch}".format(**speed["machine"])
 table(
     [
         [
@@ -913,14 +914,12 @@ table(
         for name, row in steps.items()
     ],
     ["training step of 32 × 63 tokens", "ms", "tokens/s", "of it matrix products"],
+    caption=f"Training steps, timed in turns on one machine: {machine}.",
 )
 
 # %%
 shown = "{median:.2f} ({low:.2f} to {high:.2f})"
 ratios, alike = speed["training"]["ratios"], speed["training"]["ratios_with_our_memory"]
-assert min(ratio["median"] for ratio in ratios.values()) > 1.2
-assert alike["fp32, against GPT-2"]["low"] < 1 < alike["bf16, against GPT-2"]["low"]
-assert all(alike[name]["median"] < ratio["median"] for name, ratio in ratios.items())
 table(
     [[name, shown.format(**ratios[name]), shown.format(**alike[name])] for name in ratios],
     [
@@ -931,13 +930,13 @@ table(
 )
 
 # %% [markdown]
-# (The earlier deliverable's step is in float32, the only precision that it has; its row compares our bfloat16 with that.) In
-# float32 the products are most of the step, and nobody can be much faster than another. In bfloat16 they are a smaller share, and
-# the rest shows: the softmax over 10,000 words, the norms, the optimizer.
+# (The earlier deliverable's step is in float32, the only precision that it has; its row compares our bfloat16 with that.) The
+# share of the products bounds what anybody can win: where they are most of a step, nobody can be much faster than another. The
+# rest is the softmax over 10,000 words, the norms, the optimizer.
 #
-# The last column surprised us. By default the C library gives large blocks of memory back to the system, which must clear
-# their pages for the next step; `keep_freed_memory` asks it not to. With these two calls GPT-2 catches up in float32; in bfloat16 a
-# part of the lead stays. Much of what looks like arithmetic is memory.
+# The last column gives all of them one of our settings. By default the C library gives large blocks of memory back to the system,
+# which must clear their pages for the next step; `keep_freed_memory` asks it not to. The difference between the two columns is what
+# this clearing costs the others. It looks like arithmetic, and is memory.
 #
 # Now decoding. A step reads one token per text, so the weights are read for few rows.
 
@@ -950,18 +949,17 @@ times = {
     for precision, rows in speed["decoding"].items()
     for row in rows
 }
-assert min(row["ours"] for row in times.values()) > 1.1
 FigureFolder("benchmark").save_figure(
     plots.grouped_bars(
         times,
         x_label="tokens per second, as a multiple of Hugging Face's generate",
-        title="Decoding: faster than the library, far from the limit",
+        title="Decoding speed beside the library's, and the limit of the products",
         limit=("Hugging Face", 1.0),
     ),
     "06_decoding",
     alt=(
-        "Bars of decoding speed relative to Hugging Face's generate: ours is above 1 everywhere, "
-        "the matrix products alone far above."
+        "Bars of decoding speed relative to Hugging Face's generate: ours, and that of the matrix "
+        "products alone."
     ),
 )
 
@@ -994,7 +992,7 @@ FigureFolder("benchmark").save_figure(
     "06_scaling",
     alt=(
         "Five panels of milliseconds against batch, context, blocks, vocabulary and tokens in "
-        "the cache, each beside a straight line; context bends upwards."
+        "the cache, each beside a straight line."
     ),
 )
 
@@ -1004,29 +1002,27 @@ for name, row in grown.items():
     points = list(zip(row["x"], row["ms"], strict=True))
     slopes = [(after[1] - before[1]) / (after[0] - before[0]) for before, after in pairwise(points)]
     bend[name] = slopes[-1] / slopes[0]
-assert max(bend, key=bend.get) == "tokens of context"
-assert all(abs(value - 1) < 0.25 for name, value in bend.items() if name != "tokens of context")
 table(
     [[name, f"{value:.2f}"] for name, value in bend.items()],
     ["cost against", "last slope / first slope"],
 )
 
 # %% [markdown]
-# *Tokens in the cache* is one decoding step of 20 texts; the others are training steps. A ratio of 1 is a straight line, and the
-# others are within a noisy quarter of it. Context bends upwards most, as every token looks at every other: the scores have $T^2$
-# entries. At our 64 tokens that is little, and the line looks straight; from there to 256 it no longer does. With a cache the same
+# *Tokens in the cache* is one decoding step of 20 texts; the others are training steps. A ratio of 1 is a straight line, up to the
+# noise of the machine. Context must bend upwards, as every token looks at every other: the scores have $T^2$
+# entries. At our 64 tokens they are a small part of the work, at 256 a larger one. With a cache the same
 # quadratic cost is spread: each new token pays once for those before it.
 #
 # ## Recap
 #
 # - Gradients add. Divide by the tokens of the whole step, never by the number of mini-batches.
-# - Accumulation buys a large batch for the memory of a small one and of one set of gradients, in no more time per epoch. Token for
-#   token it learns less.
+# - Accumulation buys a large batch for the memory of a small one and of one set of gradients. It reads what small batches read.
+#   Token for token it learns less.
 # - Checkpointing keeps a segment's input and computes its inside twice: same gradient to the bit, if the random state is replayed.
 # - The best number of segments depends on how large a block's inside is; here one for each block or two, or nesting.
 # - The logits need never exist all at once.
 # - A batch can be shared among machines by the same arithmetic.
-# - A training step is near the limit of its products where they are slow; what is left is memory, more than arithmetic.
+# - A training step takes at least the time of its matrix products. What it takes beyond them is small operations and memory.
 #
 # ## Try it
 #

@@ -753,20 +753,17 @@ figures.save_figure(
     plots.bars(
         {rule: row["tokens_per_second"] for rule, row in beams.items()},
         x_label="tokens per second",
-        title="More beams, fewer tokens per second",
+        title="Finished tokens per second",
     ),
     "07_beams",
-    alt=(
-        "Bars of tokens per second for sampling, greedy search, 5 and 10 beams; 10 beams are the "
-        "slowest."
-    ),
+    alt="Bars of tokens per second for sampling, greedy search, 5 and 10 beams.",
 )
 
 # %% [markdown]
-# Beams buy likelihood with speed and with variety. Of the pairs of words that they write about a third are distinct, of those
+# Beams buy likelihood with rows to read and with variety. Of the pairs of words that they write about a third are distinct, of those
 # that sampling writes four fifths. BLEU prefers them for it, because safe words match more often; but it cannot tell greedy
 # text, five beams and ten apart: their intervals are wide, and nearly the same. Ten beams find likelier text than five, and
-# take nearly twice as long. So for stories we sample, and where one right answer is wanted, five beams would do. Search agrees with
+# read twice as many rows for each token. So for stories we sample, and where one right answer is wanted, five beams would do. Search agrees with
 # exhaustive search and with an independent implementation in the tests. Derived in [05 · Decoding](05_decoding.ipynb).
 
 # %% tags=["hide-input"]
@@ -780,9 +777,6 @@ if corpus == "TinyStories":
     )
     assert min(row["bleu"] for row in certain) > 2 * beams["sampling"]["bleu"]
     assert max(row["bleu_interval"][0] for row in certain) < min(row["bleu"] for row in certain)
-    assert (
-        1.4 < beams["5 beams"]["tokens_per_second"] / beams["10 beams"]["tokens_per_second"] < 2.2
-    )
 
 # %% [markdown]
 # ## Part 2.2: the cache of keys and values
@@ -816,18 +810,14 @@ figures.save_figure(
         },
         x_label="new tokens",
         y_label="tokens per second",
-        title="Without a cache every token costs more than the one before",
+        title="Tokens per second with and without the cache",
         from_zero=True,
     ),
     "07_cache",
-    alt=(
-        "Tokens per second against the number of new tokens: with the cache roughly level, "
-        "without it falling."
-    ),
+    alt="Tokens per second against the number of new tokens: with the cache, and without it.",
 )
 
 # %%
-assert gain > 2
 assert max(decoding["drift"]["right"]) < 1e-3
 print(
     f"the cache's logits stay within {max(decoding['drift']['right']):.0e} of those without; it "
@@ -835,7 +825,7 @@ print(
 )
 
 # %% [markdown]
-# The gain grows with the length, as it should: without the cache every new token computes all earlier ones again. The earlier
+# The gain should grow with the length: without the cache every new token computes all earlier ones again. The earlier
 # deliverable reports a gain of 6.4, but its cached run reads one token only and writes another text; a speed means nothing
 # before the texts agree. Ours stops at an assert in 05 where one word differs: greedy, sampled, or with five beams. Derived in [05 · Decoding](05_decoding.ipynb).
 
@@ -904,7 +894,7 @@ print(
 
 # %% [markdown]
 # Accumulation saves memory, and its gradient is the large batch's up to rounding. The same mini-batches are read, so an epoch
-# takes about as long; what differs in the table is within what this machine varies. But with one epoch to spend, a large
+# should take about as long; the table shows what was measured. But with one epoch to spend, a large
 # batch has fewer steps and learns less; a higher rate makes up for a part of it. Derived in [06 · Memory](06_memory.ipynb).
 
 # %% [markdown]
@@ -928,11 +918,10 @@ table(
 # %% tags=["hide-input"]
 fixed = 3 * 4 * training["parameters"] / 1e6
 print(f"on top of it, in every row: {fixed:.0f} MB for the parameters and the two moments of AdamW")
-gpu = ROOT / "figures" / corpus_name(CORPUS) / "06_gpu.json"
-if gpu.is_file():
+try:
     for row in load_numbers(CORPUS, "06_gpu")["checkpointing"]:
         print(", ".join(f"{key}: {value}" for key, value in row.items()))
-else:
+except FileNotFoundError:
     print(
         "peak memory on a GPU: not measured yet; the figures are a CPU's, where the bytes of "
         "living tensors are counted"
@@ -955,7 +944,7 @@ print(
 # %% [markdown]
 # ## Speed
 #
-# `make benchmark` runs this code in turns with others on one machine, here two processor cores: the earlier deliverable's training
+# `make benchmark` runs this code in turns with others on one machine, which the caption names: the earlier deliverable's training
 # step, written anew from its description, and a GPT-2 of our sizes in Hugging Face's `transformers`. The limit is the time of the
 # matrix products alone.
 
@@ -983,13 +972,15 @@ rows += [
 table(
     rows,
     ["work", "times as fast (lowest to highest turn)", "of the limit"],
-    caption="Speed beside other code, and below the limit of the matrix products.",
+    caption=(
+        "Speed beside other code, and below the limit of the matrix products. Measured on "
+        "{system}, {threads} threads, PyTorch {torch}.".format(**measured["machine"])
+    ),
 )
 
 # %% tags=["hide-input"]
 goal = measured["to_the_goal"]
 seconds = goal["seconds"]
-assert goal["ratio"] > 10
 print(
     f"to a validation perplexity of {goal['perplexity']}: {seconds['ours']:.0f} s in "
     f"{goal['steps']['ours']:.0f} steps, against {seconds['the earlier deliverable']:.0f} s in "
@@ -1008,8 +999,8 @@ print(
 )
 
 # %% [markdown]
-# In bfloat16 products are about half of a training step, in decoding a quarter or less: small operations are the rest. Part of
-# the lead in training is not arithmetic but memory that is kept from step to step; given to the others too, it shrinks. Derived in
+# The last column is the share of the matrix products; small operations and memory are the rest. What of the lead in training is
+# not arithmetic but memory that is kept from step to step, a second measurement tells, in which the others keep theirs too. Derived in
 # [06 · Memory](06_memory.ipynb#How-near-the-limit?).
 
 # %% [markdown]

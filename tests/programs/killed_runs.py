@@ -94,7 +94,7 @@ for name in plan:
     status = os.waitpid(child, 0)[1]
     deaths.append([name, os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL])
     if (folder / "parts" / RUN_FILE).exists():
-        steps.append(read_run(folder / "parts").history.step)  # whole
+        steps.append(read_run(folder / "parts")[1].step)  # whole
     if (folder / "parts" / "kept.safetensors").exists():
         load_checkpoint(folder / "parts" / "kept")  # whole
 assert os.waitpid(run(folder / "parts"), 0)[1] == 0

@@ -1,4 +1,4 @@
-"""Save a figure and numbers into $FIGURES_DIR again and again: 0 or 1, TIMES."""
+"""Save a figure and numbers into $FIGURES_DIR/bundled again and again: 0 or 1, TIMES."""
 
 import sys
 
