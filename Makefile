@@ -82,11 +82,17 @@ clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis
 	find helpers tests report -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Every package that pyproject.toml names. To install the project itself would be to build it, which fails if its path holds a $.
+REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    lists = project["dependencies"], *project["optional-dependencies"].values(); \
+    print(*(item for one in lists for item in one if not item.startswith(project["name"])), sep="\n")
+
 # One installation for all of the above, repeated when what it depends on changes.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	    { echo 'Python 3.11 to 3.13 is needed; `$(PYTHON)` is another. Try: make PYTHON=python3.12' >&2; exit 2; }
 	$(PYTHON) -m venv "$(VENV)"
 	$(PY) -m pip install --quiet $(TORCH) -c constraints.txt
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@$(PY) -c '$(REQUIREMENTS)' > "$(VENV)/requirements.txt"
+	$(PY) -m pip install --quiet -c constraints.txt -r "$(VENV)/requirements.txt"
 	@touch $@

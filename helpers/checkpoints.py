@@ -163,8 +163,10 @@ class History:
 
     def save(self, folder: Path) -> None:
         """log.csv, which a resumed run repeats to the bit, and timing.csv, which it cannot."""
-        timing = "step", "tokens", "seconds"
-        for name, columns in (("log.csv", COLUMNS[:-1]), ("timing.csv", timing)):
+        for name, columns in (
+            ("log.csv", COLUMNS[:-1]),
+            ("timing.csv", ("step", "tokens", "seconds")),
+        ):
             rows = [columns, *([row[column] for column in columns] for row in self.rows)]
             write_whole(folder / name, "".join(f"{','.join(map(str, row))}\n" for row in rows))
 
@@ -254,11 +256,9 @@ def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if (found := metadata.get("version", "unknown")) != FORMAT:
-            raise ValueError(
-                f"it has format {found}, this code reads {FORMAT}"
-                + ": update the code" * found.isdigit()
-            )
+        found = metadata.get("version", "unknown")
+        newer = ": update the code" * found.isdigit()
+        require(found == FORMAT, f"it has format {found}, this code reads {FORMAT}{newer}")
         require(
             tensor_digest(tensors, metadata["parts"]) == metadata["sha256"],
             "its content no longer has the SHA-256 that it names",

@@ -126,18 +126,28 @@ def generate(
             elif strategy == "greedy":
                 found += token_by_token(*inputs, lambda scores, _: scores.argmax(dim=-1))
             else:
-                streams = [_stream(base, start + place) for place in range(len(group))]
-                filters = temperature, top_k, top_p
-                found += token_by_token(*inputs, partial(_draw, streams, filters))
+                seeds = [base + 0x9E3779B97F4A7C15 * (start + i) for i in range(len(group))]
+                streams = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
+                sampler = partial(_draw, streams, (temperature, top_k, top_p))
+                found += token_by_token(*inputs, sampler)
 
     results = []
     for prompt, candidates in zip(rows, found, strict=True):
-        beams = []
-        for ids, logprob in candidates:
-            score = logprob / max(1, len(ids)) ** length_penalty
-            beams.append(Generation(tokenizer.decode(ids, after=prompt), ids, logprob, score))
+        beams = [as_generation(tokenizer, prompt, *found, length_penalty) for found in candidates]
         results.append(replace(beams[0], beams=beams) if strategy == "beam" else beams[0])
     return results
+
+
+def as_generation(
+    tokenizer: WordTokenizer,
+    prompt: list[int],
+    ids: list[int],
+    logprob: float,
+    length_penalty: float = 1.0,
+) -> Generation:
+    """New ids after a prompt's, with their text and score."""
+    score = logprob / max(1, len(ids)) ** length_penalty
+    return Generation(tokenizer.decode(ids, after=prompt), ids, logprob, score)
 
 
 def filtered_distribution(
@@ -208,11 +218,6 @@ class Reader:
                 self.cache.reorder(rows)
         new = tokens[:, None]  # (B, 1)
         self.ids = new if self.cache is not None else torch.cat([self.ids, new], dim=1)  # (B, S)
-
-
-def _stream(base: int, place: int) -> torch.Generator:
-    """The random numbers of one prompt."""
-    return torch.Generator().manual_seed((base + 0x9E3779B97F4A7C15 * place) % 2**63)
 
 
 def _draw(

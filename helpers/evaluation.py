@@ -4,8 +4,7 @@ Shape comments name the sizes: N texts, M validation texts, T tokens, V vocabula
 """
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from sacrebleu.metrics import BLEU
 from torch import Tensor
 
-from helpers.decoding import Generation, generate
+from helpers.decoding import Generation, as_generation, generate
 from helpers.loss import mean_loss
 from helpers.model import Decoder
 from helpers.support.checks import FILLED, check, counts, require
@@ -71,8 +70,8 @@ def _ngram_losses(
     train_ids: Tensor, test_ids: Tensor, vocab_size: int, pad_id: int, weight: float
 ) -> tuple[float, float]:
     """P(w | v) = (count(v, w) + weight · P(w)) / (count(v) + weight): a Dirichlet prior."""
-    first, second = _windows(train_ids, 2, pad_id).T  # (training pairs,) each
-    before, after = _windows(test_ids, 2, pad_id).T  # (test pairs,) each
+    first, second = _pairs(train_ids, pad_id).T  # (training pairs,) each
+    before, after = _pairs(test_ids, pad_id).T  # (test pairs,) each
     # One is added to each count: no word is impossible.
     unigram = (np.bincount(second, minlength=vocab_size) + 1) / (len(second) + vocab_size)  # (V,)
     keys, pair_counts = np.unique(first * vocab_size + second, return_counts=True)
@@ -85,25 +84,20 @@ def _ngram_losses(
     return float(-np.log(unigram[after]).mean()), float(-np.log(bigram).mean())
 
 
-def _windows(ids: Tensor, length: int, pad_id: int) -> np.ndarray:  # (windows, length)
-    """Each `length` tokens in a row of encoded stories (N, T), unless the last is `<pad>`."""
+def _pairs(ids: Tensor, pad_id: int) -> np.ndarray:  # (pairs, 2)
+    """Each two tokens in a row of encoded stories (N, T), unless the second is `<pad>`."""
     require(
-        len(ids) and ids.shape[1] >= length,
-        f"ids of shape {tuple(ids.shape)} hold no {length} tokens in a row: give more stories, or "
+        len(ids) and ids.shape[1] >= 2,
+        f"ids of shape {tuple(ids.shape)} hold no two tokens in a row: give more stories, or "
         "longer ones",
     )
-    windows = ids.unfold(1, length, 1).reshape(-1, length)  # (N·(T-length+1), length)
-    return windows[windows[:, -1] != pad_id].long().numpy()
+    pairs = ids.unfold(1, 2, 1).reshape(-1, 2)  # (N·(T-1), 2)
+    return pairs[pairs[:, 1] != pad_id].long().numpy()
 
 
 _BLEU = BLEU(tokenize="none", references=[["a"]])  # the texts are words already
 # One text may have no four words in a row.
 _SENTENCE_BLEU = BLEU(tokenize="none", effective_order=True)
-
-
-def bleu_signature() -> str:
-    """sacrebleu's own line on how `bleu` counts, to compare with other programs (Post 2018)."""
-    return str(_BLEU.get_signature())
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
@@ -213,6 +207,7 @@ def evaluate_continuations(
     *,
     prompt_tokens: int = 5,
     max_new_tokens: int | None = None,
+    writer: Callable[[list[int], int], list[int]] | None = None,
     **how,
 ) -> Continuations:
     """Continue the beginnings of texts by `generate(..., **how)`, and compare with what followed.
@@ -223,6 +218,8 @@ def evaluate_continuations(
         prompt_tokens: how many words of each text the model is given.
         max_new_tokens: how many it may write, to which the true continuation is cut too; None: to
             the end of its context.
+        writer: writes in place of the model, which only judges: it takes the ids before (`<sos>`
+            first) and how many it may write, and returns the new ones.
         how: as `generate` takes it. strategy="true" takes the true continuation, as a reference.
 
     Raises:
@@ -247,25 +244,23 @@ def evaluate_continuations(
         )
     prompts = [" ".join(story[:prompt_tokens]) for story in words]
     references = [" ".join(story[prompt_tokens : prompt_tokens + limit]) for story in words]
+    given = [  # the prompt's ids, and the true ones after them
+        (ids[: prompt_tokens + 1], ids[prompt_tokens + 1 :][:limit])
+        for ids in ([tokenizer.sos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts)
+    ]
     if how.get("strategy") == "true":
-        given = [
-            _as_generated(
-                model,
-                tokenizer,
-                [tokenizer.sos_id, *ids[:prompt_tokens]],
-                [*ids[prompt_tokens:], tokenizer.eos_id][:limit],
-            )
-            for ids in map(tokenizer.encode, texts)
+        true = [_as_generated(model, tokenizer, before, after) for before, after in given]
+        return Continuations(prompts, references, references, true)
+    if writer is None:
+        generations = generate(model, tokenizer, prompts, max_new_tokens=limit, **how)
+    else:
+        generations = [
+            _as_generated(model, tokenizer, before, writer(before, limit)) for before, _ in given
         ]
-        return Continuations(prompts, references, references, given)
-    generations = generate(model, tokenizer, prompts, max_new_tokens=limit, **how)
-    return Continuations(prompts, references, _words(tokenizer, generations), generations)
-
-
-def _words(tokenizer: WordTokenizer, generations: list[Generation]) -> list[str]:
-    return [
+    hypotheses = [
         " ".join(tokenizer.word(i) for i in one.ids if i != tokenizer.eos_id) for one in generations
     ]
+    return Continuations(prompts, references, hypotheses, generations)
 
 
 def _as_generated(
@@ -277,58 +272,4 @@ def _as_generated(
     with torch.no_grad(), evaluating(model):
         logits = model(ids[:, :-1])[0, len(before) - 1 :].float()  # (len(new), V)
     logprob = logits.log_softmax(-1)[range(len(new)), new].sum().item()
-    return Generation(
-        tokenizer.decode(new, after=before), new, logprob, score=logprob / max(1, len(new))
-    )
-
-
-class Trigram:
-    """A model without a network: the next token by how often it followed the last two.
-
-    Smoothed towards the bigram, and that towards the unigram.
-
-    ids: encoded stories (N, T). weight: made-up observations that the smoothing weighs. Raises
-    ValueError if there is no story, or they have fewer than three tokens.
-    """
-
-    def __init__(self, ids: Tensor, vocab_size: int, pad_id: int = 0, weight: float = 1.0):
-        self.vocab_size, self.weight = vocab_size, weight
-        self.tables = [defaultdict(Counter) for _ in range(3)]  # {tokens before: {token: count}}
-        for order, table in enumerate(self.tables, start=1):
-            for *before, after in _windows(ids, order, pad_id).tolist():
-                table[tuple(before)][after] += 1
-
-    def distribution(self, before: Sequence[int]) -> np.ndarray:  # (V,)
-        """Probabilities of the token after `before`, which may be of any length."""
-        probabilities = np.full(self.vocab_size, 1 / self.vocab_size)  # (V,)
-        for order, table in enumerate(self.tables):
-            seen = table.get(tuple(before[len(before) - order :]), {})
-            total = sum(seen.values()) + self.weight
-            probabilities = probabilities * (self.weight / total)  # (V,)
-            probabilities[list(seen)] += np.array([*seen.values()]) / total
-        return probabilities
-
-    def continuations(
-        self,
-        model: Decoder,
-        tokenizer: WordTokenizer,
-        like: Continuations,
-        limit: int,
-        seed: int = 0,
-    ) -> Continuations:
-        """Sampled after the same prompts; their nats are those that `model` gives them.
-
-        limit: tokens of each, at most. Raises ValueError if it is not at least 1.
-        """
-        check(locals(), {"limit": ("a whole number of at least 1", counts)})
-        rng, generations = np.random.default_rng(seed), []
-        for prompt in like.prompts:
-            ids, new = [tokenizer.sos_id, *tokenizer.encode(prompt)], []
-            while len(new) < limit and tokenizer.eos_id not in new:
-                p = self.distribution(ids + new)  # (V,)
-                p[tokenizer.excluded_ids(self.vocab_size)] = 0
-                new.append(int(rng.choice(self.vocab_size, p=p / p.sum())))
-            generations.append(_as_generated(model, tokenizer, ids, new))
-        return Continuations(
-            like.prompts, like.references, _words(tokenizer, generations), generations
-        )
+    return as_generation(tokenizer, before, new, logprob)

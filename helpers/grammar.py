@@ -68,12 +68,7 @@ class _Choice:
 class _Rule:
     remembered: bool
     key_rule: str | None  # the rule whose value names the row
-    rows: dict[str, _Choice]
-    pooled: _Choice | None  # all rows, while key_rule has no value yet; None if it must have one
-
-    @property
-    def choices(self) -> list[_Choice]:
-        return [*self.rows.values(), *([self.pooled] if self.pooled else [])]
+    rows: dict[str | None, _Choice]  # None: all rows, while key_rule has no value, if it may not
 
     @property
     def slots(self) -> set[str]:
@@ -146,7 +141,7 @@ class Grammar:
     def _choice(self, name: str, values: dict[str, _Option]) -> _Choice:
         rule = self._rules[name]
         key = values.get(rule.key_rule)
-        choice = rule.pooled if key is None else rule.rows.get(key.key)
+        choice = rule.rows.get(key and key.key)
         if choice is None:
             state = f"is {key.key!r}, for which there is no row" if key else "has no value yet"
             raise ValueError(f"rule {name!r} depends on {rule.key_rule!r}, which {state}")
@@ -169,7 +164,7 @@ class Grammar:
         first_words: dict[str, set[str]] = {}
         for name in order:
             first_words[name] = set().union(
-                *(_first_words(name, c, first_words) for c in self._rules[name].choices)
+                *(_first_words(name, c, first_words) for c in self._rules[name].rows.values())
             )
 
 
@@ -204,7 +199,7 @@ def _rule(name: str, spec: str | list | dict, remembered: bool) -> _Rule:
             ]
         )
     every = [option for choice in choices.values() for option in choice.options]
-    rule = _Rule(remembered, given or agrees, choices, None if given else _Choice(every))
+    rule = _Rule(remembered, given or agrees, choices | ({} if given else {None: _Choice(every)}))
     require(
         not (remembered and rule.slots),
         f"rule {name!r} is remembered, so its options may hold no slots",

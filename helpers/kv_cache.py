@@ -30,9 +30,10 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
     ):
         capacity = config.context_length if capacity is None else capacity
-        heads = config.num_heads
-        shape = (config.num_layers, batch_size, heads, capacity, config.d_model // heads)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (L, B, H, capacity, K)
+        sizes = batch_size, config.num_heads, capacity, config.d_model // config.num_heads
+        self.keys = torch.empty(
+            config.num_layers, *sizes, device=device, dtype=dtype
+        )  # (L, B, H, capacity, K)
         self.values = torch.empty_like(self.keys)  # (L, B, H, capacity, K)
         self.length = 0  # tokens that every layer holds: the last layer counts them
 

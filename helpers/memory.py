@@ -22,7 +22,8 @@ def checkpoint(function: Callable, *args):
     costs one more forward pass, and keeps the inside of one segment in memory instead of all.
     Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", section 3.
 
-    Checkpoints may be nested. If gradients are off (`torch.no_grad`), this is a plain call.
+    Checkpoints may be nested. If gradients are off (`torch.no_grad`), or nothing inside needs one,
+    this is a plain call.
 
     Args:
         function: must do the same both times, and change none of its results in place.
@@ -33,11 +34,10 @@ def checkpoint(function: Callable, *args):
 
     Raises:
         TypeError: if the function returns something else.
-        RuntimeError: if nothing in the segment needs a gradient, or if the function changes an
-            argument in place. In the backward pass: if an argument, or a parameter that an
-            operation keeps (a weight, not a bias), was changed in place meanwhile; if the second
-            call saves other tensors, or changes one in place; and for second derivatives
-            (create_graph=True).
+        RuntimeError: if the function changes an argument in place. In the backward pass: if an
+            argument, or a parameter that an operation keeps (a weight, not a bias), was changed in
+            place meanwhile; if the second call saves other tensors, or changes one in place; and
+            for second derivatives (create_graph=True).
     """
     if not torch.is_grad_enabled():
         return function(*args)
@@ -46,7 +46,7 @@ def checkpoint(function: Callable, *args):
         result = function(*args)
     outputs = result if isinstance(result, tuple) else (result,)
     segment.check(outputs, args)
-    outputs = Recompute.apply(segment, segment.tensors(args), *outputs)
+    outputs = Recompute.apply(segment, tensors_of(args), *outputs)
     return outputs if isinstance(result, tuple) else outputs[0]
 
 
@@ -85,9 +85,9 @@ class Segment:
         self.args = [
             (a, None) if not isinstance(a, Tensor) else (None, a.requires_grad) for a in args
         ]
-        self.versions = [tensor._version for tensor in self.tensors(args)]  # changes in place
+        self.versions = [tensor._version for tensor in tensors_of(args)]  # changes in place
         self.device = next(
-            (t.device for t in self.tensors(args) if t.device.type not in ("cpu", "meta")),
+            (t.device for t in tensors_of(args) if t.device.type not in ("cpu", "meta")),
             torch.device("cpu"),
         )
         kind = self.device.type
@@ -98,18 +98,17 @@ class Segment:
         # Weak: a step of the graph that is done lets go of its tensors.
         self.asked: list[weakref.ref[Placeholder]] = []
 
-    @staticmethod
-    def tensors(args: tuple) -> list[Tensor]:
-        return [arg for arg in args if isinstance(arg, Tensor)]
-
     def forget(self, tensor: Tensor) -> "Placeholder":
         placeholder = Placeholder(tensor)
         self.asked.append(weakref.ref(placeholder))
         return placeholder
 
     def recall(self, placeholder: "Placeholder") -> Tensor:
-        entered = "checkpoint: the backward pass entered a segment from its side"
-        require(placeholder.tensor is not None, entered, RuntimeError)
+        require(
+            placeholder.tensor is not None,
+            "checkpoint: the backward pass entered a segment from its side",
+            RuntimeError,
+        )
         placeholder.check(placeholder.tensor)  # the function may have changed it in place
         return placeholder.tensor
 
@@ -152,24 +151,22 @@ class Segment:
         )
 
     def check(self, outputs: tuple, args: tuple) -> None:
-        """Refuse a function that cannot be repeated, or that need not be."""
-        for output in outputs:
-            require(
-                isinstance(output, Tensor),
-                f"checkpoint: the function returned {type(output).__name__}, not a tensor or "
-                "tensors",
-                TypeError,
-            )
+        """Refuse a function that cannot be repeated."""
         require(
-            any(output.requires_grad for output in outputs),
-            "checkpoint: no argument and no parameter needs a gradient",
-            RuntimeError,
+            len(outputs) == len(tensors_of(outputs)),
+            f"checkpoint: the function returned {type(outputs[0]).__name__}, not a tensor or "
+            "tensors",
+            TypeError,
         )
         require(
-            [tensor._version for tensor in self.tensors(args)] == self.versions,
+            [tensor._version for tensor in tensors_of(args)] == self.versions,
             "checkpoint: the function changed an argument in place",
             RuntimeError,
         )
+
+
+def tensors_of(args: tuple) -> list[Tensor]:
+    return [arg for arg in args if isinstance(arg, Tensor)]
 
 
 class NothingLeft(Exception):

@@ -253,11 +253,11 @@ class Decoder(nn.Module):
 
     def check_tokenizer(self, tokenizer: WordTokenizer) -> None:
         """Raises ValueError if the tokenizer is another model's, or has too many tokens."""
-        rows = self.config.vocab_size
         require(
-            len(tokenizer) <= rows,
-            f"the vocabulary of {len(tokenizer)} is larger than the model's table of {rows}: train "
-            f"the tokenizer with vocab_size={rows}, or build the model with more rows",
+            len(tokenizer) <= self.config.vocab_size,
+            f"the vocabulary of {len(tokenizer)} is larger than the model's table of "
+            f"{self.config.vocab_size}: train the tokenizer with this vocab_size, or build the "
+            "model with more rows",
         )
         require(
             self.tokenizer_digest in (None, tokenizer.digest),
@@ -299,11 +299,7 @@ class Decoder(nn.Module):
             return x
         ends = [len(blocks) * i // segments[0] for i in range(segments[0] + 1)]
         for start, end in pairwise(ends):
-            inside = blocks[start:end]
-            trained = any(p.requires_grad for block in inside for p in block.parameters())
-            again = trained or x.requires_grad  # else there is nothing to compute again
-            through = partial(checkpoint, self._through) if again else self._through
-            x = through(x, mask, inside, segments[1:])  # (B, T, D)
+            x = checkpoint(self._through, x, mask, blocks[start:end], segments[1:])  # (B, T, D)
         return x
 
     def hidden(

@@ -279,12 +279,35 @@ def _loss_columns(rows) -> dict[str, tuple[tuple, tuple]]:
     return {label: tuple(zip(*points, strict=True)) for label, points in columns.items() if points}
 
 
-def bars(values: Mapping[str, float], *, x_label: str, title: str = "") -> Figure:
-    """Horizontal bars, the first at the top, each with its value."""
-    figure, axes = subplots(size=(7.0, 0.42 * len(values) + 1.1), values=values)
-    drawn = axes.barh(range(len(values)), list(values.values()), color=COLORS[0], height=0.65)
-    axes.bar_label(drawn, [shown(value) for value in values.values()], padding=4, fontsize=9)
+def bars(
+    values: Mapping[str, float | Mapping[str, float]],
+    *,
+    x_label: str,
+    title: str = "",
+    limit: tuple[str, float] | None = None,
+) -> Figure:
+    """Horizontal bars with their values, the first label at the top.
+
+    values: {label: value}, or {label: {series: value}} with a bar for each series. limit: name and
+    place of a line across all bars.
+    """
+    groups = [row if isinstance(row, Mapping) else {"": row} for row in values.values()]
+    names = list(dict.fromkeys(name for row in groups for name in row))
+    height = 0.8 / max(1, len(names))
+    figure, axes = subplots(
+        size=(7.0, (0.16 + 0.26 * len(names)) * len(values) + 1.1), values=values, series=names
+    )
+    for number, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
+        rows = {place: row[name] for place, row in enumerate(groups) if name in row}
+        places = [place + (number - (len(names) - 1) / 2) * height for place in rows]
+        how = {"height": 0.85 * height, "color": color, "label": name or None}
+        drawn = axes.barh(places, list(rows.values()), **how)
+        axes.bar_label(drawn, [shown(float(v)) for v in rows.values()], padding=4, fontsize=8.5)
     _name_bars(axes, list(map(_drawable, values)), xmargin=0.12, xlabel=x_label, title=title)
+    if limit:
+        axes.axvline(limit[1], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=limit[0])
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure
 
 
@@ -292,39 +315,6 @@ def _name_bars(axes, names: Sequence[str], **properties) -> None:
     axes.set(yticks=range(len(names)), yticklabels=names, **properties)
     axes.grid(False, axis="y")
     axes.invert_yaxis()
-
-
-def grouped_bars(
-    values: Mapping[str, Mapping[str, float]],
-    *,
-    x_label: str,
-    title: str = "",
-    limit: tuple[str, float] | None = None,
-) -> Figure:
-    """Horizontal bars, the first label at the top, with a bar for each series.
-
-    values: {label: {series: value}}. limit: name and place of a line across all bars.
-    """
-    names = list(dict.fromkeys(name for row in values.values() for name in row))
-    figure, axes = subplots(
-        size=(7.5, 0.26 * len(values) * len(names) + 1.4), values=values, series=names
-    )
-    height = 0.8 / len(names)
-    for number, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
-        rows = {place: row[name] for place, row in enumerate(values.values()) if name in row}
-        drawn = axes.barh(
-            [place + (number - (len(names) - 1) / 2) * height for place in rows],
-            list(rows.values()),
-            height=0.9 * height,
-            color=color,
-            label=name,
-        )
-        axes.bar_label(drawn, [shown(float(v)) for v in rows.values()], padding=3, fontsize=8)
-    _name_bars(axes, list(map(_drawable, values)), xmargin=0.1, xlabel=x_label, title=title)
-    if limit:
-        axes.axvline(limit[1], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=limit[0])
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return figure
 
 
 def straight_lines(

@@ -118,8 +118,8 @@ def save_trained(
 ) -> None:
     """The checkpoint that `load_or_train` reads: bfloat16 weights, and the losses they reached."""
     kept = "step", "tokens", "train_loss", "validation_loss"
-    told = {"corpus": stories.name, "stories": stories.digest}
-    told |= {name: history.rows[-1][name] for name in kept}
+    reached = {name: history.rows[-1][name] for name in kept}
+    told = {"corpus": stories.name, "stories": stories.digest} | reached
     save_checkpoint(path, model, tokenizer, told, torch.bfloat16)
 
 

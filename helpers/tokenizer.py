@@ -14,7 +14,6 @@ from helpers.support.checks import check, require
 from helpers.support.files import user_path, write_whole
 
 SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
-FORMAT = 3  # of a saved tokenizer
 SPLITTING = 3  # raise it when texts are split otherwise: cached word vectors depend on it
 LONGEST = 100  # characters of a word; what is longer is read as several words
 
@@ -197,7 +196,7 @@ class WordTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file; it appears whole or not at all."""
-        saved = {"format": FORMAT, "sha256": self.digest} | self.state()
+        saved = {"sha256": self.digest} | self.state()
         write_whole(user_path(path), json.dumps(saved, indent=1) + "\n")
 
     @classmethod
@@ -209,13 +208,9 @@ class WordTokenizer:
         """
         try:
             state = json.loads(user_path(path).read_bytes())
-            require(
-                state["format"] == FORMAT,
-                f"it has format {state['format']}, this code reads format {FORMAT}",
-            )
             tokenizer = cls.from_state(state)
             require(state["sha256"] == tokenizer.digest, "it was changed since it was saved")
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not what was saved ({type(error).__name__}: {error}): save it again, "
                 "copy it again, or update the code"

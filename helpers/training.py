@@ -4,6 +4,7 @@ Shape comments name the sizes: N stories, B stories of a batch, T tokens. The co
 recipe.py: `python -m helpers.training --help`.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -92,9 +93,10 @@ class TrainingConfig:
     @classmethod
     def baseline(cls, **changes) -> "TrainingConfig":
         """The baseline recipe and its comparison protocol: Adam at a constant 3e-4, dropout 0.1."""
-        adam = {"learning_rate": 3e-4, "betas": (0.9, 0.999), "clip_norm": None}
-        constant = {"warmup_steps": 0, "schedule": "constant"}
-        return cls(**adam | constant | {"dropout": 0.1, "overwrite_eos": True} | changes)
+        adam = {"learning_rate": 3e-4, "warmup_steps": 0, "schedule": "constant", "clip_norm": None}
+        return cls(
+            **adam | {"betas": (0.9, 0.999), "dropout": 0.1, "overwrite_eos": True} | changes
+        )
 
 
 def encode_stories(
@@ -312,19 +314,15 @@ class _Run:
             make_folder(self.folder)
         # From here on every process has the first one's parameters.
         self.wrapped = DistributedDataParallel(model) if self.processes > 1 else model
-        self.epoch, self.started = None, time.perf_counter() - self.history.seconds
+        self.started = time.perf_counter() - self.history.seconds
 
     def step(self, step: int) -> dict | None:
         """Take one optimizer step; then validate and save if it is time. Returns the new row."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:
-            # The seed and the epoch alone decide the order of its stories.
-            random = torch.Generator().manual_seed(_seed(self.config.seed, "epoch", epoch))
-            self.order = torch.randperm(len(self.train_ids), generator=random)  # (N,)
-            self.epoch = epoch
-        rows = self.order[place * self.stories_per_step :][: self.stories_per_step]  # (B,)
-        batch = self.train_ids[rows].long().to(self.device)  # (B, T)
         config, history = self.config, self.history
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = epoch_order(len(self.train_ids), config.seed, epoch)  # (N,)
+        rows = order[place * self.stories_per_step :][: self.stories_per_step]  # (B,)
+        batch = self.train_ids[rows].long().to(self.device)  # (B, T)
         rate = learning_rate_at(step, self.total_steps, config)
         found = optimizer_step(self.wrapped, self.optimizer, batch, rate, config, history.precision)
         history.add(*found)
@@ -363,6 +361,13 @@ class _Run:
             ],
         }
         return json.loads(json.dumps(settings))
+
+
+@functools.lru_cache(maxsize=1)
+def epoch_order(stories: int, seed: int, epoch: int) -> Tensor:  # (stories,)
+    """The order in which an epoch reads its stories: the seed and the epoch alone decide it."""
+    random = torch.Generator().manual_seed(_seed(seed, "epoch", epoch))
+    return torch.randperm(stories, generator=random)  # (stories,)
 
 
 def _seed(*parts) -> int:

@@ -15,7 +15,6 @@ from array import array
 from collections.abc import Container, Iterable, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -26,14 +25,6 @@ from helpers.support.files import cache_directory, cached, user_path, write_whol
 from helpers.tokenizer import SPECIALS, SPLITTING, WordTokenizer
 
 TRAINING = 1  # raise it when the same texts and settings would train other vectors
-
-
-class Coverage(NamedTuple):
-    """How many of a tokenizer's words are in the dictionary, built from n-grams, or missing."""
-
-    in_dictionary: int
-    from_ngrams: int
-    missing: int
 
 
 class WordVectors:
@@ -56,10 +47,10 @@ class WordVectors:
     def __contains__(self, word: str) -> bool:
         return bool(self.lookup([word])[1][0] != MISSING)
 
-    def coverage(self, tokenizer: WordTokenizer) -> Coverage:
-        """Counts over the tokenizer's words; special tokens are not looked up."""
+    def coverage(self, tokenizer: WordTokenizer) -> tuple[int, ...]:
+        """How many of a tokenizer's words are in the dictionary, built from n-grams, or missing."""
         _, kinds = self.lookup(tokenizer.words)  # (len(words),)
-        return Coverage(*np.bincount(kinds, minlength=3).tolist()[::-1])
+        return tuple(np.bincount(kinds, minlength=3).tolist()[::-1])
 
     def matrix(
         self, tokenizer: WordTokenizer, rows: int | None = None, seed: int = 0
@@ -121,15 +112,7 @@ def neighbours(
         words: one for each row.
         query: (dim,).
         k: how many.
-
-    Raises:
-        ValueError: if there is not one word for each row, or k is negative.
     """
-    require(
-        k >= 0 and len(words) == len(matrix),
-        f"k={k} of {len(words):,} words with {len(matrix):,} vectors: give k=0 or more, and one "
-        "word for each vector",
-    )
     lengths = np.linalg.norm(matrix, axis=1) * np.linalg.norm(query)  # (len(words),)
     # A vector of zeros has cosine zero.
     cosines = matrix @ query / np.where(lengths == 0, 1, lengths)  # (len(words),)

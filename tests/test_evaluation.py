@@ -1,7 +1,6 @@
 """Perplexity, landmarks, the floor and BLEU against cases counted by hand."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,9 +11,7 @@ from support import TOKENIZER, made_model
 
 from helpers.decoding import generate
 from helpers.evaluation import (
-    Trigram,
     bleu,
-    bleu_signature,
     evaluate_continuations,
     landmarks,
     perplexity,
@@ -95,10 +92,6 @@ def test_bleu_is_sacrebleus():
     assert bleu(hypotheses, references) == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_signature_names_what_bleu_depends_on():
-    assert bleu_signature().startswith("nrefs:1|case:mixed|eff:no|tok:none|smooth:exp|version:")
-
-
 def test_continuations_leave_the_prompt_out():
     model, how = tiny_model(), {"max_new_tokens": 4, "strategy": "greedy"}
     found = evaluate_continuations(model, TOKENIZER, TEXTS, prompt_tokens=3, **how)
@@ -150,8 +143,8 @@ FILLED = "must be a list or mapping with at least one entry"
 @pytest.mark.parametrize(
     ("message", "measure"),
     {
-        "the texts are empty": lambda model: perplexity(model, TOKENIZER, []),
-        "give a list": lambda model: perplexity(model, TOKENIZER, "a text"),
+        "texts": lambda model: perplexity(model, TOKENIZER, []),
+        "^texts": lambda model: perplexity(model, TOKENIZER, "a text"),
         rf"hypotheses=\[\]: {FILLED}": lambda model: bleu([], []),
         f"hypotheses='a': {FILLED}": lambda model: bleu("a", ["b"]),
         f"references='b': {FILLED}": lambda model: bleu(["a"], "b"),
@@ -163,14 +156,12 @@ FILLED = "must be a list or mapping with at least one entry"
         "prompt_tokens=11: must be from 0 to 10": lambda model: evaluate_continuations(
             model, TOKENIZER, TEXTS, prompt_tokens=11
         ),
-        r"\(0, 9\) hold no 2 tokens": lambda model: landmarks(
+        r"\(0, 9\) hold no two tokens": lambda model: landmarks(
             torch.ones(1, 9).int(), torch.ones(2, 9).int(), 40
         ),
-        r"\(0, 8\) hold no 2 tokens": lambda model: landmarks(
+        r"\(0, 8\) hold no two tokens": lambda model: landmarks(
             torch.ones(2, 9).int(), torch.ones(0, 8).int(), 40
         ),
-        r"\(0, 8\) hold no 1 tokens": lambda model: Trigram(torch.ones(0, 8).int(), 40),
-        r"\(5, 2\) hold no 3 tokens": lambda model: Trigram(torch.ones(5, 2).int(), 40),
     }.items(),
 )
 def test_nothing_to_measure_is_refused(message, measure):
@@ -189,35 +180,20 @@ def test_a_continuation_without_a_prompt_is_measured_whole():
     assert evaluate_continuations(model, TOKENIZER, TEXTS, **how).perplexity == found.perplexity
 
 
-def test_trigram_probabilities_by_hand():
-    """After (5, 6): 7 twice, 8 once. Each order gives way to the one below with the weight of one
-    observation.
-    """
-    ids = torch.tensor([[1, 5, 6, 7, 2], [1, 5, 6, 7, 2], [1, 5, 6, 8, 2]])
-    model = Trigram(ids, vocab_size=10)
-    unigram = (3 + 1 / 10) / (15 + 1), (2 + 1 / 10) / (15 + 1)  # of 6 and 7, of 15 tokens
-    bigram = (2 + unigram[1]) / (3 + 1)  # 7 after 6
-    assert model.distribution([1, 5, 6])[7] == pytest.approx((2 + bigram) / (3 + 1))
-    unknown_pair = model.distribution([9, 6])  # the bigram is left
-    assert unknown_pair[7] == pytest.approx(bigram)
-    assert model.distribution([])[6] == pytest.approx(unigram[0])
-    for before in ([], [6], [5, 6], [1, 5, 6], [4, 4]):
-        assert model.distribution(before).sum() == pytest.approx(1)
+def test_another_writer_is_judged_by_the_model():
+    """It gets the prompt's ids; what it writes costs what the model says."""
+    model, how, asked = tiny_model(), {"prompt_tokens": 3, "max_new_tokens": 4}, []
 
+    def write(before, limit):
+        asked.append((before, limit))
+        return [5, 6, 2]
 
-def test_trigram_continuations_are_drawn_from_it():
-    how = {"prompt_tokens": 3, "strategy": "greedy"}
-    like = evaluate_continuations(tiny_model(), TOKENIZER, TEXTS, **how)
-    ids = torch.tensor([[1, *TOKENIZER.encode(text), 2][:10] for text in TEXTS])
-    trigram = Trigram(ids, vocab_size=40, weight=1e-9)
-    drawn = trigram.continuations(tiny_model(), TOKENIZER, like, limit=4)
-    pairs = {pair for row in ids.tolist() for pair in pairwise(row)}
-    for prompt, one in zip(drawn.prompts, drawn.generations, strict=True):
-        row = [*TOKENIZER.encode(prompt), *one.ids]
-        assert set(pairwise(row[2:])) <= pairs
-    assert drawn.references == like.references
-    with pytest.raises(ValueError, match="limit=0: must be a whole number of at least 1"):
-        trigram.continuations(tiny_model(), TOKENIZER, like, limit=0)
+    found = evaluate_continuations(model, TOKENIZER, TEXTS, writer=write, **how)
+    assert asked == [([1, *TOKENIZER.encode(text)[:3]], 4) for text in TEXTS]
+    assert found.hypotheses == ["w1 w2"] * len(TEXTS)
+    written = [" ".join([*text.split()[:3], "w1", "w2"]) for text in TEXTS]
+    true = evaluate_continuations(model, TOKENIZER, written, strategy="true", **how)
+    assert found.perplexity == pytest.approx(true.perplexity, rel=1e-6)
 
 
 def test_another_models_tokenizer_is_refused_by_every_measure():

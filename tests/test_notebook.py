@@ -40,7 +40,7 @@ EVERY_PLOT = {
     "perplexity_curve": lambda: plots.perplexity_curve(ROWS, {"bigram": 3.0}),
     "compare_curves": lambda: plots.compare_curves(CURVES),
     "bars": lambda: plots.bars({"one $": 1.0, "two $": 20_000.0}, x_label="tokens/s"),
-    "grouped_bars": lambda: plots.grouped_bars(TIMES, x_label="times", limit=("limit", 4.0)),
+    "bars of series": lambda: plots.bars(TIMES, x_label="times", limit=("limit", 4.0)),
     "straight_lines": lambda: plots.straight_lines(GROWTH, y_label="ms", title="x"),
     "scatter_words": lambda: plots.scatter_words(np.eye(6, 2), LABELS, groups=list("aabbcc")),
     "position_heatmap": lambda: plots.position_heatmap(np.sin(np.arange(80).reshape(10, 8))),

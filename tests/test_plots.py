@@ -42,7 +42,7 @@ def test_a_character_that_the_font_lacks_is_shown_as_its_code_point(recwarn):
     assert plots.labels(["今天天气很好"]) == ["U+4ECAU+5929U…"]  # as long as other labels, at most
     names = {"🐕 dog": {"狗": 1.0}, "é": {"狗": 2.0}}
     picture = lambda function, *values: function(*values, x_label="𓃠", title="🐕\n𝟘 狗\0")
-    for figure in (picture(plots.bars, {"🐕 dog": 1.0}), picture(plots.grouped_bars, names)):
+    for figure in (picture(plots.bars, {"🐕 dog": 1.0}), picture(plots.bars, names)):
         file = io.BytesIO()
         plots.render(figure, file, format="svg")
         texts = file.getvalue().decode()
@@ -104,8 +104,7 @@ def test_the_session_has_its_own_settings_again_when_a_figure_is_written():
         "curves": lambda: plots.compare_curves({}),
         "curves ": lambda: plots.loss_curves([{"step": 1, "train_loss": None}]),
         "values": lambda: plots.bars({}, x_label=""),
-        "values ": lambda: plots.grouped_bars({}, x_label=""),
-        "series": lambda: plots.grouped_bars({"a": {}}, x_label=""),
+        "series": lambda: plots.bars({"a": {}}, x_label=""),
         "series ": lambda: plots.straight_lines({}, y_label=""),
         "points": lambda: plots.straight_lines({"a": ([1], [2]), "b": ([], [])}, y_label=""),
         "words": lambda: plots.scatter_words(np.zeros((0, 2)), [], []),

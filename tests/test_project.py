@@ -126,8 +126,15 @@ def test_the_pins_leave_torch_and_its_build_to_the_makefile():
     setup = MAKEFILE.partition("$(READY): pyproject.toml constraints.txt")[2]
     assert re.findall(r"pip install --quiet (.*)", setup) == [
         "$(TORCH) -c constraints.txt",
-        "-c constraints.txt -e '.[dev]'",
+        '-c constraints.txt -r "$(VENV)/requirements.txt"',
     ]
+
+
+def test_the_makefile_installs_what_is_declared():
+    program = re.search(r"^REQUIREMENTS := ((?:.*\\\n)*.*)$", MAKEFILE, re.MULTILINE)[1]
+    command = [sys.executable, "-c", re.sub(r"\\\n *", "", program)]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sorted(listed.split()) == sorted(DECLARED.values())
 
 
 def test_every_dependency_has_a_reason():

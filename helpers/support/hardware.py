@@ -84,9 +84,12 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     layers = [layer for layer in linear if _can_be_packed(layer.weight)]
     for layer in layers:
         layer.forward = partial(
-            _packed_linear,
-            torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()),
-            layer.bias,
+            torch.ops.mkldnn._linear_pointwise,  # (…, D) -> (…, out)
+            W=torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()),
+            B=layer.bias,
+            attr="none",
+            scalars=[],
+            algorithm="",
         )
     try:
         yield
@@ -105,10 +108,6 @@ def _can_be_packed(weight: Tensor) -> bool:
     ) or weight.dtype == torch.float32
 
 
-def _packed_linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:  # (…, D) -> (…, out)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
 def keep_freed_memory() -> None:
     """Let this process keep the large blocks that it frees, for the next step.
 
@@ -117,10 +116,9 @@ def keep_freed_memory() -> None:
     changes. See `man 3 mallopt`.
     """
     if platform.libc_ver()[0] == "glibc":
-        mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 1 << 30)  # bytes
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD of <malloc.h>, in bytes
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def rank_and_processes() -> tuple[int, int]:
@@ -132,10 +130,8 @@ def rank_and_processes() -> tuple[int, int]:
 
 def sum_over_processes(device: torch.device, *numbers: float) -> list[float]:
     """Each number summed over all processes, in float64."""
-    if rank_and_processes()[1] == 1:
-        return list(numbers)
-    sums = torch.tensor(
-        numbers, dtype=torch.float64, device=device if device.type == "cuda" else "cpu"
-    )  # (numbers,)
-    dist.all_reduce(sums)
+    place = device if device.type == "cuda" else "cpu"
+    sums = torch.tensor(numbers, dtype=torch.float64, device=place)  # (numbers,)
+    if rank_and_processes()[1] > 1:
+        dist.all_reduce(sums)
     return sums.tolist()

@@ -208,9 +208,9 @@ print(
 
 # %%
 vectors = train_vectors(stories.train, tokenizer)
-found = vectors.coverage(tokenizer)
+in_dictionary, _, _ = vectors.coverage(tokenizer)
 print(
-    f"vectors of {vectors.dim} numbers; with a row of their own: {found.in_dictionary:,} of "
+    f"vectors of {vectors.dim} numbers; with a row of their own: {in_dictionary:,} of "
     f"{len(tokenizer.words):,} words"
 )
 print("n-grams of 'dogs':", *vectors.subwords("dogs"))
@@ -432,7 +432,7 @@ figures.save_numbers(
         "unknown_rate": unknown_rate,
         "cut_stories": cut,
         "words_for_half_of_the_text": half,
-        "words_with_a_vector_of_their_own": found.in_dictionary,
+        "words_with_a_vector_of_their_own": in_dictionary,
         "neighbours": answers,
         "lengths": lengths,
     },

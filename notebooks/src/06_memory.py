@@ -950,7 +950,7 @@ times = {
     for row in rows
 }
 FigureFolder("benchmark").save_figure(
-    plots.grouped_bars(
+    plots.bars(
         times,
         x_label="tokens per second, as a multiple of Hugging Face's generate",
         title="Decoding speed beside the library's, and the limit of the products",
