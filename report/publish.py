@@ -19,8 +19,9 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_tok
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from helpers.checkpoints import HUB_FILE, checkpoint_path, copies, load_checkpoint  # noqa: E402
+from helpers.checkpoints import HUB_FILE, copies, load_checkpoint  # noqa: E402
 from helpers.notebook import load_numbers, table  # noqa: E402
+from helpers.recipe import trained_path  # noqa: E402
 from helpers.stories import corpus_name  # noqa: E402
 from helpers.support.files import make_folder, write_whole  # noqa: E402
 
@@ -37,7 +38,7 @@ def model_card(corpus: str, name: str, model, tokenizer, run: dict) -> ModelCard
     # As far as notebook 04 lets another machine's run be off.
     if abs(run["validation_loss"] - recorded) > 0.03:
         raise ValueError(
-            f"checkpoints/{corpus}.safetensors has validation loss {run['validation_loss']:.4f}, "
+            f"the trained model of {corpus} has validation loss {run['validation_loss']:.4f}, "
             f"figures/{corpus}/04.json {recorded:.4f}: files of two runs; record the corpus "
             "again, with `make record`"
         )
@@ -129,11 +130,11 @@ unknown word is read as unknown. What the training stories repeat, it repeats.
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def prepare(corpus: str, name: str) -> Path:
+def prepare(source: str, name: str | None) -> Path:
     """build/hub/<corpus>: what the Hub gets. Nothing is written if a number is missing."""
-    path = checkpoint_path(ROOT / "checkpoints" / corpus)
+    corpus, path = corpus_name(source), trained_path(source)
     model, tokenizer, run = load_checkpoint(path)
-    card = model_card(corpus, name, model, tokenizer, run)
+    card = model_card(corpus, name or f"owner/{corpus}", model, tokenizer, run)
     folder = ROOT / "build" / "hub" / corpus
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
@@ -178,8 +179,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        corpus = corpus_name(options.corpus)
-        folder = prepare(corpus, options.to or f"owner/{corpus}")
+        folder = prepare(options.corpus, options.to)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from None
     print(

@@ -89,7 +89,7 @@ def test_files_of_two_runs_are_not_published(hub, project):
 def test_a_model_that_is_not_there_is_said_in_a_line(hub, project):
     done = publish("elsewhere", where=project, environment=hub)
     assert done.returncode == 1
-    assert "elsewhere.safetensors is missing: there is no checkpoint" in done.stderr
+    assert "there is no corpus and no file or folder called 'elsewhere'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (project / "build").exists()
 

@@ -327,7 +327,7 @@ GLOVE = "put the line '<number of rows> 5' in front and name it .vec"
 UNPACK = "unpack it if it holds vectors"
 FOREIGN = {
     "a gzip": (
-        gzip.compress(TEXT),
+        gzip.compress(TEXT, mtime=0),
         "compressed with gzip: unpack it, or name it .vec.gz",
         ".vec.gz",
     ),
