@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers.model import Decoder, ModelConfig
 from helpers.support.checks import require
-from helpers.support.files import make_folder, user_path, write_whole
+from helpers.support.files import kind_of_file, make_folder, user_path, write_whole
 from helpers.support.hub import download_model
 from helpers.tokenizer import WordTokenizer
 
@@ -89,10 +89,12 @@ def load_checkpoint(path: str | Path) -> tuple[Decoder, WordTokenizer, dict]:
         on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path))
         if on_hub and isinstance(path, str) and file != folder and not folder.exists():
             folder = download_model(path)
-        file = folder / HUB_FILE if folder.is_dir() else file
+        file = folder if folder.is_file() else folder / HUB_FILE if folder.is_dir() else file
     require(
         file.is_file(),
-        f"{file} is missing: there is no checkpoint; save or copy it again",
+        f"{file} is missing: there is no checkpoint"
+        + " but a saved run, to resume from" * (folder / RUN_FILE).is_file()
+        + "; save or copy it again",
         FileNotFoundError,
     )
     weights, parts = _read_tensors(file, "save or copy it again")
@@ -155,8 +157,8 @@ class History:
 
     def record(self, learning_rate: float, validation_loss: float, seconds: float) -> dict:
         """Add and return a row; the mean of the training losses starts again."""
-        train_loss = self.loss_sum / self.loss_tokens
-        numbers = self.step, self.tokens, learning_rate, train_loss, validation_loss, seconds
+        losses = self.loss_sum / self.loss_tokens, validation_loss
+        numbers = self.step, self.tokens, learning_rate, *losses, seconds
         self.rows.append(dict(zip(COLUMNS, numbers, strict=True)))
         self.loss_sum, self.loss_tokens = 0.0, 0
         return self.rows[-1]
@@ -193,10 +195,10 @@ def read_run(folder: Path) -> tuple[dict[str, Tensor], History, dict]:
 
     Raises FileNotFoundError if there is none, ValueError if it is damaged or of another format.
     """
-    path = folder / RUN_FILE
+    path = folder if folder.is_file() else folder / RUN_FILE
     require(
         path.is_file(),
-        f"{path} is missing: there is no run to resume in {folder}; start without resume_from",
+        f"{path} is missing: there is no run to resume in {folder}; start a new one",
         FileNotFoundError,
     )
     advice = "delete it and start the run again"
@@ -265,7 +267,10 @@ def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], dict]:
         )
         return tensors, json.loads(metadata["parts"])
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): {advice}") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}; it is {kind_of_file(path) or 'damaged or foreign'}): "
+            f"{advice}"
+        ) from error
 
 
 def tensor_digest(tensors: dict[str, Tensor], text: str) -> str:

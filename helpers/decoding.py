@@ -15,7 +15,7 @@ from torch import Tensor
 
 from helpers.kv_cache import KVCache
 from helpers.model import Decoder
-from helpers.support.checks import check, require
+from helpers.support.checks import check, require, texts_of
 from helpers.support.hardware import evaluating, keep_freed_memory, packed_weights
 from helpers.tokenizer import WordTokenizer
 
@@ -24,10 +24,6 @@ ROWS = 256  # read at once; more prompts (times beams) are continued one group a
 
 
 _DECODING_RULES = {
-    "prompts": (
-        "a list of strings",
-        lambda prompts: not isinstance(prompts, str) and all(isinstance(p, str) for p in prompts),
-    ),
     "max_new_tokens": ("a whole number, 0 or more", lambda number: operator.index(number) >= 0),
     "strategy": ("'sample', 'greedy' or 'beam'", ("sample", "greedy", "beam").__contains__),
     "temperature": (
@@ -101,7 +97,7 @@ def generate(
             another model's.
         FloatingPointError: if the model's scores are NaN, because its training went wrong.
     """
-    prompts = prompts if isinstance(prompts, str) else list(prompts)  # an iterator, too
+    prompts = texts_of(prompts, "prompts")
     check(locals(), _DECODING_RULES)
     require(num_beams == 1 or strategy == "beam", "num_beams must be 1, unless strategy='beam'")
     model.check_tokenizer(tokenizer)

@@ -15,7 +15,7 @@ from torch import Tensor
 from helpers.decoding import Generation, as_generation, generate
 from helpers.loss import mean_loss
 from helpers.model import Decoder
-from helpers.support.checks import FILLED, check, counts, require
+from helpers.support.checks import TEXTS, check, counts, require
 from helpers.support.hardware import evaluating
 from helpers.tokenizer import WordTokenizer
 from helpers.training import encode_stories
@@ -106,7 +106,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     Papineni et al. 2002; sacrebleu (Post 2018), no tokenizer. Raises ValueError if there are none,
     or not as many of one as of the other.
     """
-    check(locals(), {"hypotheses references": FILLED})
+    check(locals(), {"hypotheses references": TEXTS})
     return _bleu_of(sum(_ngrams(h, r) for h, r in zip(hypotheses, references, strict=True)))
 
 
@@ -230,8 +230,11 @@ def evaluate_continuations(
     check(
         locals(),
         {
-            "texts": FILLED,
-            "prompt_tokens": (f"from 0 to {longest}", range(longest + 1).__contains__),
+            "texts": TEXTS,
+            "prompt_tokens": (
+                f"a whole number from 0 to {longest}",
+                lambda number: isinstance(number, int) and 0 <= number <= longest,
+            ),
             "max_new_tokens": ("a whole number of at least 1", counts, None),
         },
     )

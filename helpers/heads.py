@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from helpers.model import Decoder
-from helpers.support.checks import FILLED, check
+from helpers.support.checks import FILLED, TEXTS, check
 from helpers.support.hardware import evaluating
 from helpers.tokenizer import WordTokenizer
 
@@ -113,6 +113,6 @@ def words_after(pattern: str, texts: Sequence[str], tokenizer: WordTokenizer) ->
     words_after(r"\\b(?:named|called) ([A-Z]\\w+)", …) are the names of people and animals. Raises
     ValueError if there are no texts.
     """
-    check(locals(), {"texts": FILLED})
+    check(locals(), {"texts": TEXTS})
     found = {match for text in texts for match in re.findall(pattern, text)}
     return {i for match in found for i in tokenizer.encode(match)} - {tokenizer.unk_id}

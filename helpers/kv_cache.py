@@ -6,8 +6,6 @@ Shape comments name the sizes: L blocks, B rows, H heads, T new tokens, S tokens
 import torch
 from torch import Tensor
 
-from helpers.support.checks import require
-
 
 class KVCache:
     """The keys and values of all tokens read so far, which no later token changes.
@@ -35,7 +33,8 @@ class KVCache:
             config.num_layers, *sizes, device=device, dtype=dtype
         )  # (L, B, H, capacity, K)
         self.values = torch.empty_like(self.keys)  # (L, B, H, capacity, K)
-        self.length = 0  # tokens that every layer holds: the last layer counts them
+        # Tokens that every layer holds: the last layer counts them. Fewer: the rest is forgotten.
+        self.length = 0
 
     @property
     def nbytes(self) -> int:
@@ -84,9 +83,3 @@ class KVCache:
         S = self.length
         for held in (self.keys, self.values):
             held[:, moved, :, :S] = held[:, rows[moved], :, :S]
-
-    def crop(self, length: int) -> None:
-        """Forget all but the first `length` tokens. Raises ValueError if there are fewer."""
-        held = self.length
-        require(0 <= length <= held, f"cannot crop to {length} tokens: the cache holds {held}")
-        self.length = length

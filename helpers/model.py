@@ -282,7 +282,7 @@ class Decoder(nn.Module):
         blocks = len(self.blocks)
         for count in segments:
             require(
-                1 <= count <= blocks,
+                counts(count) and count <= blocks,
                 f"recompute_segments={segments}: {blocks} blocks cannot be divided into "
                 f"{count}; the model has {len(self.blocks)} blocks",
             )

@@ -360,7 +360,13 @@ def scatter_words(
     for group, color, marker in zip(
         dict.fromkeys(groups), cycle(COLORS), cycle("os^DvPX*"), strict=False
     ):
-        axes.scatter(*points[groups == group].T, s=22, color=color, marker=marker, label=str(group))
+        axes.scatter(
+            *points[groups == group].T,
+            s=22,
+            color=color,
+            marker=marker,
+            label=_drawable(str(group)),
+        )
     axes.set(xlabel="first direction", ylabel="second direction", title=title)
     axes.legend()
     _label_points(axes, points, labels(words))

@@ -117,9 +117,9 @@ def save_trained(
     path: str | Path, model: Decoder, tokenizer: WordTokenizer, history: History, stories: Stories
 ) -> None:
     """The checkpoint that `load_or_train` reads: bfloat16 weights, and the losses they reached."""
-    kept = "step", "tokens", "train_loss", "validation_loss"
-    reached = {name: history.rows[-1][name] for name in kept}
-    told = {"corpus": stories.name, "stories": stories.digest} | reached
+    told = {"corpus": stories.name, "stories": stories.digest} | {
+        name: history.rows[-1][name] for name in ("step", "tokens", "train_loss", "validation_loss")
+    }
     save_checkpoint(path, model, tokenizer, told, torch.bfloat16)
 
 

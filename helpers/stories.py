@@ -7,7 +7,7 @@ import mmap
 import operator
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ _ADVICE = {  # by a word in what a file is
     "archive": "unpack it",
     "damaged": "name it .txt or .jsonl if it is text, otherwise copy it again",
     "Parquet": "name it .parquet",
+    "LFS": "fetch the file with `git lfs pull`",
 }
 
 
@@ -53,7 +54,15 @@ class Stories:
 
     def __post_init__(self):
         """Raises ValueError unless both splits are lists of strings."""
-        check(vars(self), {"train validation": ("a list; texts must be strings", _are_texts)})
+        check(
+            vars(self),
+            {
+                "train validation": (
+                    "a list of texts, one at least; texts must be strings",
+                    _are_texts,
+                )
+            },
+        )
 
     @functools.cached_property
     def digest(self) -> str:
@@ -116,7 +125,7 @@ def corpus_name(corpus: str | Path) -> str:
     if corpus in CORPORA:
         return str(corpus)
     path = user_path(corpus).resolve()
-    name = path.stem if path.suffix in EXTENSIONS else path.name
+    name = path.stem if path.suffix.lower() in EXTENSIONS else path.name
     require(
         name not in ("", "bundled"),
         f"{str(corpus)!r} gives the name {name!r}, which is taken: rename the file or folder",
@@ -142,8 +151,8 @@ class _Lazy(Sequence):
 def _are_texts(texts) -> bool:
     """Ours are, unread; a generator has no length."""
     return isinstance(texts, _Lazy) or (
-        not isinstance(texts, str | bytes)
-        and len(texts) >= 0
+        not isinstance(texts, str | bytes | Mapping)
+        and len(texts) > 0
         and all(isinstance(text, str) for text in texts)
     )
 
@@ -203,8 +212,8 @@ def _from_disk(path: Path, train: int, validation: int) -> Stories:
         require(
             len(stories) > validation,
             f"{path} holds too few stories, {len(stories)}: it needs more than {validation}, of "
-            f"which the last {validation} are held out for validation. Add stories, or hold out "
-            "fewer with load_stories(..., validation=...)",
+            f"which the last {validation} are held out for validation. Add stories, or "
+            "give a folder with train.txt and validation.txt (load_stories has validation=, too)",
         )
         texts, held_out = stories[:-validation][:train], stories[-validation:]
     if shared := _shared(texts, held_out):
@@ -242,20 +251,20 @@ def _read(path: Path) -> _Lazy:
 
     Raises ValueError if it is empty or of another kind, OSError if it cannot be read.
     """
-    require(path.suffix in EXTENSIONS, f"{path} has an unknown extension: {_ACCEPTED}")
     require(
         path.is_file() and os.access(path, os.R_OK),
         f"{path} cannot be read: it must be a file that you may read",
         OSError,
     )
     require(path.stat().st_size, f"{path} is empty: {_ACCEPTED}")
-    kind, table = kind_of_file(path) or "text or damaged", path.suffix == ".parquet"
+    kind, extension = kind_of_file(path) or "text or damaged", path.suffix.lower()
     advice = (advice for word, advice in _ADVICE.items() if word in kind)
     require(
-        kind == ("a Parquet file" if table else "text or damaged"),
+        kind == ("a Parquet file" if extension == ".parquet" else "text or damaged"),
         f"{path} is {kind}: {next(advice, 'save its stories as UTF-8 text')}",
     )
-    return _read_txt(path) if path.suffix == ".txt" else _read_table(path)
+    require(extension in EXTENSIONS, f"{path} has an unknown extension: {_ACCEPTED}")
+    return _read_txt(path) if extension == ".txt" else _read_table(path)
 
 
 def _read_txt(path: Path) -> _Lazy:
@@ -266,7 +275,8 @@ def _read_txt(path: Path) -> _Lazy:
     ends = np.fromiter((m.start() for m in re.finditer(re.escape(SEPARATOR), content)), np.int64)
     require(
         len(ends),
-        f"{path}: the separator `<|endoftext|>` stands nowhere in it: put it between the stories",
+        f"{path}: the separator `<|endoftext|>` stands nowhere in it: put it between the stories, "
+        f"if it holds stories (it begins with {content[:20]!r})",
     )
     first = 3 if content[:3] == b"\xef\xbb\xbf" else 0  # after a byte-order mark
     spans = np.stack(
@@ -297,7 +307,11 @@ def _read_table(path: Path) -> _Lazy:
     """A .parquet or .jsonl file becomes a memory-mapped Arrow table in the cache of `datasets`."""
     import datasets
 
-    make = datasets.Dataset.from_json if path.suffix == ".jsonl" else datasets.Dataset.from_parquet
+    make = (
+        datasets.Dataset.from_parquet
+        if path.suffix.lower() == ".parquet"
+        else functools.partial(datasets.Dataset.from_json, encoding="utf-8-sig")
+    )
     return _column(
         # Escaped, or they would read every file that a name like a[1] stands for.
         functools.partial(make, glob.escape(str(path))),

@@ -5,25 +5,32 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 
 from helpers.support.checks import check, require
-from helpers.support.files import user_path, write_whole
+from helpers.support.files import kind_of_file, user_path, write_whole
 
 SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
 SPLITTING = 3  # raise it when texts are split otherwise: cached word vectors depend on it
 LONGEST = 100  # characters of a word; what is longer is read as several words
 
 # A word (inner apostrophes and hyphens belong to it, a possessive 's does not), or one mark.
-_TOKEN = re.compile(r"'[sS]\b|\w+(?:(?!'[sS]\b)['-]\w+)*|\.\.\.|--|[^\w\s]")
-# Soft hyphens, zero-width spaces and joiners, byte-order marks and variation selectors: none of
-# them splits a word, and emoji that a joiner makes one picture are read one by one.
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff\ufe0e\ufe0f"))
+# A letter keeps its combining marks, U+0300 to U+036F, which have no composed form with it.
+_TOKEN = re.compile(
+    r"'[sS]\b|\w[\w\u0300-\u036f]*(?:(?!'[sS]\b)['-]\w[\w\u0300-\u036f]*)*|\.\.\.|--|[^\w\s]"
+)
+# Soft hyphens, zero-width spaces and joiners, marks of direction, byte-order marks, variation
+# selectors: none of them splits a word, and emoji that a joiner makes one are read one by one.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
 _STRAIGHT = str.maketrans(
-    {"“": '"', "”": '"', "‘": "'", "’": "'", "ʼ": "'", "‐": "-", "‑": "-", "–": "--", "—": "--"}
+    {"“": '"', "”": '"', "‐": "-", "‑": "-", "–": "--", "—": "--"}
+    | dict.fromkeys("‘’ʼ´`", "'")
     # The lower case of İ is two characters, which would be read as two words.
     | {"…": "...", "İ": "I"}
 )
@@ -57,14 +64,15 @@ class WordTokenizer:
 
         Raises ValueError unless both hold strings, and each word is there once.
         """
-        self.words, capitalized = list(words), list(capitalized)
+        self.words, names = list(words), list(capitalized)
         require(
             not isinstance(words, str)
-            and all(isinstance(word, str) for word in self.words + capitalized)
+            and not isinstance(capitalized, str)
+            and all(isinstance(word, str) for word in self.words + names)
             and len(set(self.words)) == len(self.words),
             "the vocabulary is no list of different words: make it with WordTokenizer.train(texts)",
         )
-        self.capitalized = frozenset(capitalized)
+        self.capitalized = frozenset(names)
         self.keep_punctuation = keep_punctuation
         self._id_of = {word: i for i, word in enumerate(self.words, start=len(SPECIALS))}
 
@@ -80,8 +88,16 @@ class WordTokenizer:
         check(
             locals(),
             {
-                "texts": ("a list of texts", lambda texts: not isinstance(texts, str | bytes)),
-                "vocab_size": ("more than the 4 special tokens", lambda size: size > 4),
+                "texts": (
+                    "a list of texts",
+                    lambda texts: (
+                        not isinstance(texts, str | bytes | Mapping) and isinstance(texts, Iterable)
+                    ),
+                ),
+                "vocab_size": (
+                    "a whole number, more than the 4 special tokens",
+                    lambda size: isinstance(size, int) and size > 4,
+                ),
             },
         )
         counts, mid_sentence, capitals = Counter(), Counter(), Counter()
@@ -212,8 +228,8 @@ class WordTokenizer:
             require(state["sha256"] == tokenizer.digest, "it was changed since it was saved")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{path} is not what was saved ({type(error).__name__}: {error}): save it again, "
-                "copy it again, or update the code"
+                f"{path} is not what was saved ({kind_of_file(user_path(path)) or error!r}): save "
+                "it again, copy it again, or update the code"
             ) from error
         return tokenizer
 
@@ -221,7 +237,7 @@ class WordTokenizer:
 def _pieces(text: str, keep_punctuation: bool) -> Iterator[str]:
     """The words of a text in their original case, lazily: a text may have megabytes."""
     require(isinstance(text, str), f"texts must be strings: one is a {type(text).__name__}")
-    text = unicodedata.normalize("NFC", text.translate(_INVISIBLE))
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
     text = text.translate(_STRAIGHT) if keep_punctuation else text
     for match in (_TOKEN if keep_punctuation else re.compile(r"\S+")).finditer(text):
         word = match[0] if keep_punctuation else match[0].strip('.,!?;:"()[]')

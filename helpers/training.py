@@ -27,7 +27,7 @@ from helpers.checkpoints import History, resume_run, save_run
 from helpers.loss import total_loss
 from helpers.model import Decoder
 from helpers.stories import Stories
-from helpers.support.checks import check, counts, require
+from helpers.support.checks import TEXTS, check, counts, require
 from helpers.support.files import make_folder, user_path
 from helpers.support.hardware import (
     autocast,
@@ -46,14 +46,27 @@ _TRAINING_RULES = {
     "warmup_steps": ("a whole number, 0 or more", lambda steps: counts(steps + 1)),
     "learning_rate weight_decay": (
         "a finite number, 0 or more",
-        lambda number: 0 <= number < math.inf,
+        lambda number: isinstance(number, float | int) and 0 <= number < math.inf,
     ),
     "betas": (
-        "two numbers below 1",
-        lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+        "two numbers below 1, in a tuple or list",
+        lambda betas: (
+            isinstance(betas, tuple | list) and len(betas) == 2 and all(0 <= b < 1 for b in betas)
+        ),
     ),
-    "clip_norm": ("above 0", lambda length: length > 0, None),
-    "dropout": ("a probability below 1", lambda probability: 0 <= probability < 1, None),
+    "clip_norm": (
+        "a number above 0",
+        lambda length: isinstance(length, float | int) and length > 0,
+        None,
+    ),
+    "dropout": (
+        "a probability below 1",
+        lambda p: isinstance(p, float | int) and 0 <= p < 1,
+        None,
+    ),
+    "overwrite_eos": ("True or False", lambda choice: isinstance(choice, bool)),
+    "seed": ("a whole number", lambda seed: isinstance(seed, int) and not isinstance(seed, bool)),
+    "folder": ("a path", lambda folder: isinstance(folder, str | Path), None),
     "recompute_segments": ("a tuple, such as (3,)", lambda segments: all(map(counts, segments))),
     "schedule": ("'cosine' or 'constant'", ("cosine", "constant").__contains__),
     "precision": ("'auto', 'bf16' or 'fp32'", ("auto", "bf16", "fp32").__contains__),
@@ -106,7 +119,7 @@ def encode_stories(
 
     overwrite_eos replaces the last id of a cut story by `<eos>`, for comparisons only.
     """
-    require(not isinstance(texts, str), "texts is one string: give a list of texts")
+    check(locals(), {"texts": TEXTS})
     ids = np.empty((len(texts), length), dtype=np.int32)  # (N, length)
     for i, text in enumerate(texts):
         ids[i] = tokenizer.encode_story(text, length)
@@ -282,7 +295,8 @@ class _Run:
     """What the loop of `train` holds: made once, with the parts of a step as methods."""
 
     def __init__(self, model, tokenizer, stories, config, resume_from):
-        self.model, self.config = model, config
+        # Of torch.compile: what it wraps has the parameters' names, and is saved.
+        self.model, self.config = getattr(model, "_orig_mod", model), config
         self.rank, self.processes = rank_and_processes()
         self.device = pick_device(config.device)
         model.to(self.device).train()
@@ -298,12 +312,12 @@ class _Run:
         self.total_steps = min(
             config.epochs * self.steps_per_epoch, config.max_steps or sys.maxsize
         )
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(self.model, config)
         self.identity = self._identity()
         self.history = History(precision=config.precision)
         if resume_from is not None:
             folder = user_path(resume_from)
-            self.history = resume_run(folder, model, self.optimizer, self.identity)
+            self.history = resume_run(folder, self.model, self.optimizer, self.identity)
         elif config.precision == "auto":
             # The same in every process: a timed probe may come out differently.
             fast = pick_precision(self.device) == "bf16"

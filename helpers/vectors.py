@@ -20,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from helpers.fasttext_bin import IN_DICTIONARY, MISSING, SIZES, FastTextBin, foreign_file
-from helpers.support.checks import require
+from helpers.support.checks import check, counts, require, texts_of
 from helpers.support.files import cache_directory, cached, user_path, write_whole
 from helpers.tokenizer import SPECIALS, SPLITTING, WordTokenizer
 
@@ -167,13 +167,21 @@ def load_vectors(
             instead, if that can be told.
         OSError: if the file cannot be opened or the cache cannot be written.
     """
-    require(limit >= 1, f"limit={limit} leaves no rows to read: give 1 or more")
+    check(
+        locals(),
+        {
+            "source": ("a path or an address", lambda source: isinstance(source, str | Path)),
+            "limit": ("a whole number of at least 1", counts),
+            "words": ("a list of words", lambda words: not isinstance(words, str | bytes), None),
+        },
+    )
     identity = [str(source)]
     if not _is_remote(source):
         source = user_path(source)
         require(
             source.is_file(),
-            f"no such file: {source}. Check the path, or make vectors with train_vectors(texts)",
+            f"no such file: {source}{' (it is a folder)' * source.is_dir()}. Check the path, or "
+            "make vectors with train_vectors(texts)",
             FileNotFoundError,
         )
         if source.suffix.lower() == ".bin":
@@ -292,11 +300,7 @@ def train_vectors(
         RuntimeError: if it fails.
         OSError: if the cache cannot be written.
     """
-    require(
-        not isinstance(texts, str),
-        "texts is one string: give a list of texts, one string for each story",
-    )
-    texts, tokenizer = list(texts), tokenizer or WordTokenizer([])
+    texts, tokenizer = texts_of(texts), tokenizer or WordTokenizer([])
     settings = {"dim": dim, "epoch": epochs, "ws": window, "neg": negatives, "lr": learning_rate}
     settings |= {"minCount": min_count, "bucket": bucket if maxn else 0, "minn": minn, "maxn": maxn}
 

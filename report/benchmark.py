@@ -571,7 +571,7 @@ def decoding_step(length: int, rows: int = 20):
     @torch.inference_mode()
     def step():
         model(ids, cache)
-        cache.crop(length)
+        cache.length = length
 
     return step
 

@@ -8,6 +8,7 @@ pandoc and typst come as Python wheels. The results come first, then the chapter
 cells.lua turns cells into pages for both forms.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 from helpers.notebook import figures_root  # noqa: E402
-from helpers.support.files import make_folder, write_whole  # noqa: E402
+from helpers.support.files import make_folder, user_path, write_whole  # noqa: E402
 
 BUILD = ROOT / "build"
 TITLE = "A story transformer, from scratch"
@@ -140,7 +141,11 @@ def build_pdf(folder: Path, target: Path) -> None:
 
 
 def main() -> int:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "notebooks").resolve()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", default=ROOT / "notebooks", help="of notebooks")
+    folder = user_path(parser.parse_args().folder).resolve()
     place = BUILD if folder in (ROOT / "notebooks", BUILD / "notebooks") else folder
     for target, build in ((place / "report.html", build_html), (place / "report.pdf", build_pdf)):
         begin = time.monotonic()

@@ -319,7 +319,10 @@ def main() -> int:
     if options.build and not options.names:
         for left in ("notebooks", "figures"):
             shutil.rmtree(BUILD / left, ignore_errors=True)
-    return run(paths, options.corpus, options.build)
+    try:
+        return run(paths, options.corpus, options.build)
+    except ValueError as error:  # of a corpus's name
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

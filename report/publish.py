@@ -133,6 +133,8 @@ unknown word is read as unknown. What the training stories repeat, it repeats.
 def prepare(source: str, name: str | None) -> Path:
     """build/hub/<corpus>: what the Hub gets. Nothing is written if a number is missing."""
     corpus, path = corpus_name(source), trained_path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: train it with `make record CORPUS={source}`")
     model, tokenizer, run = load_checkpoint(path)
     card = model_card(corpus, name or f"owner/{corpus}", model, tokenizer, run)
     folder = ROOT / "build" / "hub" / corpus
@@ -180,7 +182,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         folder = prepare(options.corpus, options.to)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from None
     print(
         f"{folder.relative_to(ROOT)}: {', '.join(sorted(path.name for path in folder.iterdir()))}"

@@ -105,6 +105,23 @@ def test_what_is_not_there_is_said(tmp_path):
             load_checkpoint(tmp_path / name)
 
 
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    foreign = {"a.safetensors": b"\x1f\x8b\x08 packed stories", "model.pt": b"\x80\x02}q\x00. ...."}
+    told = {
+        "a.safetensors": "it is compressed with gzip",
+        "model.pt": "it is a pickle",
+    }
+    for name, content in foreign.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} cannot be read \(.*{told[name]}.*\): save"):
+            load_checkpoint(tmp_path / name)
+    save_run(tmp_path, made_model(), make_optimizer(made_model(), QUICK), History(), {})
+    with pytest.raises(FileNotFoundError, match="no checkpoint but a saved run, to resume from"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="None is no path"):
+        load_checkpoint(None)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:500])
 
@@ -376,7 +393,7 @@ def test_a_damaged_run_is_refused_in_words(run_folder, damage):
 
 
 def test_a_run_of_another_format_or_none_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no run to resume in .*; start without"):
+    with pytest.raises(FileNotFoundError, match=r"no run to resume in .*; start a new one"):
         read_run(tmp_path)
     path = tmp_path / RUN_FILE
     forge(path, {"history": asdict(History()), "identity": {}}, version="2")

@@ -137,7 +137,7 @@ def test_a_text_without_a_continuation_is_refused():
         evaluate_continuations(tiny_model(), TOKENIZER, [TEXTS[0], "w1 w2 w3"], prompt_tokens=3)
 
 
-FILLED = "must be a list or mapping with at least one entry"
+FILLED = "must be a list of strings, at least one"
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ FILLED = "must be a list or mapping with at least one entry"
         "max_new_tokens=0: must be a whole number of at least 1": lambda model: (
             evaluate_continuations(model, TOKENIZER, TEXTS, max_new_tokens=0)
         ),
-        "prompt_tokens=11: must be from 0 to 10": lambda model: evaluate_continuations(
-            model, TOKENIZER, TEXTS, prompt_tokens=11
+        "prompt_tokens=11: must be a whole number from 0 to 10": lambda model: (
+            evaluate_continuations(model, TOKENIZER, TEXTS, prompt_tokens=11)
         ),
         r"\(0, 9\) hold no two tokens": lambda model: landmarks(
             torch.ones(1, 9).int(), torch.ones(2, 9).int(), 40

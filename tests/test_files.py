@@ -12,6 +12,7 @@ import os
 import pickle
 import shutil
 import sqlite3
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -24,6 +25,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from datasets import Dataset
 from support import QUICK, ROOT, TOKENIZER, cases, made_model, made_stories, on_a_small_disk, start
 
@@ -199,6 +202,11 @@ def made_by(write, *what):
     return file.getvalue()
 
 
+def tarred(file):
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("stories.txt"))
+
+
 def zipped(file):
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("stories.txt", QUOTED)
@@ -220,9 +228,15 @@ KINDS = {
         made_by(lambda file: Dataset.from_dict({"text": ["Once."]}).to_parquet(file))
     ],
     "an Arrow file": [b"ARROW1\0\0\xff\xff\xff\xff", b"\xff\xff\xff\xff\x78\0\0\0"],
-    "a NumPy file": [made_by(np.save, np.ones(3))],
+    "a NumPy file": [made_by(np.save, np.ones(3)), made_by(np.savez, np.ones(3))],
     "a pickle or a PyTorch file": [pickle.dumps(["Once."], protocol) for protocol in (2, 4, 5)],
     "a PDF": [b"%PDF-1.7\n%\xe2\xe3"],
+    "a tar archive": [made_by(tarred)],
+    "a document of an office program": [b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml"],
+    "a PyTorch file": [b"PK\x03\x04" + bytes(26) + b"archive/data.pkl"],
+    "a picture": [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a"],
+    "a safetensors file": [safetensors.torch.save({"a": torch.ones(2)})],
+    "a pointer of Git LFS, without the file itself": [b"version https://git-lfs.github.com/spec"],
     "a document of a word processor": [b"{\\rtf1\\ansi", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"],
     "a web page": [b"<!DOCTYPE html>\n", b"\xef\xbb\xbf\n <HTML lang='en'>"],
     "text in UTF-16": [

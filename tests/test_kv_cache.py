@@ -57,7 +57,7 @@ def test_a_cache_is_reordered_and_cropped():
         rows, cache = torch.tensor(rows), float64_cache()
         model(ids, cache)
         cache.reorder(rows)
-        cache.crop(5)
+        cache.length = 5
         assert relative_error(model(ids[rows, 5:], cache), model(ids[rows])[:, 5:]) <= 1e-12
 
 
@@ -74,8 +74,6 @@ def test_a_cache_refuses_what_it_cannot_hold():
         model(ids[:, :2], cache)
     with pytest.raises(ValueError, match="do not fit a cache of 3 rows, 2 heads of width 8"):
         model(ids[:2, :1], cache)
-    with pytest.raises(ValueError, match="cannot crop to 10 tokens: the cache holds 9"):
-        cache.crop(10)
     with pytest.raises(ValueError, match="17 tokens do not fit a context of 1 to 12"):
         model(random_ids(3, 8), cache)
 

@@ -179,7 +179,9 @@ def test_one_file_holds_out_its_last_stories(tmp_path, kind):
     assert list(stories.train) == TEN[:5]
     assert list(stories.validation) == TEN[7:]
     assert len(load_stories(tmp_path / f"ten{kind}", validation=3).train) == 7
-    told = r"too few stories, 10: it needs more than 10, .* fewer with load_stories\(\.{3}, valid"
+    told = (
+        r"too few stories, 10: it needs more than 10, .* Add stories, or give a folder with train"
+    )
     with pytest.raises(ValueError, match=told):
         load_stories(tmp_path / f"ten{kind}", validation=10)
 
@@ -199,8 +201,13 @@ def test_counts_may_be_numpys(tmp_path):
 
 
 def test_the_digest_tells_texts_and_their_boundaries_apart(tmp_path):
-    splits = [(["ab", "c"], ["d"]), (["a", "bc"], ["d"]), (["ab"], ["c", "d"]), (["ab", "c"], [])]
-    splits += [(["c", "ab"], ["d"]), (["d"], ["ab", "c"]), ([], ["ab", "c", "d"]), (["\ud800"], [])]
+    splits = [
+        (["ab", "c"], ["d"]),
+        (["a", "bc"], ["d"]),
+        (["ab"], ["c", "d"]),
+        (["ab", "c"], ["e"]),
+    ]
+    splits += [(["c", "ab"], ["d"]), (["d"], ["ab", "c"]), (["abc"], ["d"]), (["\ud800"], ["d"])]
     made = {Stories("x", train, validation).digest for train, validation in splits}
     assert len(made) == 8
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in made)
@@ -217,7 +224,7 @@ def generated():
 @pytest.mark.parametrize("texts", ["Mia", b"Mia", None, ["Mia", None], [1], [b"Mia"], generated()])
 def test_stories_that_are_no_lists_of_strings_are_refused(texts):
     for name in ("train", "validation"):
-        told = rf"^{name}=.*: must be a list; texts must be strings$"
+        told = rf"^{name}=.*: must be a list of texts, one at least; texts must be strings$"
         with pytest.raises(ValueError, match=told):
             Stories("mine", **{"train": ["a"], "validation": ["b"]} | {name: texts})
     Stories("mine", ["a"], np.array(["b", "c"], object))
@@ -304,6 +311,26 @@ LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEN)
 def test_a_file_that_is_something_else_is_refused_as_what_it_is(tmp_path, kind, content, told):
     (tmp_path / f"tales{kind}").write_bytes(content)
     assert f"tales{kind} is {told}" in error_of(tmp_path / f"tales{kind}", validation=1)
+
+
+def test_windows_tools_write_what_is_read_too(tmp_path):
+    """A byte-order mark before JSON, and an extension in capitals."""
+    for name, content in (("tales.jsonl", LINES), ("TALES.TXT", TEXT)):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        stories = load_stories(tmp_path / name, validation=1)
+        assert [*stories.train, *stories.validation] == TEN
+        assert stories.name == name.split(".")[0]
+
+
+def test_a_compressed_file_is_told_so_whatever_it_is_called(tmp_path):
+    (tmp_path / "tales.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    assert "tales.txt.gz is compressed with gzip: unpack it" in error_of(tmp_path / "tales.txt.gz")
+
+
+def test_a_corpus_has_stories_in_both_splits():
+    for splits in (([], ["One."]), (["One."], []), ({"One.": 1}, ["Two."])):
+        with pytest.raises(ValueError, match="must be a list of texts, one at least"):
+            Stories("made", *splits)
 
 
 def test_a_file_of_another_extension_is_told_its_own(tmp_path):

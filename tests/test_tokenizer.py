@@ -65,7 +65,7 @@ def test_without_punctuation_the_rule_is_the_comparison_protocols():
     assert "" in tokenizer.split("a ?! b")
 
 
-INVISIBLE = "\u00ad\u200b\u200c\u200d\u2060\ufeff\ufe0e\ufe0f"
+INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u202e\u2060\u2069\ufeff\ufe00\ufe0e\ufe0f\U000e0041"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,9 @@ def test_no_words_and_no_room_are_refused():
     for text in ("Mia saw a fox.", b"Mia saw a fox."):
         with pytest.raises(ValueError, match=r"texts=.*: must be a list of texts"):
             WordTokenizer.train(text)
-    with pytest.raises(ValueError, match="vocab_size=4: must be more than the 4 special tokens"):
+    with pytest.raises(
+        ValueError, match="vocab_size=4: must be a whole number, more than the 4 special tokens"
+    ):
         WordTokenizer.train(["a"], vocab_size=4)
 
 
@@ -288,3 +290,16 @@ def test_the_first_words_alone_can_be_encoded():
     tokenizer = WordTokenizer(["a", "b"])
     assert tokenizer.encode("a b a", 2) == [4, 5]
     assert tokenizer.encode("a b a", 9) == tokenizer.encode("a b a") == [4, 5, 4]
+
+
+def test_a_letter_keeps_a_mark_that_has_no_composed_form_with_it():
+    assert WordTokenizer([]).split("e\u0301\u0301n, e\u0323\u0300n-q\u0308") == [
+        "\u00e9\u0301n",
+        ",",
+        "\u1eb9\u0300n-q\u0308",
+    ]
+
+
+def test_every_typed_apostrophe_is_one():
+    for mark in "'’‘ʼ´`":
+        assert WordTokenizer([]).split(f"MOM{mark}S don{mark}t") == ["mom", "'s", "don't"]

@@ -70,6 +70,13 @@ def test_baseline_is_the_assignments_recipe():
         {"recompute_segments": (0,)},
         {"schedule": "linear"},
         {"precision": "fp16"},
+        {"overwrite_eos": "no"},
+        {"seed": None},
+        {"seed": True},
+        {"learning_rate": "fast"},
+        {"betas": [0.9]},
+        {"dropout": "0.1"},
+        {"folder": 5},
     ],
     ids=str,
 )
@@ -292,6 +299,21 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_compiled_model_trains_and_is_saved_as_the_model_that_it_wraps(tmp_path):
+    """Weight decay spares its word vectors too; the run may be resumed with a plain model."""
+    config = replace(QUICK, max_steps=3, weight_decay=0.5)
+    plain, wrapped, stories = made_model(), made_model(), made_stories()
+    train(plain, TOKENIZER, stories, config)
+    compiled = torch.compile(wrapped, backend="eager")
+    train(compiled, TOKENIZER, stories, replace(config, folder=str(tmp_path)))
+    for ours, theirs in zip(wrapped.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    for place in (tmp_path, tmp_path / "resume.safetensors"):
+        again = made_model(seed=1)
+        train(again, TOKENIZER, stories, config, resume_from=place)
+        assert torch.equal(again.output.weight, wrapped.output.weight)
+
+
 def test_resuming_another_run_is_refused(tmp_path):
     """Before anything changes: the model is as it was."""
     train(made_model(), TOKENIZER, made_stories(), replace(QUICK, folder=str(tmp_path)))
@@ -375,8 +397,9 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_one_string_is_no_list_of_texts():
-    with pytest.raises(ValueError, match="texts is one string: give a list of texts"):
-        encode_stories(TOKENIZER, "w1 w2", 5)
+    for texts in ("w1 w2", None, [], {"w1": 1}, iter(["w1"]), ["w1", None]):
+        with pytest.raises(ValueError, match=r"^texts=.*: must be a list of strings, at least one"):
+            encode_stories(TOKENIZER, texts, 5)
 
 
 def test_a_trained_model_belongs_to_its_tokenizer():

@@ -588,8 +588,9 @@ def test_two_processes_at_once(cache):
 
 
 def test_training_failures(cache, monkeypatch):
-    with pytest.raises(ValueError, match="one string"):
-        train_vectors("Mia saw a fox.")
+    for texts in ("Mia saw a fox.", None, ["Mia", None]):
+        with pytest.raises(ValueError, match=r"^texts=.*: must be a list of strings$"):
+            train_vectors(texts)
     for texts in (["", "  \n"], []):
         with pytest.raises(ValueError, match="texts are empty"):
             train_vectors(texts, **TINY)

@@ -1,7 +1,7 @@
 """One way to refuse a setting: its name, its value, and what it must be."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 def check(values: Mapping, rules: Mapping[str, tuple]) -> None:
@@ -34,7 +34,15 @@ def counts(number) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
-# A rule for `check`. One string is refused: a list of strings is meant.
+# Rules for `check`. One string is refused: a list of strings is meant.
+TEXTS = (
+    "a list of strings, at least one",
+    lambda texts: (
+        not isinstance(texts, str | bytes | Mapping)
+        and len(texts) > 0
+        and (not isinstance(texts, list | tuple) or all(isinstance(text, str) for text in texts))
+    ),
+)
 FILLED = (
     "a list or mapping with at least one entry",
     lambda values: not isinstance(values, str) and len(values) > 0,
@@ -45,3 +53,17 @@ def require(condition, message: str, error: type[Exception] = ValueError) -> Non
     """Raise an error that says what to do, unless the condition holds."""
     if not condition:
         raise error(message)
+
+
+def texts_of(texts, name: str = "texts") -> list[str]:
+    """Texts as a list, which may come from an iterator, and may be none.
+
+    Raises ValueError if they are one string, or hold anything but strings.
+    """
+    many = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Mapping)
+    found = list(texts) if many else [None]
+    require(
+        all(isinstance(text, str) for text in found),
+        f"{name}={reprlib.repr(texts)}: must be a list of strings",
+    )
+    return found

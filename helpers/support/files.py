@@ -12,8 +12,20 @@ from contextlib import suppress
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
+from helpers.support.checks import require
+
 # How files begin, and what they are: the first that fits.
 _KINDS = (
+    (rb"PK\x03\x04.*(\[Content_Types\]\.xml|mimetype)", "a document of an office program"),
+    (rb"PK\x03\x04.*/data\.pkl", "a PyTorch file"),
+    (rb"PK\x03\x04.{26}[^/]*\.npy", "a NumPy file"),
+    (rb".{257}ustar", "a tar archive"),
+    (rb"Rar!\x1a\x07", "a rar archive"),
+    (rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "a picture"),
+    (rb".{6}\0\0\{\s*\"", "a safetensors file"),
+    (rb"GGUF|\x89HDF\r\n|\x7fELF|ORC\x03", "a binary file"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, without the file itself"),
+    (rb"\x04\x22\x4d\x18", "compressed with lz4"),
     (rb"\x1f\x8b", "compressed with gzip"),
     (rb"BZh[1-9]1AY&SY", "compressed with bzip2"),
     (rb"\xfd7zXZ\0", "compressed with xz"),
@@ -27,7 +39,7 @@ _KINDS = (
     (rb"\x80[\x02-\x05]", "a pickle or a PyTorch file"),
     (rb"%PDF-", "a PDF"),
     (rb"\{\\rtf|\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of a word processor"),
-    (rb"(\xef\xbb\xbf)?\s*(?i:<(!doctype html|html)\b)", "a web page"),
+    (rb"(\xef\xbb\xbf)?\s*(<!--.*-->\s*)?(?i:<(!doctype html|html)\b)", "a web page"),
     # With a byte-order mark; without one, the zero bytes of English tell, after a curly quote too.
     (rb"\xff\xfe\0\0|\0\0\xfe\xff|([^\0].\0\0){2}|(\0\0.[^\0]){2}", "text in UTF-32"),
     (rb"\xff\xfe|\xfe\xff|(.\x20)?([^\0]\0){3}|(\x20.)?(\0[^\0]){3}", "text in UTF-16"),
@@ -35,7 +47,8 @@ _KINDS = (
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user gives it: ~ in it is their home."""
+    """A path as a user gives it: ~ in it is their home. Raises ValueError for what is no path."""
+    require(isinstance(path, str | os.PathLike), f"{path!r} is no path: give one")
     return Path(os.path.expanduser(path))
 
 

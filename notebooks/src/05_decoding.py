@@ -995,7 +995,7 @@ figures.save_numbers(
 #
 # 1. Move the sliders until only one word is left. Which of the three did it, and is there another way?
 # 2. Write with `temperature=0.1` and with `strategy="greedy"`. How often do they differ?
-# 3. Break the cache in a fourth way: `cache.crop(cache.length - 1)` after every step. Does the text show it?
+# 3. Break the cache in a fourth way: `cache.length -= 1` after every step. Does the text show it?
 #
 # ## References
 #
