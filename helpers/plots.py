@@ -295,7 +295,9 @@ def bars(
     names = list(dict.fromkeys(name for row in groups for name in row))
     height = 0.8 / max(1, len(names))
     figure, axes = subplots(
-        size=(7.0, (0.16 + 0.26 * len(names)) * len(values) + 1.1), values=values, series=names
+        size=(7.0 + 1.6 * (len(names) > 1), (0.16 + 0.26 * len(names)) * len(values) + 1.1),
+        values=values,
+        series=names,
     )
     for number, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
         rows = {place: row[name] for place, row in enumerate(groups) if name in row}
