@@ -4,6 +4,7 @@ Without Chromium these tests are skipped, and say so.
 """
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -231,7 +232,8 @@ AttentionExplorer({{"one": (list("abcd"), one), {HOSTILE!r}: ([{HOSTILE!r}, *"fg
     options = f"--port={port} --no-browser --Voila.ip=127.0.0.1".split()
     command = [sys.executable, "-m", "voila", "live.ipynb", *options]
     with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        home = os.environ | {"HOME": str(folder)}  # the user's may be locked
+        server = subprocess.Popen(command, cwd=folder, env=home, stdout=log, stderr=log)
     try:
         address = f"http://127.0.0.1:{port}/"
         for _ in range(150):

@@ -3,6 +3,7 @@
 from itertools import count
 from pathlib import Path
 
+import datasets
 import pytest
 from datasets import IterableDataset
 from hub import Hub, hub_at, published
@@ -111,7 +112,8 @@ def test_a_silent_hub_is_given_up_after_twenty_seconds(monkeypatch, tmp_path):
         download_model(NAME)
 
 
-def test_the_first_texts_are_the_first_with_a_word_and_little_more_is_read():
+def test_the_first_texts_are_the_first_with_a_word_and_little_more_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # a home may be locked
     asked, read = [], []
 
     def rows():
