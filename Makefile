@@ -5,7 +5,7 @@
 #
 #   make quick      lint, and the tests without notebooks and browser: for whoever changes a line
 #   make torture    the tests of reliability with many cases: killed runs, damaged files, hostile texts, broken servers
-#   make benchmark  speed beside other code, and below the machine's limit: build/benchmark/
+#   make benchmark  speed beside other code, and below the machine's limit, of the processor as it is: build/benchmark/
 #   make publish CORPUS=path REPO=owner/name    a trained model, to the Hugging Face Hub
 #   make render     build/report.html and build/report.pdf of the committed notebooks, executing nothing
 #   make clean      remove what can be made again
@@ -15,7 +15,7 @@
 #   make notebooks  execute every notebook: notebooks/*.ipynb and figures/, after an edit in notebooks/src/
 #   make sync       notebooks/src/*.py -> notebooks/*.ipynb, executing nothing
 #   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
-#   make benchmark RECORD=1    figures/benchmark/ too
+#   make benchmark RECORD=1    the same, and with oneDNN limited to AVX512_CORE and to AVX2: figures/benchmark/
 #
 # torch comes first and alone, so that nothing else can choose its version or its build. Another build, once:
 #   make report TORCH="torch==2.13.0 --extra-index-url ADDRESS"    CPU or CUDA: ADDRESS as PyTorch's install page gives it

@@ -228,6 +228,26 @@ def test_packed_weights_give_the_same_logits_and_are_gone_afterwards(dtype):
     assert model.output.weight.grad is not None
 
 
+def test_only_layers_that_are_faster_so_are_packed_for_so_many_rows(monkeypatch):
+    """Each size is timed once for about so many rows."""
+    model, timed = leaning_model(), []
+
+    def repeat(product, number, repeat):
+        case = (*product.args[0].shape, product().shape[1])
+        timed.append(case)
+        # Plain, then packed: only the output layer gains.
+        return [9.0, 1.0 if timed.count(case) == 2 and case[-1] == 40 else 2.0]
+
+    monkeypatch.setattr("helpers.support.hardware._PAYS", {})
+    monkeypatch.setattr("timeit.repeat", repeat)
+    for rows in (5, 7, 9):
+        with packed_weights(model, rows):
+            packed = [name for name, module in model.named_modules() if "forward" in vars(module)]
+        assert packed == ["output"]
+    assert {case[0] for case in timed} == {8, 16}
+    assert max(map(timed.count, timed)) == 2
+
+
 def test_weights_are_unpacked_after_an_error_too():
     model = leaning_model()
     with pytest.raises(ZeroDivisionError), packed_weights(model):

@@ -66,24 +66,54 @@ def test_continuations_are_the_recorded_ones(label):
     ]
 
 
+SPEED = {"speed": None, "speed_AVX512_CORE": "AVX512_CORE", "speed_AVX2": "AVX2"}
+
+
+def speed_table(runs):
+    """The lines of the table: a ratio's medians in all runs, from the lowest to the highest."""
+
+    def line(work, beside, find):
+        cells = []
+        for precision in ("fp32", "bf16"):
+            medians = [find(run, precision)["median"] for run in runs]
+            ends = (f"{end:.2f}" for end in (min(medians), max(medians)))
+            cells.append(" to ".join(dict.fromkeys(ends)))
+        return f"| {work} | {beside} | {' | '.join(cells)} |"
+
+    def step(beside, name, kind="ratios"):
+        return line("training step", beside, lambda run, p: run["training"][kind][f"{p}, {name}"])
+
+    yield step(
+        "the earlier deliverable's, written anew (float32)", "against the earlier deliverable"
+    )
+    yield step("GPT-2 of our sizes in `transformers`, without dropout", "against GPT-2")
+    alike = "the same, with our memory setting for both"
+    yield step(alike, "against GPT-2", "ratios_with_our_memory")
+    for number, row in enumerate(runs[0]["decoding"]["fp32"]):
+        for beside, ratio in (
+            ("`generate` of `transformers`", "ratio"),
+            ("the plain loop", "ratio_plain"),
+        ):
+            if ratio in row:
+                yield line(
+                    f"decoding, {row['work']}",
+                    beside,
+                    lambda run, p, n=number, ratio=ratio: run["decoding"][p][n][ratio],
+                )
+
+
 def test_ratios_of_speed_are_the_recorded_ones():
-    speed = recorded("benchmark", "speed")
-    for both in zip(*(speed["decoding"][precision] for precision in ("fp32", "bf16")), strict=True):
-        assert row(f"decoding, {both[0]['work']}")[1:] == [
-            f"{found['ratio']['median']:.2f}" for found in both
-        ]
-    training, alike = speed["training"]["ratios"], speed["training"]["ratios_with_our_memory"]
-    for label, found in (
-        ("training step, no dropout", training),
-        ("the same, our memory setting for both", alike),
-    ):
-        ratios = [found[f"{precision}, against GPT-2"]["median"] for precision in ("fp32", "bf16")]
-        assert row(label)[1:] == [f"{ratio:.2f}" for ratio in ratios]
-    assert row("training step")[1:] == [
-        "",
-        f"{training['bf16, against the earlier deliverable']['median']:.2f}",
-    ]
+    runs = [recorded("benchmark", name) for name in SPEED]
+    assert [run["machine"]["onednn_limit"] for run in runs] == [*SPEED.values()]
+    speed, *limited = runs
+    for what in ("processor", "threads", "torch", "system"):
+        assert {run["machine"][what] for run in limited} == {speed["machine"][what]}, (
+            "the three runs are of different machines: `make benchmark RECORD=1`"
+        )
     text = " ".join(README.split())
+    assert f"Measured on {speed['machine']['caption']}." in text
+    table = "\n".join(speed_table(runs))
+    assert table in README, f"put this into README.md:\n{table}"
     assert f"takes {speed['to_the_goal']['ratio']:.0f} times less time" in text
     assert f"which takes about {speed['to_the_goal']['seconds_for_vectors']:.0f} s" in text
     ours, package = speed["vectors"]["ours"], speed["vectors"]["fasttext"]

@@ -3,7 +3,7 @@
 import ctypes
 import platform
 import timeit
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
@@ -61,17 +61,19 @@ def autocast(device: str, precision: str = "auto") -> AbstractContextManager:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off; afterwards, even after an error, the model's mode is what it was."""
-    was_training = model.training
-    model.eval()
+    """Turn dropout off; afterwards, even after an error, each module's mode is what it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 @contextmanager
-def packed_weights(model: nn.Module) -> Iterator[None]:
+def packed_weights(model: nn.Module, rows: int | None = None) -> Iterator[None]:
     """Let each `nn.Linear` on a processor multiply by a copy of its weights that oneDNN packed.
 
     A decoding step multiplies few rows by every weight, so most of its time goes into reading
@@ -79,23 +81,49 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     products are the same up to rounding. Nothing changes on other devices, in float64, under
     autocast, or if PyTorch has no oneDNN. Not for training: the copy has no gradient and does not
     follow the weights.
+
+    rows: pack only the layers that multiply about so many rows faster then, on this processor (it
+    is tried once for each size of layer); None: all.
     """
     linear = (module for module in model.modules() if isinstance(module, nn.Linear))
     layers = [layer for layer in linear if _can_be_packed(layer.weight)]
+    if rows is not None:
+        layers = [layer for layer in layers if _packing_pays(layer, rows)]
     for layer in layers:
-        layer.forward = partial(
-            torch.ops.mkldnn._linear_pointwise,  # (…, D) -> (…, out)
-            W=torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()),
-            B=layer.bias,
-            attr="none",
-            scalars=[],
-            algorithm="",
-        )
+        layer.forward = _packed(layer)
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward  # that of the class again
+
+
+def _packed(layer: nn.Linear) -> Callable[[Tensor], Tensor]:  # (…, D) -> (…, out)
+    return partial(
+        torch.ops.mkldnn._linear_pointwise,
+        W=torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()),
+        B=layer.bias,
+        attr="none",
+        scalars=[],
+        algorithm="",
+    )
+
+
+_PAYS: dict[tuple, bool] = {}
+
+
+def _packing_pays(layer: nn.Linear, rows: int) -> bool:
+    rows = 1 << max(rows - 1, 0).bit_length()  # a power of two, so that few are tried
+    weight = layer.weight
+    case = rows, *weight.shape, weight.dtype, torch.get_num_threads()
+    if case not in _PAYS:
+        x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)  # (rows, in)
+        seconds = [
+            min(timeit.repeat(partial(product, x), number=3, repeat=5))
+            for product in (layer.forward, _packed(layer))
+        ]
+        _PAYS[case] = seconds[1] < 0.95 * seconds[0]
+    return _PAYS[case]
 
 
 def _can_be_packed(weight: Tensor) -> bool:

@@ -669,11 +669,10 @@ contest_seconds = seconds(contest)
 print("one gradient, bit for bit, and no more memory than PyTorch's own: True")
 
 # %% tags=["nbval-ignore-output"]
-gpu = (
-    load_numbers("tinystories", "06_gpu")
-    if (ROOT / "figures" / "tinystories" / "06_gpu.json").exists()
-    else {}
-)
+try:  # `python report/benchmark.py --gpu --record` writes it
+    gpu = load_numbers("benchmark", "06_gpu")
+except FileNotFoundError:
+    gpu = {}
 BATCHES = math.ceil(EPOCH / 32)
 contest_table = [
     {
@@ -691,7 +690,7 @@ table(
 )
 
 # %%
-print(f"measured on a GPU: {bool(gpu)}" + ("" if gpu else "; these are a CPU's figures"))
+print("measured by the benchmark on a GPU:", gpu.get("name", "not yet"))
 
 # %% [markdown]
 # Forward is about one part of the work, backward two. So a second forward pass should cost about a third more; the column *of the
@@ -884,25 +883,22 @@ figures.save_numbers(
         "hours_for_all_stories": hours,
     },
 )
-if device == "cuda":
-    figures.save_numbers(
-        "06_gpu", {"checkpointing": contest_table, "name": torch.cuda.get_device_name()}
-    )
 
 # %% [markdown]
 # ## How near the limit?
 #
 # What *must* be computed are the matrix products; a step can be as fast as they are, no faster. `make benchmark` times them alone, and
-# then whole steps, in turns, on one machine: ours, that of an earlier deliverable of the same assignment (written anew from its
-# description), and a GPT-2 of our sizes in Hugging Face's `transformers`, without dropout, as ours. This is what it recorded on
-# the machine named in the caption. Another machine gives other times; ratios carry over better.
+# then whole steps, in turns, on one machine: ours; that of an earlier deliverable of the same assignment, written anew from its
+# description; and a GPT-2 of our sizes in Hugging Face's `transformers`, without dropout, as ours. This is what it recorded on
+# the machine that the caption names. Another machine gives other times. Ratios carry over better, but they too depend on the
+# processor: the README has them for three instruction sets.
 #
 # **Predict.** Which part of a training step are its matrix products: a third, a half, nine tenths?
 
 # %%
 speed = load_numbers("benchmark", "speed")
 steps, limit = speed["training"]["rows"], speed["training"]["limit_ms"]
-machine = "{system}, {threads} threads, PyTorch {torch}".format(**speed["machine"])
+measured_on = " ".join([f"Measured on {speed['machine']['caption']}.", *speed["machine"]["busy"]])
 table(
     [
         [
@@ -914,36 +910,70 @@ table(
         for name, row in steps.items()
     ],
     ["training step of 32 × 63 tokens", "ms", "tokens/s", "of it matrix products"],
-    caption=f"Training steps, timed in turns on one machine: {machine}.",
+    caption=f"Training steps, timed in turns. {measured_on}",
 )
 
 # %%
-shown = "{median:.2f} ({low:.2f} to {high:.2f})"
+shown = "{median:.2f} ({q1:.2f} to {q3:.2f}, lowest {low:.2f})"
 ratios, alike = speed["training"]["ratios"], speed["training"]["ratios_with_our_memory"]
 table(
     [[name, shown.format(**ratios[name]), shown.format(**alike[name])] for name in ratios],
     [
         "ours",
-        "times as fast: median of turns (lowest to highest)",
+        "times as fast: median of the turns (quartiles, lowest)",
         "with our memory setting for all",
     ],
+    caption=f"Our training step beside the others'. {measured_on}",
 )
 
+
+# %%
+def verdict(row):
+    """Who is ahead, if the same one is in three quarters of the turns."""
+    ahead = "ours is faster" if row["q1"] > 1 else "the other is faster" if row["q3"] < 1 else ""
+    return f"{ahead} in three turns of four" if ahead else "no difference beyond the noise"
+
+
+for name in ratios:
+    print(f"{name}: {verdict(ratios[name])}; one memory setting for all: {verdict(alike[name])}")
+
 # %% [markdown]
-# (The earlier deliverable's step is in float32, the only precision that it has; its row compares our bfloat16 with that.) The
-# share of the products bounds what anybody can win: where they are most of a step, nobody can be much faster than another. The
-# rest is the softmax over 10,000 words, the norms, the optimizer.
+# (The earlier deliverable's step is in float32, the only precision that it has; ours is set beside it in both.) The share of the
+# products bounds what anybody can win: if they are most of a step, nobody can be much faster than another.
 #
-# The last column gives all of them one of our settings. By default the C library gives large blocks of memory back to the system,
+# The last column of the table gives all of them one of our settings. By default the C library gives large blocks of memory back to the system,
 # which must clear their pages for the next step; `keep_freed_memory` asks it not to. The difference between the two columns is what
 # this clearing costs the others. It looks like arithmetic, and is memory.
 #
-# Now decoding. A step reads one token per text, so the weights are read for few rows.
+# And what is the rest of a step, beside its products? PyTorch's profiler adds up the time of each operation of ours.
+
+# %%
+profile = speed["training"]["profile"]
+by_share = sorted(profile["percent"].items(), key=lambda kind: -kind[1])
+table(
+    [[kind, f"{share:.0f}"] for kind, share in by_share],
+    [f"our training step in {profile['precision']}", "% of the operations' time"],
+    caption=f"Our training step by kind of operation. {measured_on}",
+)
+
+# %% [markdown]
+# The shares are of the profiler's own sum, and it adds a little to each operation, so many small ones look somewhat larger than they are.
+# In bfloat16 the weights stay in float32 and are converted in every step: those casts are the price of bfloat16 products.
+#
+# Now decoding. A step reads one token per text, so the weights are read for few rows. The judges are Hugging Face's `generate`
+# and a **plain loop**: some twenty lines over our own model, with our cache and an argmax, and nothing else. It packs no weights, keeps
+# no token out, adds up no log-probabilities, and lets no row end. It runs the same model, so the difference to it is what
+# `generate` itself costs, less what it saves.
 
 # %%
 times = {
     f"{row['work']}, {precision}": {
         "ours": row["ratio"]["median"],
+        **(
+            {"a plain loop": row["plain loop"]["median"] / row["Hugging Face"]["median"]}
+            if "plain loop" in row
+            else {}
+        ),
         "the products alone": row["limit"] / row["Hugging Face"]["median"],
     }
     for precision, rows in speed["decoding"].items()
@@ -953,21 +983,33 @@ FigureFolder("benchmark").save_figure(
     plots.bars(
         times,
         x_label="tokens per second, as a multiple of Hugging Face's generate",
-        title="Decoding speed beside the library's, and the limit of the products",
+        title="Decoding speed beside two other loops, and the limit of the products",
         limit=("Hugging Face", 1.0),
     ),
     "06_decoding",
     alt=(
-        "Bars of decoding speed relative to Hugging Face's generate: ours, and that of the matrix "
-        "products alone."
+        "Bars of decoding speed relative to Hugging Face's generate: ours, that of a plain loop "
+        "if the search is greedy, and that of the matrix products alone."
     ),
 )
 
+# %%
+for precision, rows in speed["decoding"].items():
+    for row in rows:
+        beside = {"Hugging Face": row["ratio"]}
+        if "ratio_plain" in row:
+            beside["the plain loop"] = row["ratio_plain"]
+        for whom, ratio in beside.items():
+            print(
+                f"{row['work']}, {precision}: {ratio['median']:.2f} times {whom}; {verdict(ratio)}"
+            )
+
 # %% [markdown]
-# What `generate` does for this: it packs the weights once, in the order in which the processor multiplies them, instead of once a
-# step (`packed_weights`). In bfloat16 PyTorch has packed products of its own, and less is left to gain. Beams that go on in their
-# own row of the cache are not copied. What lies between us and the limit are the small operations of a step: norms, softmax,
-# copies into the cache, and Python between them.
+# What `generate` does for its speed: if that is quicker on this processor for so many rows, it packs the weights once, in the order in
+# which the processor multiplies them, instead of once a step (`packed_weights`). In bfloat16 PyTorch has packed products of its own, and
+# less is left to gain. Beams that go on in their own row of the cache are not copied. What it pays for, beside the plain loop, are the
+# log-probability of each token, the tokens that never come out, and rows that end when they are done. What lies between us and
+# the limit are the small operations of a step: norms, softmax, copies into the cache, and Python between them.
 #
 # Does bfloat16 cost quality? The same model, all weights in bfloat16:
 
@@ -1005,6 +1047,7 @@ for name, row in grown.items():
 table(
     [[name, f"{value:.2f}"] for name, value in bend.items()],
     ["cost against", "last slope / first slope"],
+    caption=f"How far each cost is from a straight line. {measured_on}",
 )
 
 # %% [markdown]
