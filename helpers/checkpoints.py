@@ -224,8 +224,8 @@ def resume_run(
     ]
     require(
         not changed,
-        f"{folder / RUN_FILE} belongs to another run ({'; '.join(changed)}): resume with the "
-        "config it was started with",
+        f"{folder} holds another run ({'; '.join(changed)}): resume with the config it was started "
+        "with",
     )
     state = optimizer.state_dict()
     moments = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}

@@ -118,7 +118,9 @@ def generate(
             group = rows[start : start + size]
             limits = [min(max_new_tokens, model.config.context_length - len(ids)) for ids in group]
             inputs = model, tokenizer, group, limits, use_cache
-            if strategy == "beam":
+            if max_new_tokens == 0:
+                found += [[([], 0.0)] for _ in group]
+            elif strategy == "beam":
                 found += beam_search(*inputs, num_beams, length_penalty)
             elif strategy == "greedy":
                 found += token_by_token(*inputs, _likeliest)
@@ -128,11 +130,11 @@ def generate(
                 sampler = partial(_draw, streams, (temperature, top_k, top_p))
                 found += token_by_token(*inputs, sampler)
 
-    results = []
-    for prompt, candidates in zip(rows, found, strict=True):
-        beams = [as_generation(tokenizer, prompt, *found, length_penalty) for found in candidates]
-        results.append(replace(beams[0], beams=beams) if strategy == "beam" else beams[0])
-    return results
+    beams = [
+        [as_generation(tokenizer, prompt, *one, length_penalty) for one in candidates]
+        for prompt, candidates in zip(rows, found, strict=True)
+    ]
+    return [replace(best[0], beams=best) if strategy == "beam" else best[0] for best in beams]
 
 
 def as_generation(
@@ -251,10 +253,8 @@ def token_by_token(
     """
     new: list[list[int]] = [[] for _ in prompts]
     logprobs = [0.0] * len(prompts)
-    active = [row for row, limit in enumerate(limits) if limit > 0]
-    if not active:
-        return [[([], 0.0)] for _ in prompts]
-    reader = Reader(model, tokenizer, [prompts[row] for row in active], max(limits), use_cache)
+    active = list(range(len(prompts)))
+    reader = Reader(model, tokenizer, prompts, max(limits), use_cache)
     while True:
         logits = reader.logits()  # (B, V)
         tokens = pick(logits + reader.bias, active)  # (B,)
@@ -297,10 +297,8 @@ def beam_search(
     are scored too, or as soon as no running beam can reach the worst of `width` scores set aside.
     """
     finished: list[list[tuple[float, list[int], float]]] = [[] for _ in prompts]
-    active = [row for row, limit in enumerate(limits) if limit > 0]
-    if not active:
-        return [[([], 0.0)] for _ in prompts]
-    reader = Reader(model, tokenizer, [prompts[row] for row in active], max(limits), use_cache)
+    active = list(range(len(prompts)))
+    reader = Reader(model, tokenizer, prompts, max(limits), use_cache)
     beams = [[([], 0.0)] for _ in active]  # running: new ids, log-probability
     while True:
         logits = reader.logits()  # (B, V), B = all running beams

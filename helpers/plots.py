@@ -336,16 +336,15 @@ def straight_lines(
         points=min((x for x, _ in series.values()), key=len, default=()),  # none may be empty
     )
     for panel, (label, (x, y)) in zip(grid.flat, series.items(), strict=False):
-        ends = np.array([0, max(x)])
-        panel.plot(
-            ends,
-            np.polyval(np.polyfit(x, y, 1), ends),
-            color=GREY,
-            linewidth=1.2,
-            linestyle=(0, (2, 2)),
+        panel.set(xlim=(0, 1.05 * max(x)), ylim=(0, 1.1 * max(y)), xlabel=label)
+        sns.regplot(
+            x=x,
+            y=y,
+            ax=panel,
+            ci=None,
+            truncate=False,
+            line_kws={"color": GREY, "linewidth": 1.2, "linestyle": (0, (2, 2))},
         )
-        panel.plot(x, y, color=COLORS[0], marker="o", linestyle="")
-        panel.set(ylim=(0, None), xlabel=label)
     for panel in grid.flat[len(series) :]:
         panel.axis("off")
     figure.supylabel(y_label, fontsize=10)
@@ -401,17 +400,17 @@ def _label_points(axes, points, words: Sequence[str]) -> None:
 def position_heatmap(positions, *, title: str = "") -> Figure:
     """Position vectors, one column for each position. positions: [T, D], from -1 to 1."""
     figure, axes = subplots(positions=positions)
-    image = axes.imshow(
+    sns.heatmap(
         np.asarray(positions).T,
-        aspect="auto",
+        ax=axes,
         cmap="vlag",
         vmin=-1,
         vmax=1,
-        interpolation="nearest",
+        xticklabels=10,
+        yticklabels=50,
+        cbar_kws={"label": "value"},
     )
     axes.set(xlabel="position in the text", ylabel="dimension", title=title)
-    axes.grid(False)
-    figure.colorbar(image, ax=axes, label="value")
     return figure
 
 

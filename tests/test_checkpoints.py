@@ -359,7 +359,7 @@ def test_a_run_is_restored_to_its_like_only(tmp_path):
     before = [parameter.clone() for parameter in other.parameters()]
     optimizer = make_optimizer(other, QUICK)
     message = (
-        r"resume\.safetensors belongs to another run \(seed: 0 there, 1 here; new: None there, x "
+        r" holds another run \(seed: 0 there, 1 here; new: None there, x "
         r"here\): resume with the config it was started with$"
     )
     with pytest.raises(ValueError, match=message):

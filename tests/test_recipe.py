@@ -140,7 +140,7 @@ def test_the_command_trains_resumes_and_refuses(corpus, tmp_path, capsys):
     assert "model.safetensors is there already: name another place" in refused("--resume")
     model.with_suffix(".safetensors").rename(tmp_path / "old")
     assert "run holds a run already: continue it with --resume" in refused()
-    told = r"helpers\.training: \S+ belongs to another run .*processes: 2 there, 1 here.*\n"
+    told = r"helpers\.training: \S+ holds another run .*processes: 2 there, 1 here.*\n"
     assert re.fullmatch(told, refused("--resume"))
     told = "helpers.training: epochs='many': must be a whole number of at least 1\n"
     assert refused("--epochs", "many") == told

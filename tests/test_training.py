@@ -327,7 +327,7 @@ def test_resuming_another_run_is_refused(tmp_path):
 
     refused(r"learning_rate: 0\.002 there, 0\.1 here", replace(QUICK, learning_rate=0.1))
     refused(r"seed: 0 there, 99 here", replace(QUICK, seed=99))
-    refused("belongs to another run .*stories: ", stories=60)
+    refused("holds another run .*stories: ", stories=60)
     refused(r"model: .*'num_heads': 2.* there, .*'num_heads': 4", num_heads=4)
     elsewhere = tmp_path / "elsewhere"
     refused("no run to resume", error=FileNotFoundError, folder=elsewhere)

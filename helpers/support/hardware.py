@@ -5,10 +5,11 @@ import platform
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers.support.checks import require
@@ -61,15 +62,13 @@ def autocast(device: str, precision: str = "auto") -> AbstractContextManager:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off; afterwards, even after an error, each module's mode is what it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    """Turn dropout off; afterwards, even after an error, the model's mode is what it was."""
+    was_training = model.training
+    model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        model.train(was_training)
 
 
 @contextmanager
@@ -82,15 +81,18 @@ def packed_weights(model: nn.Module, rows: int | None = None) -> Iterator[None]:
     autocast, or if PyTorch has no oneDNN. Not for training: the copy has no gradient and does not
     follow the weights.
 
-    rows: pack only the layers that multiply about so many rows faster then, on this processor (it
-    is tried once for each size of layer); None: all.
+    rows: pack only the layers whose product with so many rows is faster then (`packing_pays`,
+    tried once for each size); None: all.
     """
-    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
-    layers = [layer for layer in linear if _can_be_packed(layer.weight)]
-    if rows is not None:
-        layers = [layer for layer in layers if _packing_pays(layer, rows)]
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+        and _can_be_packed(layer.weight)
+        and (rows is None or packing_pays(rows, layer.weight.dtype, *layer.weight.shape))
+    ]
     for layer in layers:
-        layer.forward = _packed(layer)
+        layer.forward = _packed(layer.weight, layer.bias)
     try:
         yield
     finally:
@@ -98,42 +100,39 @@ def packed_weights(model: nn.Module, rows: int | None = None) -> Iterator[None]:
             del layer.forward  # that of the class again
 
 
-def _packed(layer: nn.Linear) -> Callable[[Tensor], Tensor]:  # (…, D) -> (…, out)
+@cache
+def packing_pays(rows: int, dtype: torch.dtype, outputs: int, inputs: int) -> bool:
+    """Whether so many rows are multiplied faster by packed weights (outputs, inputs) here."""
+    x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+    plain, packed = (
+        min(timeit.repeat(partial(product, x), number=3, repeat=5))
+        for product in (partial(F.linear, weight=weight), _packed(weight, None))
+    )
+    return packed < 0.95 * plain
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     return partial(
-        torch.ops.mkldnn._linear_pointwise,
-        W=torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()),
-        B=layer.bias,
+        torch.ops.mkldnn._linear_pointwise,  # (…, in) -> (…, out)
+        W=torch.ops.mkldnn._reorder_linear_weight(weight.detach()),
+        B=bias,
         attr="none",
         scalars=[],
         algorithm="",
     )
 
 
-_PAYS: dict[tuple, bool] = {}
-
-
-def _packing_pays(layer: nn.Linear, rows: int) -> bool:
-    rows = 1 << max(rows - 1, 0).bit_length()  # a power of two, so that few are tried
-    weight = layer.weight
-    case = rows, *weight.shape, weight.dtype, torch.get_num_threads()
-    if case not in _PAYS:
-        x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)  # (rows, in)
-        seconds = [
-            min(timeit.repeat(partial(product, x), number=3, repeat=5))
-            for product in (layer.forward, _packed(layer))
-        ]
-        _PAYS[case] = seconds[1] < 0.95 * seconds[0]
-    return _PAYS[case]
-
-
 def _can_be_packed(weight: Tensor) -> bool:
     # Under autocast the layer multiplies a bfloat16 copy of its weights.
-    plain = weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    if not plain or not torch.backends.mkldnn.is_available():
-        return False
     return (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ) or weight.dtype == torch.float32
+        weight.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+        and (
+            weight.dtype == torch.float32
+            or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+    )
 
 
 def keep_freed_memory() -> None:
