@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 from helpers.support.checks import require
 
 
-@torch.compiler.disable  # the two passes must save the same tensors: compiled, they need not
+# The two passes must save the same tensors: compiled, they need not. Unlike
+# `torch.compiler.disable`, this loads the compiler when it is called, not with the module.
+@torch._disable_dynamo
 def checkpoint(function: Callable, *args):
     """function(*args), of which only `args` are kept for the backward pass.
 

@@ -5,6 +5,9 @@
     python report/execute.py --corpus PATH   on another corpus -> build/<corpus>/NN.ipynb
     python report/execute.py --sync          inputs only; the repository's address too
     python report/execute.py 04 05           some of them, by the beginning of their name
+    python report/execute.py --jobs 2        two at a time, each with its part of the cores
+
+The times that a notebook measures are the machine's only if it runs alone: one job, the default.
 
 Their figures and numbers go to figures/<corpus>/, with --build to build/figures/<corpus>/, and if
 $FIGURES_DIR is set to its <corpus>/. With --build, and no name, what an earlier run left there is
@@ -24,6 +27,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,6 +44,8 @@ from helpers.support.files import make_folder, user_path, write_whole  # noqa: E
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "build"
 TAKEN = ("notebooks", "figures", "failed", "benchmark", "hub")  # folders of build/
+LONGEST = ("04", "06", "05")
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 # Without the version of this machine's Python; the extension is for `nbconvert --to script`.
@@ -100,9 +106,9 @@ def set_corpus(notebook, corpus: str) -> None:
     )
 
 
-def execute(notebook, figures: Path) -> list[str]:
-    """Run every cell in place; what it saves goes to the folders in `figures`. Returns what is
-    wrong with the outcome, one line each; an empty list is success.
+def execute(notebook, **environment: str) -> list[str]:
+    """Run every cell in place, with these variables in its environment. Returns what is wrong with
+    the outcome, one line each; an empty list is success.
     """
     client = NotebookClient(
         notebook,
@@ -116,7 +122,7 @@ def execute(notebook, figures: Path) -> list[str]:
     )
     problems, raised = [], ""
     try:
-        client.execute(env=os.environ | {"FIGURES_DIR": str(figures)})
+        client.execute(env=os.environ | environment)
     except CellExecutionError as error:
         raised = f"{error.ename}: {error.evalue}"
     except DeadKernelError:
@@ -185,10 +191,13 @@ def write(notebook, path: Path) -> None:
     write_whole(path, jupytext.writes(notebook, fmt="ipynb").rstrip("\n") + "\n")
 
 
-def run(paths: list[Path], corpus: str | None, build: bool) -> int:
+def run(paths: list[Path], corpus: str | None, build: bool, jobs: int = 1) -> int:
     folder, argument = BUILD / "notebooks" if build else NOTEBOOKS, corpus
     # The kernel runs in another folder.
     figures = figures_root(BUILD / "figures" if build else None).resolve()
+    environment = {"FIGURES_DIR": str(figures)}
+    if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(max(1, CORES // jobs))
     if corpus is not None:
         folder = BUILD / corpus_name(corpus)
         if folder.name in TAKEN:
@@ -197,29 +206,45 @@ def run(paths: list[Path], corpus: str | None, build: bool) -> int:
             argument = str(user_path(corpus).resolve())
             if not Path(argument).exists():
                 raise SystemExit(f"--corpus {corpus}: there is no such file or folder")
-    failed = []
-    for path in paths:
+
+    def one(path: Path) -> list[str]:
         begin = time.monotonic()
         notebook = read_source(path)
         if corpus is not None:
             set_corpus(notebook, argument)
-        problems = execute(notebook, figures)
+        problems = execute(notebook, **environment)
         if corpus is None:
             problems += machine_paths(notebook)
         else:
             set_corpus(notebook, corpus)  # as it was typed
         name = f"{path.stem}.ipynb"
         write(notebook, (BUILD / "failed" if problems else folder) / name)
-        print(
-            f"{path.stem:24} {'FAILED' if problems else 'ok':6} {time.monotonic() - begin:6.0f} s",
-            flush=True,
-        )
+        word = "FAILED" if problems else "ok"
+        print(f"{path.stem:24} {word:6} {time.monotonic() - begin:6.0f} s", flush=True)
         for problem in problems:
             print(f"    {path.stem}: {problem}", file=sys.stderr, flush=True)
-        failed += [path.stem] if problems else []
+        return problems
+
+    failed = []
+    for batch in in_batches(paths, jobs):
+        with ThreadPoolExecutor(jobs) as pool:
+            outcomes = zip(batch, pool.map(one, batch), strict=True)
+            failed += [path.stem for path, problems in outcomes if problems]
     if failed:
-        print(f"not written: {', '.join(failed)}; see build/failed/", file=sys.stderr)
+        print(f"not written: {', '.join(sorted(failed))}; see build/failed/", file=sys.stderr)
     return 1 if failed else 0
+
+
+def in_batches(paths: list[Path], jobs: int) -> list[list[Path]]:
+    """What may run together, the longest first: no core waits long at the end. The results read
+    what the others wrote.
+    """
+    if jobs == 1:
+        return [paths]
+    ranks = {number: rank for rank, number in enumerate(LONGEST)}
+    others = [path for path in paths if not path.stem.endswith("results")]
+    others.sort(key=lambda path: ranks.get(path.stem[:2], len(LONGEST)))
+    return [others, [path for path in paths if path not in others]]
 
 
 # Pairs --------------------------------------------------------------------------------------------
@@ -312,6 +337,9 @@ def main() -> int:
     how.add_argument(
         "--sync", action="store_true", help="write the notebooks' inputs, execute nothing"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, choices=range(1, 65), metavar="N", help="so many at a time"
+    )
     options = parser.parse_args()
     paths = sources(options.names)
     if options.sync:
@@ -320,7 +348,7 @@ def main() -> int:
         for left in ("notebooks", "figures"):
             shutil.rmtree(BUILD / left, ignore_errors=True)
     try:
-        return run(paths, options.corpus, options.build)
+        return run(paths, options.corpus, options.build, options.jobs)
     except ValueError as error:  # of a corpus's name
         raise SystemExit(str(error)) from None
 

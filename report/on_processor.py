@@ -242,10 +242,10 @@ def measure_decoding(
     ]
 
 
-def perplexities() -> dict[str, float]:
+def perplexities(count: int = 200) -> dict[str, float]:
     """Of the bundled model on bundled validation stories, weights in float32 and in bfloat16."""
     model, tokenizer, _ = load_checkpoint(ROOT / "checkpoints" / "bundled")
-    texts = load_stories("bundled", validation=200).validation
+    texts = load_stories("bundled", train=1, validation=count).validation
     return {
         "fp32": perplexity(model, tokenizer, texts),
         "bf16": perplexity(model.to(torch.bfloat16), tokenizer, texts),
@@ -333,8 +333,10 @@ def measure_scaling(precision: str, turns: int, quick: bool = False) -> dict[str
     default.
     """
 
+    batch = 4 if quick else BATCH
+
     def changed(name: str) -> Callable:
-        return lambda n: our_step(ModelConfig(**{name: n}), precision)
+        return lambda n: our_step(ModelConfig(**{name: n}), precision, batch)
 
     series = {
         "stories in a batch": (lambda n: our_step(SIZE, precision, n), (8, 16, 32, 64)),
@@ -397,7 +399,7 @@ def measure(turns: int, load: float, quick: bool = False, isa: str | None = None
     if isa:
         return numbers
     numbers["to_the_goal"] = time_to_goal(training, **({"count": 200} if quick else {}))
-    numbers["perplexity"] = perplexities()
+    numbers["perplexity"] = perplexities(50 if quick else 200)
     small = {"turns": 1, "words": 20_000, "bucket": 10_000} if quick else {}
     numbers["vectors"] = measure_vectors(**small)
     # Their shape is asked for, not their digits: fewer turns will do.

@@ -190,7 +190,7 @@ def test_the_makefile_tells_all_its_commands():
 @pytest.mark.parametrize(
     ("arguments", "commands"),
     [
-        (["report"], ["report/execute.py --build", "report/build.py build/notebooks"]),
+        (["report"], ["report/execute.py --build --jobs 2", "report/build.py build/notebooks"]),
         (["notebooks"], ["report/execute.py"]),
         (["render"], ["report/build.py"]),
         (["benchmark"], ["report/benchmark.py"]),

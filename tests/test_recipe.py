@@ -77,6 +77,7 @@ def test_a_trained_model_is_saved_at_half_size_with_its_losses(tmp_path):
 def test_a_missing_model_is_trained_once_and_kept(corpus, tmp_path, monkeypatch, capsys):
     """Two files of one name are two corpora, told by their content."""
     monkeypatch.setattr(recipe, "CHECKPOINTS", tmp_path / "models")
+    monkeypatch.setattr(recipe, "VALIDATION", 20)
     config, other = replace(QUICK, epochs=1, max_steps=2), tmp_path / "other" / corpus.name
     model, _, metadata = load_or_train(corpus, config)
     (path,) = (tmp_path / "models").iterdir()

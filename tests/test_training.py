@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import runpy
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support import QUICK, TOKENIZER, made_model, made_stories, start
+from support import PROGRAMS, QUICK, TOKENIZER, made_model, made_stories, start
 
 from helpers import training
 from helpers.decoding import generate
@@ -28,6 +29,18 @@ from helpers.training import (
     optimizer_step,
     train,
 )
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """Run a program as `start` does, but in this process."""
+
+    def run(program, *arguments):
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+        runpy.run_path(str(PROGRAMS / f"{program}.py"), run_name="__main__")
+
+    return run
+
 
 # --- Settings, stories, the learning rate ---------------------------------------------------------
 
@@ -256,18 +269,16 @@ def test_a_run_that_recomputes_is_the_same_run():
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_accumulation(tmp_path):
+def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, run_here, capsys):
     """Their last step of an epoch is ragged: 67 stories are 4 times 16, and 3 that leave one
     process a single story.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    curves = []
-    for launcher, accumulation in ((torchrun, 2), ([sys.executable], 4)):
-        folder = tmp_path / f"run{len(curves)}"
-        done = start("train_in_processes", accumulation, folder, launcher=launcher)
-        assert done.returncode == 0, done.stderr
-        # Before the last line, old versions of Gloo say who is there.
-        curves.append(json.loads(done.stdout.splitlines()[-1]))
+    done = start("train_in_processes", 2, tmp_path / "run0", launcher=torchrun)
+    assert done.returncode == 0, done.stderr
+    run_here("train_in_processes", 4, tmp_path / "run1")
+    # Before the last line, old versions of Gloo say who is there.
+    curves = [json.loads(out.splitlines()[-1]) for out in (done.stdout, capsys.readouterr().out)]
     assert len(curves[0][0]) == 50
     assert curves[0][:2] == curves[1][:2]  # steps and tokens
     for ours, alone in zip(curves[0][2:], curves[1][2:], strict=True):
@@ -280,12 +291,12 @@ def test_two_processes_are_one_with_twice_the_accumulation(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
-    """200 steps at once, against 120 steps, a dead process, and a new one that continues from the
-    file of step 112 (an epoch's end): weights, optimizer and log.
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, run_here):
+    """200 steps at once, in this process, against 120 steps, a dead process, and a new one that
+    continues from the file of step 112 (an epoch's end): weights, optimizer and log.
     """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert start("run_to_resume", whole, "whole").returncode == 0
+    run_here("run_to_resume", whole, "whole")
     assert start("run_to_resume", parts, "interrupt").returncode == 9
     assert not (parts / "model.safetensors").exists()
     assert start("run_to_resume", parts, "resume").returncode == 0

@@ -242,7 +242,7 @@ assert step_peaks["16 alone"] < step_peaks["8 times 16"] < 0.3 * step_peaks["128
 # **Predict.** All four see the same stories once. Which has learnt most at the end?
 
 # %%
-STORIES = 1_600 if CORPUS == "bundled" else 10_000  # an epoch
+STORIES = 800 if CORPUS == "bundled" else 10_000  # an epoch
 some = replace(stories, train=stories.train[:STORIES], validation=stories.validation[:100])
 ACCUMULATION = (1, 2, 4, 8)
 BASE_RATE = 7e-4  # for 16 stories; small, since the shortest run has few steps to warm up in
@@ -352,7 +352,7 @@ figures.save_figure(
 # The larger rate helps the larger batches here. We did not run the small batch at those rates, so this does not show that only a
 # large batch can bear them, nor that the square root is the right law.
 #
-# And the time? Each way reads 128 stories, in turns; the median of five, scaled up to an epoch of 10,000 stories
+# And the time? Each way reads 128 stories, in turns; the median of three, scaled up to an epoch of 10,000 stories
 # (the model of this corpus).
 
 # %%
@@ -361,7 +361,7 @@ runner = new_model(stories, tokenizer).to(device).train()
 precision = pick_precision(device)
 
 
-def seconds(steps, repeats=5):
+def seconds(steps, repeats=3):
     """Median seconds of each function, in turns, after one run to warm up."""
     taken = {name: [] for name in steps}
     for turn in range(repeats + 1):
