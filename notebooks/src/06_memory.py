@@ -1052,9 +1052,10 @@ table(
 
 # %% [markdown]
 # *Tokens in the cache* is one decoding step of 20 texts; the others are training steps. A ratio of 1 is a straight line, up to the
-# noise of the machine. Context must bend upwards, as every token looks at every other: the scores have $T^2$
-# entries. At our 64 tokens they are a small part of the work, at 256 a larger one. With a cache the same
-# quadratic cost is spread: each new token pays once for those before it.
+# noise of the machine, which can be larger than a slight bend. Context must bend upwards in the end, as every token looks at
+# every other: the scores have $T^2$ entries. But at our 64 tokens they are a small part of the work, and even at 256 not a large one.
+# A batch adds nothing of this kind; if its line bends, its tensors have outgrown the processor's own fast memory. With a cache
+# the quadratic cost is spread: each new token pays once for those before it.
 #
 # ## Recap
 #
