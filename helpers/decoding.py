@@ -114,7 +114,7 @@ def generate(
     # The caller's random stream stays as it is.
     base = secrets.randbits(62) if seed is None else operator.index(seed)
     found, size = [], max(1, ROWS // num_beams)
-    with evaluating(model), packed_weights(model, min(len(rows), size) * num_beams):
+    with evaluating(model), packed_weights(model, min(ROWS, len(rows) * num_beams)):
         for start in range(0, len(rows), size):
             group = rows[start : start + size]
             limits = [min(max_new_tokens, model.config.context_length - len(ids)) for ids in group]
@@ -233,12 +233,17 @@ def _draw(
     streams: list[torch.Generator], filters: tuple, scores: Tensor, rows: list[int]
 ) -> Tensor:  # (B, V) -> (B,)
     """Draw with one uniform number a row, from the row's own stream."""
-    cumulative = filtered_distribution(scores, *filters).double().cumsum(dim=-1)  # (B, V)
+    cumulative = (
+        filtered_distribution(scores, *filters)
+        .to("cpu" if scores.device.type == "mps" else scores.device)  # MPS has no float64
+        .double()
+        .cumsum(dim=-1)
+    )  # (B, V)
     drawn = [torch.rand(1, generator=streams[row], dtype=torch.float64) for row in rows]  # (1,)
     # The sum is 1 only up to rounding; `right` never lands on a token of probability 0.
-    wanted = torch.stack(drawn).to(scores.device) * cumulative[:, -1:]  # (B, 1)
-    tokens = torch.searchsorted(cumulative, wanted, right=True)[:, 0]  # (B,)
-    return tokens.clamp(max=scores.shape[-1] - 1)  # (B,)
+    wanted = torch.stack(drawn).to(cumulative.device) * cumulative[:, -1:]  # (B, 1)
+    found = torch.searchsorted(cumulative, wanted, right=True)  # (B, 1)
+    return found[:, 0].clamp(max=scores.shape[-1] - 1).to(scores.device)  # (B,)
 
 
 def token_by_token(

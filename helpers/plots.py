@@ -409,6 +409,7 @@ def position_heatmap(positions, *, title: str = "") -> Figure:
         xticklabels=10,
         yticklabels=50,
         cbar_kws={"label": "value"},
+        rasterized=True,  # a picture in the file, not thousands of squares
     )
     axes.set(xlabel="position in the text", ylabel="dimension", title=title)
     return figure

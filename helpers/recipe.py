@@ -33,7 +33,6 @@ from helpers.training import TrainingConfig, train
 from helpers.vectors import WordVectors, train_vectors
 
 VALIDATION = 500  # stories on which the course measures its losses
-EPOCHS = {"bundled": 2}  # enough to come near their floor; other corpora have three
 
 
 def new_model(
@@ -89,7 +88,7 @@ def load_or_train(
 
     Args:
         corpus: as `load_stories` takes it.
-        config: how to train; None: the defaults, for the epochs that this corpus has in EPOCHS.
+        config: how to train; None: the defaults.
         path: another place for the checkpoint.
 
     Raises:
@@ -104,9 +103,7 @@ def load_or_train(
         tokenizer = WordTokenizer.train(stories.train)
         model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer))
         print(f"{path.stem}: there is no trained model yet, so it is trained now")
-        history = train(
-            model, tokenizer, stories, config or TrainingConfig(epochs=EPOCHS.get(corpus, 3))
-        )
+        history = train(model, tokenizer, stories, config or TrainingConfig())
         save_trained(path, model, tokenizer, history, stories)
     model, tokenizer, metadata = load_checkpoint(path)
     require(

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         on_gpu.main(load, options.record)
     elif options.load is None:
-        for limit in [options.isa] if options.isa or not options.record else [None, *LIMITS]:
+        for limit in [options.isa] if options.isa or not options.record else [*LIMITS, None]:
             start(arguments, load, limit)
     else:
         import on_processor

@@ -5,7 +5,8 @@
     python report/execute.py --corpus PATH   on another corpus -> build/<corpus>/NN.ipynb
     python report/execute.py --sync          inputs only; the repository's address too
     python report/execute.py 04 05           some of them, by the beginning of their name
-    python report/execute.py --jobs 2        two at a time, each with its part of the cores
+    python report/execute.py --jobs 2        two at a time, each with its part of the cores, unless
+                                             $OMP_NUM_THREADS says how many threads
 
 The times that a notebook measures are the machine's only if it runs alone: one job, the default.
 
@@ -196,8 +197,6 @@ def run(paths: list[Path], corpus: str | None, build: bool, jobs: int = 1) -> in
     # The kernel runs in another folder.
     figures = figures_root(BUILD / "figures" if build else None).resolve()
     environment = {"FIGURES_DIR": str(figures)}
-    if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-        environment["OMP_NUM_THREADS"] = str(max(1, CORES // jobs))
     if corpus is not None:
         folder = BUILD / corpus_name(corpus)
         if folder.name in TAKEN:
@@ -225,11 +224,20 @@ def run(paths: list[Path], corpus: str | None, build: bool, jobs: int = 1) -> in
             print(f"    {path.stem}: {problem}", file=sys.stderr, flush=True)
         return problems
 
-    failed = []
+    failed, in_turn = [], map if jobs == 1 else ThreadPoolExecutor(jobs).map
     for batch in in_batches(paths, jobs):
-        with ThreadPoolExecutor(jobs) as pool:
-            outcomes = zip(batch, pool.map(one, batch), strict=True)
+        together = min(jobs, len(batch))
+        if together > 1 and "OMP_NUM_THREADS" not in os.environ:
+            environment["OMP_NUM_THREADS"] = str(max(1, CORES // together))
+        else:
+            environment.pop("OMP_NUM_THREADS", None)
+        try:
+            outcomes = zip(batch, in_turn(one, batch), strict=True)
             failed += [path.stem for path, problems in outcomes if problems]
+        except KeyboardInterrupt:
+            if jobs > 1:
+                os._exit(130)  # the other threads would run on; the kernels end with this process
+            raise
     if failed:
         print(f"not written: {', '.join(sorted(failed))}; see build/failed/", file=sys.stderr)
     return 1 if failed else 0
@@ -237,7 +245,7 @@ def run(paths: list[Path], corpus: str | None, build: bool, jobs: int = 1) -> in
 
 def in_batches(paths: list[Path], jobs: int) -> list[list[Path]]:
     """What may run together, the longest first: no core waits long at the end. The results read
-    what the others wrote.
+    what the others wrote, and come last.
     """
     if jobs == 1:
         return [paths]
@@ -344,6 +352,8 @@ def main() -> int:
     paths = sources(options.names)
     if options.sync:
         return sync(paths)
+    if options.corpus and options.jobs > 1:
+        parser.error("--corpus runs one at a time: a notebook reads the model that 04 trains")
     if options.build and not options.names:
         for left in ("notebooks", "figures"):
             shutil.rmtree(BUILD / left, ignore_errors=True)

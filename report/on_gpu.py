@@ -347,7 +347,7 @@ def measure(
     numbers["two_processes"] = parts.run("two processes", partial(two_processes, *how))
     for part in ("logits", "two_processes"):
         found = numbers[part]
-        if isinstance(found, dict) and found["largest_difference"] > found["allowed"]:
+        if isinstance(found, dict) and not found["largest_difference"] <= found["allowed"]:
             numbers["failed"][part] = f"they differ by {found['largest_difference']:.1e}"
     numbers["machine"]["busy"] += unsteady(rates_of(numbers))
     parts.note("done")

@@ -5,6 +5,7 @@ Face's.
 import math
 import random
 import re
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -228,15 +229,16 @@ def test_packed_weights_give_the_same_logits_and_are_gone_afterwards(dtype):
     assert model.output.weight.grad is not None
 
 
-def test_only_layers_that_are_faster_so_are_packed_for_so_many_rows(monkeypatch):
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN here")
+def test_only_layers_that_are_not_slower_so_are_packed_for_so_many_rows(monkeypatch):
     """Each size is tried once for a number of rows."""
     model, tried = leaning_model(), []
 
     def repeat(product, number, repeat):
         case = (*product.args[0].shape, product().shape[1])
         tried.append(case)
-        # Plain, then packed: only the output layer gains.
-        return [9.0, 1.0 if tried.count(case) == 2 and case[-1] == 40 else 2.0]
+        # Plain, then packed: only the output layer is not slower.
+        return [9.0, 3.0 if tried.count(case) == 2 and case[-1] != 40 else 2.0]
 
     packing_pays.cache_clear()
     monkeypatch.setattr("timeit.repeat", repeat)
@@ -247,6 +249,26 @@ def test_only_layers_that_are_faster_so_are_packed_for_so_many_rows(monkeypatch)
     assert {case[0] for case in tried} == {5, 9}
     assert max(map(tried.count, tried)) == 2
     packing_pays.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "how", "rows"),
+    [
+        (3, {"strategy": "greedy"}, 3),
+        (3, {"strategy": "beam", "num_beams": 2}, 6),
+        (3, {"strategy": "beam", "num_beams": 200}, 256),
+    ],
+)
+def test_weights_are_packed_for_the_rows_of_a_step(monkeypatch, prompts, how, rows):
+    asked = []
+
+    def packed(model, rows):
+        asked.append(rows)
+        return nullcontext()
+
+    monkeypatch.setattr("helpers.decoding.packed_weights", packed)
+    generate(leaning_model(), TOKENIZER, ["w1"] * prompts, max_new_tokens=1, **how)
+    assert asked == [rows]
 
 
 def test_weights_are_unpacked_after_an_error_too():

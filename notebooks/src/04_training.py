@@ -16,7 +16,7 @@
 #
 # **Prerequisites.** [03 · The decoder block](03_decoder_block.ipynb).
 #
-# **Running time.** About four minutes on two cores: most of it for the full run, the rest for short comparisons, and half a minute
+# **Running time.** About five minutes on two cores: most of it for the full run, the rest for short comparisons, and half a minute
 # more for word vectors if they are not cached yet.
 
 # %% tags=["parameters"]
@@ -71,7 +71,7 @@ from helpers.heads import head_scores, words_after
 from helpers.loss import loss_sum
 from helpers.model import Decoder, ModelConfig
 from helpers.notebook import FigureFolder, load_numbers, show_source, table
-from helpers.recipe import EPOCHS, VALIDATION, new_model, save_trained, trained_path
+from helpers.recipe import VALIDATION, new_model, save_trained, trained_path
 from helpers.stories import corpus_name, load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import TrainingConfig, encode_stories, learning_rate_at, train
@@ -193,9 +193,7 @@ print(
 # than 1 are shortened to 1: a rare hard batch may not throw the model off.
 
 # %%
-config = TrainingConfig(
-    epochs=EPOCHS.get(CORPUS, 3), folder=str(ROOT / "runs" / corpus_name(CORPUS))
-)
+config = TrainingConfig(folder=str(ROOT / "runs" / corpus_name(CORPUS)))
 total_steps = config.epochs * math.ceil(len(stories.train) / config.batch_size)
 steps = range(0, total_steps, 3)
 figures.save_figure(
@@ -253,8 +251,8 @@ assert difference < 0.01, "bfloat16 changes the loss: something small is summed 
 # %% [markdown]
 # ## The run
 #
-# Two epochs over the bundled stories, three over others, 32 stories a step. The validation loss is measured every 50 steps (and
-# more often at the start), on stories that are never trained on.
+# Three epochs over the stories, 32 a step. The validation loss is measured every 50 steps (and more
+# often at the start), on stories that are never trained on.
 # Whenever it passes a landmark for the first time, the model writes a few stories from nothing but `<sos>`.
 #
 # **Predict.** What will the samples get right just after the unigram landmark? And after the bigram?
@@ -922,10 +920,9 @@ if sounds:
     print("some head costs the song more than 0.05 nats, half of the heads less: True")
 
 # %% [markdown]
-# In the run shown here the song does need its heads, above all one of the first layer that hands each sound the sound before it:
-# without it the song is half forgotten. So does another head of that layer, whose score for *previous word* looked poor: it leans
-# on the words before, and that was enough. The head with the highest *next sound* score is missed less: others like it stand beside
-# it. Train again on another machine, and the work may fall to other heads.
+# In the run shown here the song does need its heads: without one of its *next sound* heads it is half forgotten. Heads of the first
+# layer matter too, among them one whose score for *previous word* looked poor: it leans on the words before, and that was
+# enough. Train again on another machine, and the work may fall to other heads.
 #
 # With names it is otherwise. The head with the highest score is not the one that is missed most: other heads bring the same
 # name, and step in. And a head without any pattern of ours can be among the dearest. So a pattern is a good question, and no
