@@ -420,7 +420,7 @@ def test_greedy_with_the_cache_is_greedy_without_it_for_200_prompts(weights):
         model = Decoder(model.config).eval()
     chance = random.Random(0)
     some_words = lambda: " ".join(chance.choices(tokenizer.words, k=chance.randint(0, 20)))
-    prompts, how = [some_words() for _ in range(200)], {"max_new_tokens": 8, "strategy": "greedy"}
+    prompts, how = [some_words() for _ in range(200)], {"max_new_tokens": 16, "strategy": "greedy"}
     with_cache = generate(model, tokenizer, prompts, **how)
     without = generate(model, tokenizer, prompts, use_cache=False, **how)
     assert ids_of(with_cache) == ids_of(without)

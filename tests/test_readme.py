@@ -84,7 +84,7 @@ def speed_table(runs):
         return line("training step", beside, lambda run, p: run["training"][kind][f"{p}, {name}"])
 
     yield step(
-        "the earlier deliverable's, written anew (float32, dropout 0.1)",
+        "the earlier deliverable's, rewritten (float32, dropout 0.1)",
         "against the earlier deliverable",
     )
     yield step("GPT-2 of our sizes in `transformers`, without dropout", "against GPT-2")

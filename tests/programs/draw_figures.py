@@ -1,6 +1,4 @@
-"""Draw every plot, of attention one head, and figures that notebooks change by hand. Print what the
-files are.
-"""
+"""Draw every plot, and figures that notebooks change by hand. Print what the files are."""
 
 import hashlib
 import io
@@ -30,8 +28,7 @@ def changed_later():
 
 
 before = dict(matplotlib.rcParams.copy())
-one_head = {name: draw for name, draw in EVERY_PLOT.items() if not name.endswith("_grid")}
-for draw in (*one_head.values(), by_hand, changed_later):
+for draw in (*EVERY_PLOT.values(), by_hand, changed_later):
     figure, svg, png = draw(), io.BytesIO(), io.BytesIO()
     plots.render(figure, svg, format="svg", metadata={"Date": None})
     plots.render(figure, png, format="png", dpi=72)
