@@ -1,11 +1,14 @@
-"""Measures: perplexity, the landmarks of a loss curve, BLEU, and the 50-prompt protocol.
+"""Measures: perplexity, bits per character, a loss curve's landmarks, BLEU, the 50-prompt protocol.
 
 Shape comments name the sizes: N texts, M validation texts, T tokens, V vocabulary.
 """
 
 import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 
 import numpy as np
 import torch
@@ -36,6 +39,52 @@ def perplexity(model: Decoder, tokenizer: WordTokenizer, texts: Sequence[str]) -
             precision="fp32",
         )
     )
+
+
+def bits_per_character(model: Decoder, tokenizer: WordTokenizer, texts: Sequence[str]) -> float:
+    """-log2 p of whole texts, in fp32, per character: compares models of different tokenizers.
+
+    A text costs its tokens and its `<eos>`. One longer than the context is read in windows of
+    context_length tokens, each half a context after the one before. A later window predicts only
+    its new tokens, from half a context or more: they cost more than from a whole one.
+
+    An unknown word costs `<unk>`, and its letters by their frequency in the tokenizer's words.
+    What the tokenizer loses costs nothing: capitals, white space, what it straightens or drops of
+    the marks. So with keep_punctuation=False a text that has marks seems cheaper than it is.
+
+    Args:
+        texts: their characters are counted as they are written, capitals and white space too, but
+            for white space at either end.
+
+    Raises:
+        ValueError: if there are no texts, or no characters, or if the tokenizer is another model's.
+    """
+    check(locals(), {"texts": TEXTS})
+    stories = [[tokenizer.sos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    characters = sum(len(text.strip()) for text in texts)
+    require(characters, "no characters to divide the bits among: the texts are empty")
+    length, step = model.config.context_length, (model.config.context_length + 1) // 2
+    nats = _spelling(tokenizer, texts)
+    for ids in stories:
+        for start in range(0, max(len(ids) - length, 0) + step, step):
+            window, read = ids[start : start + length], length - step if start else 1
+            nats -= _as_generated(model, tokenizer, window[:read], window[read:]).logprob
+    return nats / math.log(2) / characters
+
+
+def _spelling(tokenizer: WordTokenizer, texts: Sequence[str]) -> float:
+    """Nats of the unknown words of texts, letter by letter, each word ended by a space.
+
+    The letters of the tokenizer's words, each word once, are counted plus one. All letters that
+    they lack have a count of one together, which every character of Unicode shares: or else a
+    tokenizer without letters would spell for nothing.
+    """
+    vocabulary = " ".join([*tokenizer.words, ""])
+    counts_of = Counter(vocabulary) + Counter({*vocabulary, " "})
+    total, lacking = counts_of.total() + 1, 1 / (sys.maxunicode + 1)
+    known, words = set(tokenizer.words), chain.from_iterable(map(tokenizer.split, texts))
+    spelled = "".join(f"{word} " for word in words if word not in known)
+    return sum(math.log(total / counts_of.get(letter, lacking)) for letter in spelled)
 
 
 def landmarks(

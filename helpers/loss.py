@@ -93,7 +93,7 @@ def output_loss(
         "(…)",
     )
     rows, flat = hidden.flatten(0, -2), targets.flatten()  # (N, D), (N,)
-    rows_per_chunk = rows_per_chunk or max(512, 0 if hidden.device.type == "cpu" else len(rows) // 8)
+    rows_per_chunk = rows_per_chunk or max(512, hidden.is_cuda * len(rows) // 8)
     return OutputLoss.apply(
         rows, weight, bias, flat, ignore_index, rows_per_chunk, torch.is_grad_enabled()
     )

@@ -40,15 +40,18 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
+        groups = self.param_groups
+        for group in groups:
             for p in group["params"] if group["orthogonal"] else ():  # (N, M)
                 if not self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)  # (N, M)
+                    # AdamW asks for everybody's `step` when it loads a saved state.
+                    self.state[p] = {"momentum": torch.zeros_like(p), "step": torch.tensor(0.0)}
                 momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - MOMENTUM)  # (N, M)
                 ahead = p.grad.lerp(momentum, MOMENTUM)  # (N, M), one step further
                 parts = ahead.unflatten(0, (group["orthogonal"], -1))  # (P, N / P, M)
                 length = group["lr"] * 0.2 * max(parts.shape[1:]) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(orthogonalize(parts).flatten(0, 1), alpha=length)
-                p.grad = None  # so that AdamW leaves it alone
+        self.param_groups = [group for group in groups if not group["orthogonal"]]
         super().step()
+        self.param_groups = groups

@@ -229,7 +229,7 @@ def optimizer_step(
     if config.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.clip_norm, norm)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["share"]
+        group["lr"] = learning_rate * group.get("share", 1.0)
     with autocast(batch.device.type, precision):  # Muon multiplies matrices
         optimizer.step()
     return total, count.item()

@@ -1,6 +1,7 @@
-"""Perplexity, landmarks, the floor and BLEU against cases counted by hand."""
+"""Perplexity, bits per character, landmarks, the floor and BLEU against cases counted by hand."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from support import TOKENIZER, made_model
 
 from helpers.decoding import generate
 from helpers.evaluation import (
+    bits_per_character,
     bleu,
     evaluate_continuations,
     landmarks,
@@ -41,6 +43,74 @@ def test_perplexity_is_exp_of_the_mean_over_all_tokens():
     total, count = nats_and_tokens(model, texts)
     assert count == 4 + 7 + 2
     assert perplexity(model, TOKENIZER, texts) == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def model_of(probabilities):
+    """It finds these tokens likely, whatever came before."""
+    model = made_model(vocab_size=len(probabilities))
+    torch.nn.init.zeros_(model.output.weight)
+    with torch.no_grad():
+        model.output.bias.copy_(torch.tensor(probabilities).log())
+    return model
+
+
+def test_bits_per_character_by_hand():
+    """The letters of "ab" and "b", each with its end, are 1 a, 2 b and 2 ends. Plus one each, and
+    one for all others, they are 9.
+    """
+    tokenizer = WordTokenizer(["ab", "b"])
+    model = model_of([1 / 32, 1 / 32, 1 / 4, 1 / 2, 1 / 8, 1 / 16])
+    bits = lambda *texts: pytest.approx(bits_per_character(model, tokenizer, texts), rel=1e-6)
+    assert bits("ab b") == (3 + 4 + 2) / 4
+    assert bits("\n AB  b ") == (3 + 4 + 2) / 5  # white space counts, but not at the ends
+    spelled = math.log2(9 / 3 * 9 / 2 * 9 / 3)  # b, a, end
+    assert bits("ab Ba") == (3 + 1 + spelled + 2) / 5
+    assert bits("ab Ba", "b ab") == (3 + 1 + spelled + 2 + 4 + 3 + 2) / 9
+    unseen = math.log2(9 * (sys.maxunicode + 1))  # of all other letters, this one
+    assert bits("ab xx") == (3 + 1 + 2 * unseen + math.log2(9 / 3) + 2) / 5
+
+
+def test_a_tokenizer_without_letters_does_not_spell_for_nothing():
+    """The end of a word has a count of one, and so have all letters together."""
+    model, empty = model_of([1 / 4] * 4), WordTokenizer([])
+    letter = math.log2(2 * (sys.maxunicode + 1))
+    assert bits_per_character(model, empty, ["one"]) == pytest.approx((2 + 3 * letter + 1 + 2) / 3)
+
+
+def test_bits_per_character_of_texts_longer_than_the_context():
+    """A window of 12 ids predicts 11; each later one adds 6, and drops the first 6."""
+    model, total = made_model(dropout=0.5).train(), 0
+    texts = [" ".join(f"w{(7 * i) % 30}" for i in range(n)) for n in (3, 10, 11, 16, 17, 40)]
+    found = bits_per_character(model, TOKENIZER, texts)
+    assert model.training
+    model.eval()
+    for text in texts:
+        ids = torch.tensor([1, *TOKENIZER.encode(text), 2])  # (T,)
+        for t in range(1, len(ids)):
+            seen = ids[None, max(0, t // 6 - 1) * 6 : t]  # (1, tokens before t in its window)
+            total -= model(seen)[0, -1].log_softmax(-1)[ids[t]].item()
+    assert found * math.log(2) * sum(map(len, texts)) == pytest.approx(total, rel=1e-5)
+
+
+def test_bits_per_character_is_perplexity_in_other_units():
+    model, texts = tiny_model(), ["w1 w2 w3", "w4 w5 w6 w7 w8 w9"]
+    bits = math.log2(perplexity(model, TOKENIZER, texts)) * (4 + 7) / (8 + 17)
+    assert bits_per_character(model, TOKENIZER, texts) == pytest.approx(bits, rel=1e-5)
+
+
+def test_bits_per_character_compares_tokenizers_with_and_without_punctuation():
+    """The marks that one of them reads are words of their own, and move the others' ids."""
+    stories = ["One day, Lily ran. Lily ran, and ran!", "One day."]
+    kept, dropped = (WordTokenizer.train(stories, keep_punctuation=keep) for keep in (True, False))
+    assert kept.encode("One day") != dropped.encode("One day")
+    model = model_of([1 / 16] * 16)
+    for text, marks in [("One day Lily ran", 0), ("One day, Lily ran.", 2)]:
+        costs = [bits_per_character(model, one, [text]) * len(text) for one in (kept, dropped)]
+        assert costs == pytest.approx([4 * (4 + marks + 1), 4 * (4 + 1)])
+    model = tiny_model()  # with the same words, whatever it predicts
+    kept, dropped = (WordTokenizer([*TOKENIZER.words, "."], (), keep) for keep in (True, False))
+    both = [bits_per_character(model, one, ["W1 w2 w3", "w4"]) for one in (kept, dropped)]
+    assert both[0] == both[1]
 
 
 def test_landmarks_by_hand():
@@ -145,6 +215,11 @@ FILLED = "must be a list of strings, at least one"
     {
         "texts": lambda model: perplexity(model, TOKENIZER, []),
         "^texts": lambda model: perplexity(model, TOKENIZER, "a text"),
+        rf"^texts=\[\]: {FILLED}$": lambda model: bits_per_character(model, TOKENIZER, []),
+        f"^texts='a text': {FILLED}$": lambda model: bits_per_character(model, TOKENIZER, "a text"),
+        "^no characters to divide the bits among: the texts are empty$": lambda model: (
+            bits_per_character(model, TOKENIZER, ["", " \n"])
+        ),
         rf"hypotheses=\[\]: {FILLED}": lambda model: bleu([], []),
         f"hypotheses='a': {FILLED}": lambda model: bleu("a", ["b"]),
         f"references='b': {FILLED}": lambda model: bleu(["a"], "b"),
@@ -201,6 +276,7 @@ def test_another_models_tokenizer_is_refused_by_every_measure():
     model.tokenizer_digest = TOKENIZER.digest
     for measure in (
         lambda: perplexity(model, other, TEXTS),
+        lambda: bits_per_character(model, other, TEXTS),
         lambda: evaluate_continuations(model, other, TEXTS, prompt_tokens=3, strategy="true"),
         lambda: evaluate_continuations(model, other, TEXTS, prompt_tokens=3, strategy="greedy"),
     ):

@@ -27,6 +27,7 @@ LAYERS = """
     loss model
     grammar stories fasttext_bin vectors
     checkpoints
+    muon
     training
     decoding
     evaluation heads
@@ -74,7 +75,7 @@ def test_a_module_is_small(name):
 
 
 def test_all_of_it_is_small():
-    assert sum(map(logical_lines, map(read, HELPERS.values()))) <= 2_350
+    assert sum(map(logical_lines, map(read, HELPERS.values()))) <= 2_700
 
 
 @every_module
