@@ -10,7 +10,7 @@ MOMENTUM = 0.95
 ITERATIONS = 5
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:  # (…, N, M) -> (…, N, M)
+def orthogonalize(matrices: Tensor) -> Tensor:  # (P, N, M) -> (P, N, M)
     """The same singular vectors, and all singular values near 1: between about 0.7 and 1.2.
 
     A Newton–Schulz iteration applies the polynomial ax + bx³ + cx⁵ to every singular value by
@@ -19,15 +19,16 @@ def orthogonalize(matrices: Tensor) -> Tensor:  # (…, N, M) -> (…, N, M)
     networks".
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices  # (…, n, m), n the smaller
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-12)  # (…, n, m), values at most 1
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices  # (P, n, m), n the smaller
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-12)  # (P, n, m), values at most 1
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     for _ in range(ITERATIONS):
-        square = x @ x.mT  # (…, n, n)
-        x = a * x + (b * square + c * (square @ square)) @ x  # (…, n, m)
-    return (x.mT if tall else x).to(matrices.dtype)  # (…, N, M)
+        xx = x @ x.mT  # (P, n, n)
+        both = torch.baddbmm(xx, xx, xx, beta=b, alpha=c)  # (P, n, n), b · xx + c · xx @ xx
+        x = torch.baddbmm(x, both, x, beta=a)  # (P, n, m), a · x + both @ x
+    return (x.mT if tall else x).to(matrices.dtype)  # (P, N, M)
 
 
 class Muon(torch.optim.AdamW):

@@ -230,7 +230,7 @@ def losses(folder: str, name: str, seed: int) -> dict[str, float]:
     return found | {"device": f"{on}, {run.precision}"}
 
 
-def time_steps(folder: str, turns: int = 7) -> dict:
+def time_steps(folder: str, turns: int = 3) -> dict:
     """Seconds for 64 stories with each trick, and as a multiple of AdamW's, both in turns."""
     ids, (base, *others) = prepared(folder)["ids"]["train"][:64], TRICKS
 

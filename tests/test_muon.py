@@ -8,14 +8,16 @@ import torch
 from helpers.muon import Muon, orthogonalize
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6), (3, 6, 6), (3, 5, 9)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8), (1, 6, 20), (1, 20, 6), (3, 6, 6), (3, 5, 9)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_singular_vectors_stay_and_singular_values_come_near_one(shape, dtype):
     torch.manual_seed(0)
-    matrices = torch.randn(shape, dtype=dtype)  # (…, N, M)
+    matrices = torch.randn(shape, dtype=dtype)  # (P, N, M)
     u, values, v = torch.linalg.svd(matrices, full_matrices=False)
     u_mine, v_mine = u.mT @ orthogonalize(matrices) @ v.mT, torch.eye(values.shape[-1], dtype=dtype)
-    found = u_mine.diagonal(dim1=-2, dim2=-1)  # (…, n)
+    found = u_mine.diagonal(dim1=-2, dim2=-1)  # (P, n)
     assert (u_mine * (1 - v_mine)).abs().max() < 1e-4, "what is not on the diagonal is new"
     assert found.min() > 0.5
     assert found.max() < 1.3
@@ -24,13 +26,13 @@ def test_singular_vectors_stay_and_singular_values_come_near_one(shape, dtype):
 
 
 def test_a_matrix_of_zeros_stays_finite():
-    assert torch.equal(orthogonalize(torch.zeros(4, 6)), torch.zeros(4, 6))
+    assert torch.equal(orthogonalize(torch.zeros(1, 4, 6)), torch.zeros(1, 4, 6))
 
 
 def test_under_autocast_it_multiplies_in_bfloat16():
-    matrix = torch.randn(16, 24, generator=torch.manual_seed(0))  # (N, M)
+    matrix = torch.randn(1, 16, 24, generator=torch.manual_seed(0))  # (1, N, M)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = orthogonalize(matrix)  # (N, M)
+        rounded = orthogonalize(matrix)  # (1, N, M)
     assert rounded.dtype == torch.float32
     assert torch.equal(rounded, rounded.bfloat16().float())
     assert 0 < (rounded - orthogonalize(matrix)).abs().max() < 0.05

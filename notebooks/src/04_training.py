@@ -241,7 +241,7 @@ total, count = loss_sum(model, train_ids[:32].long(), tokenizer.pad_id)
 gradient = model.blocks[0].attention.output.weight.grad  # (D, D)
 model.zero_grad(set_to_none=True)
 before = torch.linalg.svdvals(gradient)  # (D,)
-after = torch.linalg.svdvals(orthogonalize(gradient))  # (D,)
+after = torch.linalg.svdvals(orthogonalize(gradient[None]))[0]  # (D,)
 figures.save_figure(
     plots.compare_curves(
         {
@@ -558,7 +558,11 @@ orders = {part: sorted(found, key=found.get) for part, found in mean.items()}
 table(
     [
         [
-            f"{number + 1}." if number >= 0 else "last" if number == -1 else f"last but {-number - 1}",
+            f"{number + 1}."
+            if number >= 0
+            else "last"
+            if number == -1
+            else f"last but {-number - 1}",
             *(
                 f"{orders[part][number]} ({mean[part][orders[part][number]]:+.3f})"
                 for part in orders
@@ -578,7 +582,9 @@ found = mean["development"]
 assert found["the recipe, in the time of AdamW"] < found["trapezoid"] < 0, (
     "Muon's steps cost more than they bring"
 )
-print("the first three and the last three are the same on both: the choice was not a matter of luck")
+print(
+    "the first three and the last three are the same on both: the choice was not a matter of luck"
+)
 
 # %% [markdown]
 # - **The optimizer is most of it.** Muon on the blocks' matrices is worth more than any other setting that was tried, and also
@@ -911,7 +917,7 @@ show_heads(2)
 
 # %%
 if CORPUS == "bundled":
-    elsewhere = np.max(known["head_scores"]["after"]["previous word"])
+    elsewhere = np.max(load_numbers("tinystories", "04")["head_scores"]["after"]["previous word"])
     print(f"previous word, best head of the model trained on TinyStories: {elsewhere:.2f}")
 
 # %% [markdown]
