@@ -326,7 +326,7 @@ def ranked(values: Mapping[str, Sequence[float]], *, x_label: str, title: str = 
     for place, (numbers, color) in enumerate(zip(values.values(), colors, strict=True)):
         axes.plot(numbers, [place] * len(numbers), "o", color=color, markersize=3)
     axes.axvline(0, color=GREY, linewidth=1.2)
-    _name_bars(axes, list(map(_drawable, values)), xlabel=x_label, title=title)
+    _name_bars(axes, list(map(_drawable, values)), xlabel=x_label, title=title, ymargin=0.01)
     axes.tick_params(axis="y", labelsize=8)
     return figure
 
