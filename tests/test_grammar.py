@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import time
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -81,12 +82,14 @@ def enumerate_stories(grammar):
         yield told
 
 
-def assert_exact(grammar):
-    """Each word's nats are what the list of all stories says.
+split = WordTokenizer([]).split
 
-    That is -log(P(words so far and this one) / P(words so far)).
+
+def assert_exact(grammar):
+    """Each word's nats, and each beginning's next words, are what the list of all stories says.
+
+    The probability of a word is P(words so far and this one) / P(words so far).
     """
-    split = WordTokenizer([]).split
     told = [(p, (*split(text), "<eos>"), nats) for p, text, nats in enumerate_stories(grammar)]
     assert math.fsum(p for p, _, _ in told) == pytest.approx(1, abs=1e-12)
     assert len({words for _, words, _ in told}) == len(told)
@@ -98,6 +101,11 @@ def assert_exact(grammar):
         expected = [math.log(mass[words[:i]] / mass[words[: i + 1]]) for i in range(len(words))]
         assert nats.dtype == np.float64
         np.testing.assert_allclose(nats, expected, rtol=0, atol=1e-11)
+    following = {words[:end]: {} for _, words, _ in told for end in range(len(words) + 1)}
+    for words in mass.keys() - {()}:
+        following[words[:-1]][words[-1]] = mass[words] / mass[words[:-1]]
+    for words, expected in following.items():
+        assert grammar.next_words(list(words)) == pytest.approx(expected, rel=0, abs=1e-12)
     return len(told)
 
 
@@ -207,6 +215,96 @@ def test_a_table_needs_its_key_and_its_row():
         Grammar({"x": "b"}, {"story": ["a {y} {x}"], "y": table}).story("0")
     with pytest.raises(ValueError, match="is 'd', for which there is no row"):
         Grammar({"x": "d"}, {"story": ["a {x} {y}"], "y": table}).story("0")
+
+
+def assert_judged(grammar, text, nats):
+    """A story is possible to the last bit, and so is what is left when it is cut after any word."""
+    whole = grammar.judge(text)
+    assert whole.complete
+    assert whole.broken_at is None
+    assert whole.possible == {"<eos>": 1.0}
+    assert whole.nats.dtype == np.float64
+    assert np.array_equal(whole.nats, nats)
+    words = split(text)
+    for end in range(len(words)):
+        cut = grammar.judge(words[:end])
+        assert np.array_equal(cut.nats, nats[:end])
+        assert (cut.broken_at, cut.complete) == (None, False)
+        assert words[end] in cut.possible
+
+
+def assert_next_words(grammar, text, nats):
+    """The distribution after every beginning sums to 1 and agrees with the story's own nats."""
+    words = [*split(text), "<eos>"]
+    for end, word in enumerate(words):
+        following = grammar.next_words(words[:end])
+        assert math.fsum(following.values()) == pytest.approx(1, abs=1e-12)
+        assert following[word] == pytest.approx(math.exp(-nats[end]), rel=0, abs=1e-12)
+    assert grammar.next_words(words) == {}
+
+
+def test_every_told_story_is_judged_possible():
+    small = Grammar(**SMALL)
+    for _, text, nats in enumerate_stories(small):
+        assert_judged(small, text, nats)
+    for i in range(10):
+        assert_judged(bundled_grammar(), *bundled_grammar().story(f"validation-{i}"))
+        assert_next_words(bundled_grammar(), *bundled_grammar().story(f"validation-{i}"))
+
+
+@pytest.mark.slow
+def test_next_words_after_every_beginning_of_many_stories():
+    for i in range(500):
+        assert_next_words(bundled_grammar(), *bundled_grammar().story(f"validation-{i}"))
+
+
+def test_a_wrong_word_is_found_wherever_it_stands():
+    for i in range(20):
+        text, nats = bundled_grammar().story(f"validation-{i}")
+        words = split(text)
+        for at in range(len(words)):
+            judged = bundled_grammar().judge([*words[:at], "xylophones", *words[at + 1 :]])
+            assert judged.broken_at == at
+            assert not judged.complete
+            assert np.array_equal(judged.nats, nats[:at])
+            assert judged.possible == bundled_grammar().next_words(words[:at])
+            assert bundled_grammar().next_words([*words[:at], "xylophones"]) == {}
+
+
+def test_judge_knows_where_a_story_may_end_and_what_agrees():
+    grammar = Grammar(**SMALL)
+    wrong = grammar.judge("Tom was a girl. She slept.")
+    assert (wrong.broken_at, wrong.possible, wrong.complete) == (3, {"boy": 1.0}, False)
+    beyond = grammar.judge("Tom was a boy. He slept! He")
+    assert (beyond.broken_at, beyond.possible, beyond.complete) == (8, {"<eos>": 1.0}, False)
+    ended = grammar.judge(["tom", "was", "a", "boy", ".", "he", "slept", "!", "<eos>"])
+    assert (ended.broken_at, ended.possible, ended.complete) == (None, {}, True)
+    assert np.array_equal(ended.nats, grammar.judge("Tom was a boy. He slept!").nats)
+    early = grammar.judge(["tom", "was", "<eos>"])
+    assert (early.broken_at, early.possible, early.complete) == (2, {"a": 1.0}, False)
+    nothing = grammar.judge("")
+    assert (nothing.nats.shape, nothing.broken_at, nothing.complete) == ((0,), None, False)
+    assert nothing.possible == grammar.next_words([])
+    assert set(nothing.possible) == {"a", "in", "tom", "mia", "zoe"}
+    # Two options begin alike: what may follow belongs to either.
+    inside = grammar.next_words(split("Tom was a boy. He lost Tom's ball. \"Is it in the"))
+    assert set(inside) == {"tree", "barn"}
+
+
+@pytest.mark.parametrize("wrong", ["once upon", ["once", 3], 3, None])
+def test_next_words_refuses_what_is_no_list_of_words(wrong):
+    with pytest.raises(ValueError, match="must be a list of strings"):
+        bundled_grammar().next_words(wrong)
+
+
+def test_stories_are_told_and_judged_fast():
+    started = time.perf_counter()
+    told = [bundled_grammar().story(f"speed-{i}") for i in range(1_000)]
+    assert time.perf_counter() - started < 1  # 10,000 in 10 s
+    started = time.perf_counter()
+    for text, nats in told:
+        assert np.array_equal(bundled_grammar().judge(text).nats, nats)
+    assert time.perf_counter() - started < 10
 
 
 def test_the_bundled_grammar_is_the_file_read_once():
