@@ -322,7 +322,7 @@ table(
 
 # %% tags=["hide-input"]
 short = perplexities["ours in 300 steps"]
-assert ours[2] < 0.75 * theirs[EPOCHS[2]]
+assert ours[2] < 2 / 3 * theirs[EPOCHS[2]]
 print(
     f"with its schedule fitted to {max(short)} steps, less than one epoch, our recipe reaches "
     f"{short[max(short)]:.2f}"
@@ -379,6 +379,7 @@ differences = {
     name: [run["development"] - base[seed]["development"] for seed, run in runs.items()]
     for name, runs in tricks["runs"].items()
 }
+devices = sorted({run["device"] for runs in tricks["runs"].values() for run in runs.values()})
 costs = {name: row["of AdamW's"]["median"] for name, row in tricks["seconds"]["tricks"].items()}
 table(
     [
@@ -393,7 +394,7 @@ table(
     ["300 steps each", "nats per token", "three seeds", "time of a step"],
     caption=(
         "What was tried, beside AdamW with a cosine. … stands for Muon × 2, trapezoid, zero start. "
-        "Steps were timed on another machine than the losses: "
+        f"Trained on {' and '.join(devices)}; steps timed on "
         f"{tricks['seconds']['machine']['caption']}."
     ),
 )
@@ -471,13 +472,15 @@ table(
 
 # %% tags=["hide-input"]
 QUOTED = (
-    "She had a doll, a doll, a doll, a doll, a car",
-    "his toy cars and trucks",
-    "with her toys and her toys",
-    "Her dad put on everything to the second went to the book",
-    "Many people helped her feel ate and games",
-    "her favorite was her toys",
-    "She was the kitchen",
+    "her favorite was a big, red car",
+    "She was very excited and wanted to try it",
+    "he saw a big tree with a lot of leaves",
+    "a boy who had a hat and a hat",
+    "Sam saw a fish sitting on a tree",
+    "a persistent monkey named Amy loved the was looking",
+    "asked him to help the pan for help",
+    "Mimi went to the park to play with her friends",
+    "She liked how the little window was and the teacher",
 )
 if corpus == "TinyStories":  # what is quoted below, stands above
     assert all(
@@ -488,16 +491,17 @@ if corpus == "TinyStories":  # what is quoted below, stands above
 # %% [markdown]
 # **Judged.** Forty tokens are a few sentences. So this is about sentences; nobody could see a plot.
 #
-# - *Greedy* begins well and then turns in a circle: "She had a doll, a doll, a doll, a doll, a car". Both girls play with toys.
-# - *Temperature 0.7* keeps a person and a subject for three sentences: Timmy, his toy cars and trucks, his room. It still repeats
-#   itself: "with her toys and her toys".
-# - *Temperature 1*: neighbouring words fit, sentences do not hold: "Her dad put on everything to the second went to the book".
-# - *Temperature 1.3* breaks the grammar too: "Many people helped her feel ate and games".
-# - *Top-k 8* and *top-p 0.9* leave the odd words out and keep some variety. Their grammar is sound; the sense is not: "her favorite
-#   was her toys", "She was the kitchen".
+# - *Greedy* is whole throughout, and tame: "her favorite was a big, red car", "She was very excited and wanted to try it". Both
+#   girls play with toys.
+# - *Temperature 0.7* keeps a person and a subject: "he saw a big tree with a lot of leaves". It still repeats itself: "a boy
+#   who had a hat and a hat".
+# - *Temperature 1*: the sentences hold, their sense does not: "Sam saw a fish sitting on a tree".
+# - *Temperature 1.3* breaks the grammar too: "a persistent monkey named Amy loved the was looking".
+# - *Top-k 8* and *top-p 0.9* leave the odd words out and keep some variety: "Mimi went to the park to play with her friends".
+#   Not every sentence is one: "asked him to help the pan for help", "She liked how the little window was and the teacher".
 #
-# Names come back and pronouns mostly agree with them. That one thing happens because of another is missing throughout. To read,
-# we would choose top-p 0.9.
+# Names come back and pronouns mostly agree with them. That one thing happens because of another is rare: the candy that a girl
+# finds, she wants to try. To read, we would choose temperature 0.7 or top-p 0.9.
 #
 # ### Fifty prompts
 #
@@ -1096,8 +1100,8 @@ print(f"floor {floor:.3f} nats per token, our model {reached:.3f}: {reached - fl
 #
 # - The model, its training, its decoding and its memory tricks are written from basic parts, and each is checked against an
 #   independent reference.
-# - On TinyStories the recipe ends at less than three quarters of the perplexity of the one that it is compared with.
-# - Its sentences are mostly sound where the odd words are left out; sense does not reach from one to the next. More of the
+# - On TinyStories the recipe ends at less than two thirds of the perplexity of the one that it is compared with.
+# - Its sentences are mostly sound where the odd words are left out; sense seldom reaches from one to the next. More of the
 #   stories, and a larger model, come next.
 #
 # ## Try it
