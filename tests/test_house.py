@@ -27,7 +27,6 @@ LAYERS = """
     loss model
     grammar stories fasttext_bin vectors
     checkpoints
-    muon
     training
     decoding
     evaluation heads
