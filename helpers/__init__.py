@@ -11,6 +11,7 @@
     fasttext_bin     the reader of fastText's binary files
     vectors          word vectors: train, read, stream; the embedding matrix
     checkpoints      trained models and saved runs on disk, models from the Hub
+    muon             the optimizer: Muon for matrices, AdamW for the rest
     training         settings, learning rate, optimizer step, the loop
     decoding         generate(): greedy, sampling, beam search, with or without the cache
     evaluation       perplexity, bits per character, landmarks, BLEU, the 50-prompt protocol

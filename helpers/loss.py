@@ -64,7 +64,7 @@ def output_loss(
     bias: Tensor,
     targets: Tensor,
     ignore_index: int = 0,
-    rows_per_chunk: int = 512,
+    rows_per_chunk: int | None = None,
 ) -> Tensor:
     """Sum, in nats, of the cross-entropy of a linear output layer.
 
@@ -76,7 +76,8 @@ def output_loss(
         weight, bias: (V, D) and (V,), the layer.
         targets: (…) ids.
         ignore_index: targets of this value count nothing.
-        rows_per_chunk: rows whose logits exist at once.
+        rows_per_chunk: rows whose logits exist at once; None: 512, or on a GPU, which would wait
+            for many small products, an eighth of them if that is more.
 
     Returns:
         A scalar, summed in float32 at least.
@@ -92,6 +93,7 @@ def output_loss(
         "(…)",
     )
     rows, flat = hidden.flatten(0, -2), targets.flatten()  # (N, D), (N,)
+    rows_per_chunk = rows_per_chunk or max(512, hidden.is_cuda * len(rows) // 8)
     return OutputLoss.apply(
         rows, weight, bias, flat, ignore_index, rows_per_chunk, torch.is_grad_enabled()
     )

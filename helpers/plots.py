@@ -313,6 +313,24 @@ def bars(
     return figure
 
 
+def ranked(values: Mapping[str, Sequence[float]], *, x_label: str, title: str = "") -> Figure:
+    """A point for each number and a bar for their mean, the smallest mean at the top; 0 is a line.
+
+    values: {label: numbers}.
+    """
+    values = dict(sorted(values.items(), key=lambda item: np.mean(item[1])))
+    figure, axes = subplots(size=(7.0, 0.21 * len(values) + 1.0), values=values)
+    means = [float(np.mean(numbers)) for numbers in values.values()]
+    colors = [COLORS[mean < 0] for mean in means]
+    axes.barh(range(len(values)), means, height=0.75, color=colors, alpha=0.45)
+    for place, (numbers, color) in enumerate(zip(values.values(), colors, strict=True)):
+        axes.plot(numbers, [place] * len(numbers), "o", color=color, markersize=3)
+    axes.axvline(0, color=GREY, linewidth=1.2)
+    _name_bars(axes, list(map(_drawable, values)), xlabel=x_label, title=title, ymargin=0.01)
+    axes.tick_params(axis="y", labelsize=8)
+    return figure
+
+
 def _name_bars(axes, names: Sequence[str], **properties) -> None:
     axes.set(yticks=range(len(names)), yticklabels=names, **properties)
     axes.grid(False, axis="y")

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from helpers.checkpoints import History, resume_run, save_run
 from helpers.loss import total_loss
 from helpers.model import Decoder
+from helpers.muon import Muon
 from helpers.stories import Stories
 from helpers.support.checks import TEXTS, check, counts, require
 from helpers.support.files import make_folder, user_path
@@ -68,7 +69,15 @@ _TRAINING_RULES = {
     "seed": ("a whole number", lambda seed: isinstance(seed, int) and not isinstance(seed, bool)),
     "folder": ("a path", lambda folder: isinstance(folder, str | Path), None),
     "recompute_segments": ("a tuple, such as (3,)", lambda segments: all(map(counts, segments))),
-    "schedule": ("'cosine' or 'constant'", ("cosine", "constant").__contains__),
+    "muon": (
+        "a finite number above 0",
+        lambda number: isinstance(number, float | int) and 0 < number < math.inf,
+        None,
+    ),
+    "schedule": (
+        "'trapezoid', 'cosine' or 'constant'",
+        ("trapezoid", "cosine", "constant").__contains__,
+    ),
     "precision": ("'auto', 'bf16' or 'fp32'", ("auto", "bf16", "fp32").__contains__),
 }
 
@@ -84,10 +93,11 @@ class TrainingConfig:
     batch_size: int = 32  # stories that one process reads at a time
     accumulation_steps: int = 1  # such mini-batches in an optimizer step, whose gradients add up
     learning_rate: float = 2e-3
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.99)
+    muon: float | None = 2.0  # on the blocks' matrices, at so many times that rate; None: AdamW
     weight_decay: float = 0.0  # on matrices only, decoupled (AdamW)
     warmup_steps: int = 50
-    schedule: str = "cosine"  # to zero, which the step after the last would have; or "constant"
+    schedule: str = "trapezoid"  # or "cosine": both to zero, a step after the last; or "constant"
     clip_norm: float | None = 1.0  # the gradient's largest allowed length
     dropout: float | None = None  # None: as the model was built
     max_steps: int | None = None  # stop here, the schedule fitted to it
@@ -107,9 +117,8 @@ class TrainingConfig:
     def baseline(cls, **changes) -> "TrainingConfig":
         """The baseline recipe and its comparison protocol: Adam at a constant 3e-4, dropout 0.1."""
         adam = {"learning_rate": 3e-4, "warmup_steps": 0, "schedule": "constant", "clip_norm": None}
-        return cls(
-            **adam | {"betas": (0.9, 0.999), "dropout": 0.1, "overwrite_eos": True} | changes
-        )
+        adam |= {"betas": (0.9, 0.999), "muon": None}
+        return cls(**adam | {"dropout": 0.1, "overwrite_eos": True} | changes)
 
 
 def encode_stories(
@@ -129,34 +138,43 @@ def encode_stories(
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then constant or half a cosine down to zero.
+    """Linear warm-up; then constant, or half a cosine down to zero, or constant until the last 40 %
+    of the run and a line down to zero (a trapezoid).
 
-    Loshchilov & Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", equation 5.
+    Loshchilov & Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", equation 5;
+    Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations".
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
+    if config.schedule == "trapezoid":
+        return config.learning_rate * min(1.0, (total_steps - step) / (0.4 * total_steps))
     progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(model: Decoder, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW, with weight decay on matrices, not on word vectors, gains and biases.
+def make_optimizer(model: Decoder, config: TrainingConfig) -> Muon:
+    """Muon for the matrices of the blocks, unless config.muon is None; AdamW for everything else.
 
-    Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
+    Weight decay is on matrices, not on word vectors, gains and biases. Loshchilov & Hutter 2019,
+    "Decoupled Weight Decay Regularization".
     """
-    groups = {True: [], False: []}
+    groups = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[parameter.dim() == 2 and not name.startswith("embedding")].append(parameter)
-    decayed = {"params": groups[True], "weight_decay": config.weight_decay}
-    return torch.optim.AdamW(
-        [decayed, {"params": groups[False], "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,
-    )
+            matrix = parameter.dim() == 2 and not name.startswith("embedding")
+            orthogonal = config.muon is not None and matrix and name.startswith("blocks")
+            groups.append(
+                {
+                    "params": [parameter],
+                    "weight_decay": config.weight_decay if matrix else 0.0,
+                    # Queries, keys and values are three matrices, one above the other.
+                    "orthogonal": (3 if "qkv" in name else 1) if orthogonal else 0,
+                    "share": config.muon if orthogonal else 1.0,
+                }
+            )
+    return Muon(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def optimizer_step(
@@ -211,8 +229,9 @@ def optimizer_step(
     if config.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.clip_norm, norm)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
+        group["lr"] = learning_rate * group.get("share", 1.0)
+    with autocast(batch.device.type, precision):  # Muon multiplies matrices
+        optimizer.step()
     return total, count.item()
 
 

@@ -43,6 +43,7 @@ from helpers.notebook import load_numbers, table
 from helpers.stories import load_stories
 from helpers.support.hardware import keep_freed_memory, packed_weights, pick_precision
 from helpers.tokenizer import WordTokenizer
+from helpers.training import TrainingConfig
 from helpers.vectors import train_vectors
 
 GOAL = 21.44  # validation perplexity of the earlier deliverable after its three epochs
@@ -176,18 +177,17 @@ def steps_to(goal: float, rows: list[dict]) -> float:
     raise ValueError(f"the recorded run never reaches a perplexity of {goal}")
 
 
-def time_to_goal(training: dict, **vectors) -> dict:
+def time_to_goal(picked: str, turns: int, batch: int = BATCH, **vectors) -> dict:
     """Recorded steps times the time of a step as measured now, ours in the precision picked."""
     recorded = load_numbers("tinystories", "04")
     steps = {
         "ours": steps_to(GOAL, recorded["protocol"]["ours in 300 steps"]),
         "the earlier deliverable": float(recorded["steps"]),
     }
-    ms = {
-        "ours": training["rows"][f"ours, {training['picked']}"]["ms"],
-        "the earlier deliverable": training["rows"][f"{EARLIER}, fp32"]["ms"],
-    }
-    seconds = {name: steps[name] * ms[name] / 1e3 for name in steps}
+    recipe = our_step(SIZE, picked, batch, muon=TrainingConfig.muon)
+    runs = {"ours": recipe, "the earlier deliverable": earlier_step(SIZE, batch)}
+    found = in_turns(runs, turns, before=memory_of)
+    seconds = {name: steps[name] * statistics.median(found[name]) for name in steps}
     return {
         "perplexity": GOAL,
         "steps": steps,
@@ -257,6 +257,7 @@ def perplexities(count: int = 200) -> dict[str, float]:
 OURS = """
 import resource, sys, time
 from helpers.tokenizer import WordTokenizer
+from helpers.training import TrainingConfig
 from helpers.vectors import load_vectors
 tokenizer = WordTokenizer([f"word{i}" for i in range(0, 2_000_000, 200)])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -398,7 +399,8 @@ def measure(turns: int, load: float, quick: bool = False, isa: str | None = None
     numbers["machine"]["busy"] += unsteady(rates_of(numbers))
     if isa:
         return numbers
-    numbers["to_the_goal"] = time_to_goal(training, **({"count": 200} if quick else {}))
+    small = {"batch": 4, "count": 200} if quick else {}
+    numbers["to_the_goal"] = time_to_goal(training["picked"], turns, **small)
     numbers["perplexity"] = perplexities(50 if quick else 200)
     small = {"turns": 1, "words": 20_000, "bucket": 10_000} if quick else {}
     numbers["vectors"] = measure_vectors(**small)

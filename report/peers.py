@@ -151,14 +151,16 @@ def our_step(
     batch: int = BATCH,
     device: str = "cpu",
     model: nn.Module | None = None,
+    muon: float | None = None,
 ) -> Callable[[], object]:
     """One optimizer step of helpers.training, with the recipe of notebook 04.
 
-    model: one that trains as a Decoder does; None: a new Decoder.
+    model: one that trains as a Decoder does; None: a new Decoder. muon: as TrainingConfig has it;
+    None: AdamW moves everything, as in the peers.
     """
     torch.manual_seed(0)
     model = (model or Decoder(size)).to(device).train()
-    config = TrainingConfig(batch_size=batch)
+    config = TrainingConfig(batch_size=batch, muon=muon)
     ids = some_ids(size, batch, device)  # (B, T)
     optimizer = make_optimizer(model, config)
     return lambda: optimizer_step(model, optimizer, ids, 1e-4, config, precision)

@@ -27,6 +27,7 @@ LAYERS = """
     loss model
     grammar stories fasttext_bin vectors
     checkpoints
+    muon
     training
     decoding
     evaluation heads

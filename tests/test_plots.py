@@ -104,6 +104,7 @@ def test_the_session_has_its_own_settings_again_when_a_figure_is_written():
         "curves": lambda: plots.compare_curves({}),
         "curves ": lambda: plots.loss_curves([{"step": 1, "train_loss": None}]),
         "values": lambda: plots.bars({}, x_label=""),
+        "values ": lambda: plots.ranked({}, x_label=""),
         "series": lambda: plots.bars({"a": {}}, x_label=""),
         "series ": lambda: plots.straight_lines({}, y_label=""),
         "points": lambda: plots.straight_lines({"a": ([1], [2]), "b": ([], [])}, y_label=""),
@@ -119,6 +120,15 @@ def test_nothing_to_draw_is_refused(refused, draw):
     message = f"^{refused.strip()}=.*: must be a list or mapping with at least one entry$"
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_ranked_groups_are_drawn_by_their_means():
+    axes = plots.ranked({"b": [3.0, 1.0], "a": [-1.0, -3.0]}, x_label="").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [bar.get_width() for bar in axes.patches] == [-2.0, 2.0]
+    assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[-1.0, -3.0], [3.0, 1.0]]
+    low, high = axes.get_ylim()
+    assert low > high, "the smallest is at the top"
 
 
 def test_what_is_empty_inside_is_drawn_empty():

@@ -134,7 +134,7 @@ def test_the_command_trains_resumes_and_refuses(corpus, tmp_path, capsys):
 
     done = run(*TORCHRUN, "2", "-m", "helpers.training", *options)
     assert done.returncode == 0, done.stderr
-    told = r"step 2: validation loss \d\.\d+ nats per token; model in .*/model\.safetensors\n"
+    told = r"step 2: validation loss \d+\.\d+ nats per token; model in .*/model\.safetensors\n"
     assert re.search(told, done.stdout)
     trained, _, metadata = load_checkpoint(model)
     assert (metadata["step"], trained.num_parameters()) == (2, 8_940_768)

@@ -57,7 +57,7 @@ def test_baseline_is_the_assignments_recipe():
     config = TrainingConfig.baseline(epochs=1)
     assert (config.learning_rate, config.schedule, config.warmup_steps) == (3e-4, "constant", 0)
     assert (config.weight_decay, config.batch_size) == (0.0, 32)
-    assert (config.betas, config.clip_norm) == ((0.9, 0.999), None)
+    assert (config.betas, config.clip_norm, config.muon) == ((0.9, 0.999), None, None)
     assert (config.dropout, config.overwrite_eos, config.epochs) == (0.1, True, 1)
     assert TrainingConfig.baseline().epochs == 3
     assert TrainingConfig().overwrite_eos is False
@@ -81,6 +81,7 @@ def test_baseline_is_the_assignments_recipe():
         {"dropout": 1.0},
         {"recompute_segments": 3},
         {"recompute_segments": (0,)},
+        {"muon": 0},
         {"schedule": "linear"},
         {"precision": "fp16"},
         {"overwrite_eos": "no"},
@@ -99,8 +100,16 @@ def test_settings_that_make_no_sense_are_refused(changes):
         TrainingConfig(**changes)
 
 
-def test_schedule_warms_up_then_falls_to_zero():
+def test_the_trapezoid_warms_up_stays_and_falls_in_a_line_to_zero():
     config = TrainingConfig(learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate_at(step, 110, config) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10:67] == [1.0] * 57
+    assert rates[66:] == pytest.approx([(110 - step) / 44 for step in range(66, 111)])
+
+
+def test_cosine_warms_up_then_falls_to_zero():
+    config = TrainingConfig(learning_rate=1.0, warmup_steps=10, schedule="cosine")
     rates = [learning_rate_at(step, 110, config) for step in range(111)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10] == 1.0
@@ -109,6 +118,21 @@ def test_schedule_warms_up_then_falls_to_zero():
     assert all(a >= b for a, b in pairwise(rates[10:]))
     constant = replace(config, schedule="constant")
     assert learning_rate_at(100, 110, constant) == 1.0
+
+
+@pytest.mark.parametrize("muon", [2.0, None])
+def test_muon_is_for_the_matrices_of_the_blocks(muon):
+    model = made_model()
+    groups = make_optimizer(model, replace(QUICK, muon=muon)).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(group["params"][0])]: (group["orthogonal"], group["share"]) for group in groups
+    }
+    matrices = {"qkv": 3, "output": 1, "expand": 1, "contract": 1}
+    for name, (parts, share) in found.items():
+        layer, kind = name.split(".")[-2:]
+        orthogonal = muon and name.startswith("blocks") and layer in matrices and kind == "weight"
+        assert (parts, share) == ((matrices[layer], muon) if orthogonal else (0, 1.0)), name
 
 
 def test_weight_decay_is_for_matrices_that_are_not_word_vectors():

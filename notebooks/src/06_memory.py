@@ -197,7 +197,8 @@ print("three steps of 32 stories, and three of 4 × 8: the same losses, within 0
 # %% [markdown]
 # What does it save? The backward pass needs what the forward pass computed (more on that below), and that grows with the
 # mini-batch. `measure_peak_memory` counts the bytes of the tensors that a call makes, at their peak. The parameters and the
-# two moments that AdamW keeps of each come on top. They do not depend on the batch, and are left out here.
+# moments that the optimizer keeps of each, two with AdamW and one with Muon, come on top. They do not depend on the batch, and
+# are left out here.
 
 # %%
 config = TrainingConfig(batch_size=16, precision="fp32")
@@ -237,7 +238,8 @@ assert step_peaks["16 alone"] < step_peaks["8 times 16"] < 0.3 * step_peaks["128
 # ## Sixteen, and one, two, four or eight of them
 #
 # The course's assignment asks for this experiment: mini-batches of 16, accumulated over 1, 2, 4 and 8, so that a step sees 16 to 128 stories. One
-# epoch each, from the same random start, with our recipe (04) and its warm-up and schedule fitted to the number of steps.
+# epoch each, from the same random start, with our recipe (04), its warm-up and schedule fitted to the number of steps. AdamW moves
+# all of it here, without Muon: the rule below for its rate is known for Adam alone.
 #
 # **Predict.** All four see the same stories once. Which has learnt most at the end?
 
@@ -255,6 +257,7 @@ def run(accumulation_steps, learning_rate):
         batch_size=16,
         accumulation_steps=accumulation_steps,
         learning_rate=learning_rate,
+        muon=None,
         warmup_steps=max(1, steps // 10),
         validate_every=max(1, steps // 12),
     )
