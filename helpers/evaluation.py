@@ -1,4 +1,4 @@
-"""Measures: perplexity, bits per character, a loss curve's landmarks, BLEU, the 50-prompt protocol.
+"""Measures: perplexity, bits per character, landmarks, BLEU, continuations, the grammar's verdict.
 
 Shape comments name the sizes: N texts, M validation texts, T tokens, V vocabulary.
 """
@@ -16,6 +16,7 @@ from sacrebleu.metrics import BLEU
 from torch import Tensor
 
 from helpers.decoding import Generation, as_generation, generate
+from helpers.grammar import Grammar
 from helpers.loss import mean_loss
 from helpers.model import Decoder
 from helpers.support.checks import TEXTS, check, counts, require
@@ -85,6 +86,45 @@ def _spelling(tokenizer: WordTokenizer, texts: Sequence[str]) -> float:
     known, words = set(tokenizer.words), chain.from_iterable(map(tokenizer.split, texts))
     spelled = "".join(f"{word} " for word in words if word not in known)
     return sum(math.log(total / counts_of.get(letter, lacking)) for letter in spelled)
+
+
+def against_truth(
+    model: Decoder, tokenizer: WordTokenizer, grammar: Grammar, texts: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The model's distribution q of the next word beside the true one p, at each word of stories.
+
+    A story counts up to the model's context_length. `<eos>` is a word, and all words outside the
+    vocabulary are one, `<unk>`. Averaged over all stories, loss - truth is the divergence.
+
+    Returns:
+        (positions,) of float64 each: "loss", -log q of the word that follows; "truth", -log p of
+        it; "divergence", the sum of p · log(p / q) (Kullback & Leibler 1951), all in nats; and
+        "impossible", how much q gives to words that cannot follow.
+
+    Raises:
+        ValueError: if the grammar does not tell these texts, or the tokenizer is another model's.
+    """
+    check(locals(), {"texts": TEXTS})
+    model.check_tokenizer(tokenizer)
+    index, found = {tokenizer.word(i): i for i in range(len(tokenizer))}, []
+    for text in texts:
+        words = tokenizer.split(text)
+        ids = [tokenizer.sos_id, *tokenizer.encode(text), tokenizer.eos_id]
+        ids = ids[: model.config.context_length]
+        with torch.no_grad(), evaluating(model):
+            logits = model(torch.tensor([ids[:-1]], device=model.output.weight.device))[0]
+        log_q = logits.log_softmax(-1).double().cpu().numpy()  # (T-1, V)
+        for t, target in enumerate(ids[1:]):
+            p = Counter()
+            for word, chance in grammar.next_words(words[:t]).items():
+                p[index.get(word, tokenizer.unk_id)] += chance
+            require(p[target], f"no story of this grammar begins with {' '.join(words[: t + 1])!r}")
+            log_p = np.log([*p.values()])  # (possible,)
+            divergence = np.exp(log_p) @ (log_p - log_q[t, [*p]])
+            impossible = np.delete(np.exp(log_q[t]), [*p]).sum()
+            found.append((-log_q[t, target], -math.log(p[target]), divergence, impossible))
+    names = ("loss", "truth", "divergence", "impossible")
+    return dict(zip(names, np.array(found).T, strict=True))
 
 
 def landmarks(
@@ -313,6 +353,42 @@ def evaluate_continuations(
         " ".join(tokenizer.word(i) for i in one.ids if i != tokenizer.eos_id) for one in generations
     ]
     return Continuations(prompts, references, hypotheses, generations)
+
+
+def judge_continuations(
+    grammar: Grammar, tokenizer: WordTokenizer, written: Continuations
+) -> dict[str, float]:
+    """What the grammar says about continuations: how many could be stories, and for how long.
+
+    A continuation is possible if no word of it is impossible, up to its end or to its cut.
+
+    Returns:
+        "possible", the share of those, and "low" and "high", its 95 % interval (Wilson 1927);
+        "words", the median number of words before the first impossible one, of continuations that
+        have one (or else nan); "nats", the mean true -log p of the words before it, of all.
+
+    Raises:
+        ValueError: if no story of this grammar begins with one of the prompts.
+    """
+    before, nats = [], []
+    for prompt, one in zip(written.prompts, written.generations, strict=True):
+        words = [*prompt.split(), *map(tokenizer.word, one.ids)]
+        judged, given = grammar.judge(words), len(prompt.split())
+        if judged.broken_at is not None:
+            require(judged.broken_at >= given, f"no story of this grammar begins with {prompt!r}")
+            before.append(judged.broken_at - given)
+        nats.append(judged.nats[given : len(words)])
+    count = len(nats)
+    share, z = 1 - len(before) / count, 1.96
+    middle = share + z**2 / (2 * count)
+    width = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return {
+        "possible": share,
+        "low": (middle - width) / (1 + z**2 / count),
+        "high": (middle + width) / (1 + z**2 / count),
+        "words": float(np.median(before)) if before else math.nan,
+        "nats": float(np.concatenate(nats).mean()),
+    }
 
 
 def _as_generated(

@@ -9,16 +9,20 @@ import sacrebleu
 import torch
 import torch.nn.functional as F
 from support import TOKENIZER, made_model
+from test_grammar import SMALL, enumerate_stories
 
-from helpers.decoding import generate
+from helpers.decoding import Generation, generate
 from helpers.evaluation import (
+    Continuations,
+    against_truth,
     bits_per_character,
     bleu,
     evaluate_continuations,
+    judge_continuations,
     landmarks,
     perplexity,
 )
-from helpers.grammar import entropy_floor
+from helpers.grammar import Grammar, bundled_grammar, entropy_floor
 from helpers.stories import Stories
 from helpers.tokenizer import WordTokenizer
 
@@ -111,6 +115,77 @@ def test_bits_per_character_compares_tokenizers_with_and_without_punctuation():
     kept, dropped = (WordTokenizer([*TOKENIZER.words, "."], (), keep) for keep in (True, False))
     both = [bits_per_character(model, one, ["W1 w2 w3", "w4"]) for one in (kept, dropped)]
     assert both[0] == both[1]
+
+
+def test_expected_loss_is_entropy_and_divergence():
+    """The sums over all stories of a small grammar, three of whose words are unknown."""
+    told = list(enumerate_stories(Grammar(**SMALL)))
+    texts, chances = [text for _, text, _ in told], [p for p, _, _ in told]
+    every = WordTokenizer.train(texts)
+    for words in (every.words, sorted({*every.words} - {"hen", "sad", "glad"})):
+        tokenizer = WordTokenizer(words)
+        model = made_model(vocab_size=len(tokenizer), context_length=40).double().eval()
+        expected = dict.fromkeys(["loss", "truth", "divergence"], 0.0)
+        for p, text, nats in told:
+            found = against_truth(model, tokenizer, Grammar(**SMALL), [text])
+            assert ((found["impossible"] > 0) & (found["impossible"] < 1)).all()
+            if tokenizer.words == every.words:
+                np.testing.assert_allclose(found["truth"], nats, rtol=0, atol=1e-12)
+            for name in expected:
+                expected[name] += p * found[name].sum()
+        entropy = expected["truth"]
+        assert expected["divergence"] > 1
+        assert abs(expected["loss"] - entropy - expected["divergence"]) < 1e-9
+    whole = -sum(p * math.log(p) for p in chances)
+    assert entropy < whole - 0.1  # unknown words are one, and easier to foresee
+
+
+def test_truth_by_hand():
+    """Of two stories, a quarter and three quarters: the model gives both words these chances, and
+    a fifth of all to the end, where the story cannot end.
+    """
+    grammar = Grammar({}, {"story": ["3 w0", "w1"]})
+    chances = torch.full((40,), 1e-30)  # (V,)
+    chances[[TOKENIZER.eos_id, *TOKENIZER.encode("w0 w1")]] = torch.tensor([0.2, 0.6, 0.2])
+    found = against_truth(model_of(chances.tolist()), TOKENIZER, grammar, ["w0", "w1"])
+    expected = {
+        "loss": [-math.log(0.6), -math.log(0.2), -math.log(0.2), -math.log(0.2)],
+        "truth": [-math.log(0.75), 0, -math.log(0.25), 0],
+        "divergence": [0.75 * math.log(0.75 / 0.6) + 0.25 * math.log(0.25 / 0.2), -math.log(0.2)]
+        * 2,
+        "impossible": [0.2, 0.8, 0.2, 0.8],
+    }
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-9)
+
+
+def test_texts_that_the_grammar_does_not_tell_are_refused():
+    with pytest.raises(ValueError, match=r"^no story of this grammar begins with 'w1 w2'$"):
+        against_truth(tiny_model(), TOKENIZER, Grammar({}, {"story": ["w1"]}), ["w1 w2"])
+
+
+def test_continuations_are_judged_by_the_grammar():
+    """A prompt of one word, and four texts: whole, cut, broken at the third word, ended early."""
+    grammar = Grammar({}, {"story": ["3 w0 w1 w2 w3", "w0 w4"]})
+    texts = [["w1", "w2", "w3", "<eos>"], ["w1", "w2"], ["w1", "w2", "w4"], ["w4", "w1"]]
+    ids = [[2 if word == "<eos>" else TOKENIZER.encode(word)[0] for word in text] for text in texts]
+    written = [
+        Generation(" ".join(text), row, -1.0, -1.0) for text, row in zip(texts, ids, strict=True)
+    ]
+    found = judge_continuations(
+        grammar, TOKENIZER, Continuations(["w0"] * 4, [""] * 4, [""] * 4, written)
+    )
+    assert found["possible"] == 0.5
+    assert found["words"] == 1.5  # the medians of 2 and 1
+    first, second = math.log(4 / 3), math.log(4)  # after w0, w1 or w4; all else is certain
+    assert found["nats"] == pytest.approx((3 * first + second) / (4 + 2 + 2 + 1))
+    assert (found["low"], found["high"]) == pytest.approx((0.150, 0.850), abs=1e-3)
+    every = Continuations(["w0"], [""], [""], written[:1])
+    assert math.isnan(judge_continuations(grammar, TOKENIZER, every)["words"])
+    other = Continuations(["w7"], [""], [""], written[:1])
+    with pytest.raises(ValueError, match=r"^no story of this grammar begins with 'w7'$"):
+        judge_continuations(grammar, TOKENIZER, other)
 
 
 def test_landmarks_by_hand():
@@ -277,6 +352,7 @@ def test_another_models_tokenizer_is_refused_by_every_measure():
     for measure in (
         lambda: perplexity(model, other, TEXTS),
         lambda: bits_per_character(model, other, TEXTS),
+        lambda: against_truth(model, other, bundled_grammar(), TEXTS),
         lambda: evaluate_continuations(model, other, TEXTS, prompt_tokens=3, strategy="true"),
         lambda: evaluate_continuations(model, other, TEXTS, prompt_tokens=3, strategy="greedy"),
     ):

@@ -95,8 +95,8 @@ print(
 # always reads the true words, not its own guesses: *teacher forcing*. Thanks to the causal mask all 63 answers come from one
 # pass.
 #
-# A longer story is cut at 64, and then has no `<eos>`: it did not end there. All bundled stories are longer. So their model sees
-# beginnings only, and never learns to end.
+# A longer story is cut at 64, and then has no `<eos>`: it did not end there. About three in four of the bundled stories fit, so
+# their model learns to end. Of TinyStories hardly any do: that model knows beginnings only.
 
 # %%
 train_ids = encode_stories(tokenizer, stories.train, ModelConfig.context_length)  # (N, T)
@@ -195,10 +195,7 @@ print(
 # [@hagele2024scaling]). Gradients longer than 1 are shortened to 1: a rare hard batch may not throw the model off.
 
 # %%
-# The grammar of the bundled stories is learned in two epochs.
-config = TrainingConfig(
-    epochs=2 if CORPUS == "bundled" else 3, folder=str(ROOT / "runs" / corpus_name(CORPUS))
-)
+config = TrainingConfig(folder=str(ROOT / "runs" / corpus_name(CORPUS)))
 total_steps = config.epochs * math.ceil(len(stories.train) / config.batch_size)
 steps = range(0, total_steps, 3)
 figures.save_figure(
@@ -298,8 +295,8 @@ assert difference < 0.01, "bfloat16 changes the loss: something small is summed 
 # %% [markdown]
 # ## The run
 #
-# Two epochs over the bundled stories (three over others), 32 a step. The validation loss is measured every 50 steps (and more
-# often at the start), on stories that are never trained on.
+# Three epochs, 32 stories a step. The validation loss is measured every 50 steps (and more often at the start), on stories that
+# are never trained on.
 # Whenever it passes a landmark for the first time, the model writes a few stories from nothing but `<sos>`.
 #
 # **Predict.** What will the samples get right just after the unigram landmark? And after the bigram?
@@ -654,8 +651,8 @@ print(
 #
 # ## A song
 #
-# In many bundled stories two friends have a song whose words mean nothing: *"Zim tala pom vero."* The sounds are drawn at
-# random, so the first time nobody can foresee them. When the song comes back, they are certain, for a reader who remembers.
+# In about a third of the bundled stories there is a song whose words mean nothing: *"Zim tala pom vero."* The sounds are drawn
+# at random, so the first time nobody can foresee them. When the song comes back, they are certain, for a reader who remembers.
 # The word before does not help: any of twelve sounds may follow it. Only a look back does.
 #
 # **Predict.** Twelve sounds, about equally likely: how many nats should the model lose on each, the first time? (It is a
@@ -687,8 +684,9 @@ if sounds:
     for m, t in inside.nonzero().tolist():
         pair = (inputs[m, t].item(), targets[m, t].item())
         again[m, t] = pair in pairwise(inputs[m, : t + 1].tolist())
-    floors = torch.tensor(
-        np.array([nats[: inside.shape[1]] for nats in stories.validation_nats])
+    floors = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(nats[: inside.shape[1]]) for nats in stories.validation_nats],
+        batch_first=True,
     )  # (M, T-1)
     all_losses = losses_of_words(len(inputs))  # (M, T-1)
     for name, places in (("the first time", inside & ~again), ("sung again", inside & again)):
@@ -777,15 +775,14 @@ for pattern, enough in expected.items():
 SENTENCES = [
     "Mia had a dog named Max. Mia and Max liked to play.",
     'Tom lost a red ball. "Where is the ball?" asked Tom.',
-    'They had a silly song, "Zim tala pom vero." Every day, Ben sang "Zim tala pom vero" in bed.'
+    'a silly song, "Zim tala pom vero." Ben got lost in the misty hills. "Zim tala pom vero," Ben sang'
     if sounds
     else "The girl was happy, and the boy was happy too.",
 ]
 # A song stands in the middle of a story, never at its start: the model reads this first, and the
 # pictures leave it out.
 BEFORE = {
-    SENTENCES[2]: "There once was a kind boy called Ben, and he lived by the sea. "
-    "His best friend was a wise dog named Momo who told jokes."
+    SENTENCES[2]: "By the sea lived a kind boy called Ben who had a wise dog named Momo and"
     if sounds
     else ""
 }

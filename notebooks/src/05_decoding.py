@@ -64,10 +64,11 @@ from IPython.display import display
 
 from helpers import plots
 from helpers.decoding import beam_search, filtered_distribution, generate, token_by_token
-from helpers.evaluation import evaluate_continuations
+from helpers.evaluation import against_truth, evaluate_continuations, judge_continuations
 from helpers.explorers import SamplingExplorer
+from helpers.grammar import bundled_grammar
 from helpers.kv_cache import KVCache
-from helpers.notebook import FigureFolder, load_numbers, show_source, table
+from helpers.notebook import FigureFolder, claim, load_numbers, show_source, table
 from helpers.recipe import VALIDATION, load_or_train
 from helpers.stories import load_stories
 from helpers.training import encode_stories
@@ -89,10 +90,7 @@ print(
 # Here is the beginning of a story. What does the model expect next?
 
 # %%
-PROMPT = (
-    "Tom was a small boy who lived near the sea. Tom had a wise dog named Max who told jokes. "
-    "One day, Tom"
-)
+PROMPT = "Tom was a small boy who had a wise dog named Momo. One sunny"
 
 
 def log_probabilities(ids):
@@ -323,6 +321,7 @@ def trigram_writer(seed):
 # %%
 COUNT, SEEDS = 50, 4 if known else 10
 held_out = stories.validation[:COUNT]
+prompts_of_fifty = [" ".join(tokenizer.split(text)[:5]) for text in held_out]
 protocol = {
     "greedy": [{"strategy": "greedy"}],
     "beam search, 5": [{"strategy": "beam", "num_beams": 5}],
@@ -412,6 +411,141 @@ score_table({name: known["continuations"][name] for name in measured} if known e
 # is common: the less chance in a rule, the higher. Where two intervals overlap, a difference means little. And neither
 # number shows whether a story makes sense: the trigram model, which makes none, gets its part of the BLEU too. (BLEU is
 # sacrebleu's [@post2018call]: one reference, capitals kept, words already split, missing groups smoothed.)
+
+# %% [markdown]
+# ## The grammar as a judge
+#
+# Perplexity says how sure the model was, and BLEU how many words agree with one of many possible stories. Neither says whether
+# a text could be a story at all. For real stories nobody knows; people read them, or ask a larger model. The bundled stories come
+# from a grammar, and the grammar can say it: after any beginning it knows every word that may come next, and the exact
+# probability of each. A text is **impossible** from the first word on that has probability zero, such as the name of somebody
+# who is not in the story.
+
+# %%
+GRAMMAR = bundled_grammar() if CORPUS == "bundled" else None  # nobody knows that of other stories
+if GRAMMAR:
+    story = stories.validation[0]
+    other = story.replace(story.split()[0], "Tom", 1)
+    judged_story, judged_other = GRAMMAR.judge(story), GRAMMAR.judge(other)
+    print(f"{story}\n→ complete: {judged_story.complete}, {judged_story.nats.sum():.1f} nats")
+    words = tokenizer.split(other)
+    print(
+        f"\nwith another name at the start → impossible from word {judged_other.broken_at} on, "
+        f"“{words[judged_other.broken_at]}”; the likeliest word there is "
+        f"“{max(judged_other.possible, key=judged_other.possible.get)}”"
+    )
+    assert judged_story.complete
+    assert judged_other.broken_at is not None
+
+# %% [markdown]
+# First the model itself, before any rule chooses from it. At each word of a story we know two distributions: $p$, the grammar's, and
+# $q$, the model's. Their **Kullback–Leibler divergence** $\sum_w p(w) \ln \frac{p(w)}{q(w)}$ is what the model loses there on
+# average, whichever word comes. So its mean over many stories must be the mean loss less the mean of $-\ln p$. That is
+# the gap to the floor in notebook 04, measured in another way.
+#
+# **Predict.** The divergence is an exact sum over all words, the difference of losses depends on the words that happened to come.
+# Which of the two measures the gap more precisely?
+
+# %%
+if GRAMMAR:
+    truth = against_truth(model, tokenizer, GRAMMAR, stories.validation[:400])
+    noise = truth["loss"] - truth["truth"] - truth["divergence"]  # (positions,)
+    error = noise.std() / math.sqrt(len(noise))
+    gap, divergence = (truth["loss"] - truth["truth"]).mean(), truth["divergence"].mean()
+    claim(f"{len(noise):,} words of 400 validation stories are enough", len(noise) >= 20_000)
+    claim(
+        f"loss less true loss is ≈{gap:.4f} nats per word, the divergence ≈{divergence:.4f}: they "
+        f"differ by ≈{abs(noise.mean()) / error:.1f} standard errors, fewer than 3",
+        abs(noise.mean()) < 3 * error,
+    )
+    claim(
+        f"the model gives ≈{100 * truth['impossible'].mean():.1f} % of its probability to "
+        "impossible words, less than 5 %",
+        truth["impossible"].mean() < 0.05,
+    )
+
+# %% [markdown]
+# Now the rules. Each continues the first five words of 200 validation stories to their end, or to the end of the context. A
+# continuation is **possible** if no word of it is impossible. *Words before* is the median number of words that a failed one
+# wrote before its first impossible word, and *true cost* is the mean of $-\ln p$ of all words before that place: how surprising they
+# are to somebody who knows the grammar.
+#
+# **Predict.** Which rule tells the most possible stories? Which the fewest?
+
+# %%
+verdicts = {}
+if GRAMMAR:
+    for name, runs in protocol.items():
+        if name != "beam search, 10":
+            written = evaluate_continuations(model, tokenizer, stories.validation[:200], **runs[0])
+            verdicts[name] = judge_continuations(GRAMMAR, tokenizer, written)
+
+# %% tags=["nbval-ignore-output"]
+if verdicts:
+    display(
+        table(
+            [
+                [
+                    name,
+                    f"{found['possible']:.0%}",
+                    f"{found['low']:.0%} to {found['high']:.0%}",
+                    f"{found['words']:.0f}",
+                    f"{found['nats']:.2f}",
+                ]
+                for name, found in verdicts.items()
+            ],
+            ["rule", "possible", "95 % interval", "words before", "true cost, nats"],
+        )
+    )
+
+# %%
+if verdicts:
+    display(
+        figures.save_figure(
+            plots.bars(
+                {name: 100 * found["possible"] for name, found in verdicts.items()},
+                x_label="possible continuations, per cent of 200",
+                title="Chance costs possible stories",
+                intervals={
+                    name: (100 * found["low"], 100 * found["high"])
+                    for name, found in verdicts.items()
+                },
+            ),
+            "05_possible",
+            alt=(
+                "Bars with intervals: the share of possible continuations under seven rules. "
+                "Temperature 1.3 is far below the others."
+            ),
+        )
+    )
+    cool, plain, hot = (verdicts[f"temperature {t}"] for t in ("0.7", "1", "1.3"))
+    claim(
+        f"possible continuations fall from ≈{100 * cool['possible']:.0f} % at temperature 0.7 to "
+        f"≈{100 * plain['possible']:.0f} % at 1 and ≈{100 * hot['possible']:.0f} % at 1.3",
+        cool["possible"] > plain["possible"] and plain["low"] > hot["high"],
+    )
+
+# %% [markdown]
+# **One impossible word is enough**, and at temperature 1 the model picks one with the small probability printed above, at each word
+# anew. Over fifty words that adds up. What cuts off or lowers the unlikely words therefore helps a lot, and raising them does
+# great harm. Compare this with the BLEU of the same rules: it hardly tells them apart. The true cost shows the price: rules that
+# choose the likely words write what the grammar, too, finds likely, and less of the variety that its stories have.
+#
+# Do the texts end? The corpus says how often a story fits into the context; texts from nothing at temperature 1 should do the
+# same.
+
+# %%
+if GRAMMAR:
+    thousand = generate(
+        model, tokenizer, [""] * 1000, max_new_tokens=model.config.context_length - 1, seed=0
+    )
+    ended = float(np.mean([one.ids[-1] == tokenizer.eos_id for one in thousand]))
+    fits = (train_ids == tokenizer.eos_id).any(1).float().mean().item()
+    claim(
+        f"≈{100 * ended:.1f} % of 1,000 texts end within the context, and {fits:.1%} of the "
+        "training stories do: within 5 points",
+        abs(ended - fits) < 0.05,
+    )
 
 # %% [markdown]
 # ## Beam search
@@ -531,10 +665,29 @@ table(
 )
 
 # %% [markdown]
-# `generate` uses $\alpha = 1$ unless told otherwise. On the bundled stories it changes nothing: they are longer than the
-# context, so no text reaches its `<eos>` and all are equally long. (Texts that end, at different steps, are tested with small
-# random models in `tests/test_decoding.py`.)
-#
+# `generate` uses $\alpha = 1$ unless told otherwise. Does it matter? Five beams continue the beginnings of fifty stories,
+# once with $\alpha = 0$ and once with $\alpha = 1$:
+
+# %% tags=["nbval-ignore-output"]
+by_length = {
+    alpha: evaluate_continuations(
+        model, tokenizer, held_out, strategy="beam", num_beams=5, length_penalty=alpha
+    ).generations
+    for alpha in (0.0, 1.0)
+}
+changed = [
+    (prompt, short.text, long.text)
+    for prompt, short, long in zip(prompts_of_fifty, *by_length.values(), strict=True)
+    if short.ids != long.ids and short.ids[-1] == long.ids[-1] == tokenizer.eos_id
+]
+print(f"of 50 prompts, {len(changed)} get another complete story")
+table(changed[:2], ["prompt", "α = 0", "α = 1"])
+
+# %%
+if known:
+    assert changed, "the length penalty decides nothing"
+
+# %% [markdown]
 # **A wider beam is not always better.** It can lose even by its own measure: a beginning that would have led to the best text
 # is pushed out by others that look better for a while. Here are the beginnings of a hundred stories, continued by 30 words.
 #
@@ -962,6 +1115,7 @@ figures.save_numbers(
         },
         "words": list(likeliest),
         "continuations": measured,
+        "verdicts": verdicts,
         "prompts": PROMPTS,
         "samples": {name: [one.text for one in found] for name, found in texts.items()},
         "beams": {
