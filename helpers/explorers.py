@@ -1,7 +1,8 @@
 """Pictures with controls: live in Jupyter and Colab, a still picture elsewhere."""
 
 import functools
-from collections.abc import Mapping, Sequence
+import html
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets as widgets
 import numpy as np
@@ -49,21 +50,24 @@ class Explorer:
 
 
 class AttentionExplorer(Explorer):
-    """Choose a sentence, a layer and a head, and see its heat-map.
+    """Choose a sentence, a layer and a head, and see its heat-map; type a sentence of your own.
 
-    sentences: {title: (tokens, attention[L, H, T, T])}, with the same L and H for each.
+    Args:
+        sentences: {title: (tokens, attention[L, H, T, T])}, with the same L and H for each.
+        read: makes the same of a typed sentence, or says by a ValueError what is wrong with it;
+            None: nothing can be typed.
+
     Raises ValueError if the shapes do not fit, or if there is no sentence, word, layer or head.
     """
 
-    def __init__(self, sentences: Mapping[str, tuple[Sequence[str], np.ndarray]]):
+    def __init__(
+        self,
+        sentences: Mapping[str, tuple[Sequence[str], np.ndarray]],
+        read: Callable[[str], tuple[Sequence[str], np.ndarray]] | None = None,
+    ):
         self.sentences = sentences = {
-            title: (tokens, np.asarray(weights)) for title, (tokens, weights) in sentences.items()
+            title: _checked(title, *shown) for title, shown in sentences.items()
         }
-        for title, (tokens, weights) in sentences.items():
-            require(
-                weights.size and weights.shape[2:] == (len(tokens), len(tokens)),
-                f"{title!r}: attention of shape {weights.shape} for {len(tokens)} words",
-            )
         sizes = {weights.shape[:2] for _, weights in sentences.values()}
         require(
             len(sizes) == 1,
@@ -85,6 +89,39 @@ class AttentionExplorer(Explorer):
             layer=slider(max=layers, description="layer"),
             head=slider(max=heads, description="head"),
         )
+        if read is not None:
+            self.read = read
+            self.typed = widgets.Text(
+                placeholder="type a sentence, then press Enter",
+                description="your own",
+                continuous_update=False,
+            )
+            self.typed.observe(self._add, "value")
+            self.message = widgets.HTML()
+            self.box.children = (self.typed, self.message, *self.box.children)
+
+    def _add(self, change) -> None:
+        """Show what was typed, as one more sentence."""
+        title = change["new"].strip()
+        if not title:
+            return
+        try:
+            self.sentences[title] = _checked(title, *self.read(title))
+        except ValueError as error:
+            self.message.value = html.escape(str(error))
+            return
+        self.message.value = ""
+        self.sentence.options = list(self.sentences)
+        self.sentence.value = title
+
+
+def _checked(title: str, tokens: Sequence[str], weights) -> tuple[Sequence[str], np.ndarray]:
+    weights = np.asarray(weights)  # (L, H, T, T)
+    require(
+        weights.size and weights.shape[2:] == (len(tokens), len(tokens)),
+        f"{title!r}: attention of shape {weights.shape} for {len(tokens)} words",
+    )
+    return tokens, weights
 
 
 class SamplingExplorer(Explorer):

@@ -147,10 +147,17 @@ def claim(text: str, condition) -> None:
     print(f"✓ {text}")
 
 
-def show_source(thing) -> Markdown:
-    """The source of a class, function or module: the code that runs, not a copy of it."""
+def show_source(thing, fold: str = "") -> Markdown:
+    """The source of a class, function or module: the code that runs, not a copy of it.
+
+    fold: a title, under which the listing is folded away.
+    """
     source = textwrap.dedent(inspect.getsource(thing)).rstrip()
-    return Markdown(f"```python\n{source}\n```", source)
+    listing = f"```python\n{source}\n```"
+    if not fold:
+        return Markdown(listing, source)
+    folded = f"<details><summary>{fold}</summary>\n\n{listing}\n\n</details>"
+    return Markdown(folded, f"{fold}\n\n{source}")
 
 
 def table(

@@ -419,20 +419,27 @@ def _label_points(axes, points, words: Sequence[str]) -> None:
 
 
 def position_heatmap(positions, *, title: str = "") -> Figure:
-    """Position vectors, one column for each position. positions: [T, D], from -1 to 1."""
-    figure, axes = subplots(positions=positions)
-    sns.heatmap(
-        np.asarray(positions).T,
-        ax=axes,
-        cmap="vlag",
-        vmin=-1,
-        vmax=1,
-        xticklabels=10,
-        yticklabels=50,
-        cbar_kws={"label": "value"},
-        rasterized=True,  # a picture in the file, not thousands of squares
-    )
-    axes.set(xlabel="position in the text", ylabel="dimension", title=title)
+    """Position vectors, a column for each position: their sines, and beside them their cosines.
+
+    positions: [T, D], from -1 to 1, sines in the even columns.
+    """
+    figure, panels = subplots(1, 2, size=(9.0, 4.2), positions=positions)
+    positions = np.asarray(positions)
+    for panel, start, name in zip(panels, (0, 1), ("sines", "cosines"), strict=True):
+        sns.heatmap(
+            positions[:, start::2].T,
+            ax=panel,
+            cmap="vlag",
+            vmin=-1,
+            vmax=1,
+            xticklabels=10,
+            yticklabels=25,
+            cbar=bool(start),
+            cbar_kws={"label": "value"},
+            rasterized=True,  # a picture in the file, not thousands of squares
+        )
+        panel.set(xlabel="position in the text", ylabel="" if start else "pair i", title=name)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
 
 

@@ -1,8 +1,9 @@
-"""Install what the notebooks need and Colab lacks; what Colab has stays as it is.
+"""The set-up of every notebook: make `helpers` importable; in Colab, install what is missing.
 
-The first cell of each notebook runs this.
+The first cell of each notebook calls `start`. What Colab has stays as it is.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def pins(listed: str) -> str:
     return "".join(f"{line}\n" for line in listed.splitlines() if PIN.fullmatch(line))
 
 
-def main() -> None:
+def install() -> None:
     command = [*PIP, "list", "--format=freeze"]
     listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     with tempfile.TemporaryDirectory() as scratch:
@@ -32,5 +33,9 @@ def main() -> None:
         subprocess.run(install, check=True)
 
 
-if __name__ == "__main__":
-    main()
+def start() -> None:
+    """Install what is missing in Colab; go to notebooks/; let `helpers` be imported."""
+    if "google.colab" in sys.modules:
+        install()
+    sys.path.insert(0, str(ROOT))
+    os.chdir(ROOT / "notebooks")

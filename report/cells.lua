@@ -1,7 +1,7 @@
 -- From notebook cells to the pages of a report. Runs on what pandoc's ipynb reader gives, with every form of each output.
 -- Metadata read: `repository`, the address that links to files lead to. Files read, in pandoc's working folder: the data of the
 -- explorers, `this_run/<corpus>/<name>.json` or else `figures/<corpus>/<name>.json`; for paper `glyphs.txt`, the code points that
--- its fonts can show, one a line.
+-- its fonts can show, one a line; `report/references.bib`, whose addresses turn links into citations.
 
 local html = FORMAT:match("html") ~= nil
 local chapter, section, subsection = "0", 0, 0 -- a chapter has its notebook's number
@@ -16,6 +16,14 @@ local hidden = { "parameters", "setup", "remove-cell" }
 local drawing = {
   "^figures%.save_", "^FigureFolder%(", "^table%(", "^display%(", "^plots%.", "^attention_plots%.", "^%w*Explorer%(", "^show_",
 }
+
+local works = {} -- address -> key of the work that it leads to
+local key
+for line in io.lines("report/references.bib") do
+  key = line:match("^@%w+{(.-),") or key
+  local address = line:match("^%s*url = {(.-)}")
+  if address then works[address] = key end
+end
 
 local function fail(message)
   io.stderr:write("report: " .. message .. "\n")
@@ -145,6 +153,8 @@ local function best(blocks, notebook)
   for _, format in ipairs { "markdown", "html" } do
     for _, block in ipairs(blocks) do
       if block.t == "RawBlock" and block.format == format then
+        local folded = not html and block.text:match("^<details><summary>(.-)</summary>")
+        if folded then return pandoc.Blocks { pandoc.Para { pandoc.Emph(folded .. ".") } } end -- paper cannot fold
         return format == "markdown" and with_caption(as_typed(pandoc.read(block.text, plain_markdown).blocks)) or { block }
       end
     end
@@ -234,6 +244,10 @@ end
 local function link(element)
   -- A link whose text is a picture from elsewhere is a badge. Nothing is fetched, and a report has no use for it.
   if #element.content == 1 and element.content[1].t == "Image" and element.content[1].src:match("^%a+://") then return {} end
+  local work = works[element.target]
+  if work then -- by its number, after its name
+    return element.content .. { pandoc.Space(), pandoc.Cite({ pandoc.Str("[@" .. work .. "]") }, { pandoc.Citation(work, "NormalCitation") }) }
+  end
   if element.target:match("^%.%./") then -- a file of the repository
     element.target = repository .. "/blob/main/" .. element.target:sub(4)
   elseif element.target:match("^#") then

@@ -21,8 +21,10 @@ from nbformat.v4 import new_output
 from playwright.sync_api import sync_playwright
 from support import MARKUP, ROOT, displayed, report_script, write_notebook
 
+from helpers.attention_plots import heatmap
 from helpers.explorers import AttentionExplorer
 from helpers.notebook import FigureFolder, table
+from helpers.plots import Picture
 
 build = report_script("build")
 
@@ -223,7 +225,11 @@ sys.path.insert(0, {str(ROOT)!r})
 import numpy as np
 from helpers.explorers import AttentionExplorer
 one, two = np.load("weights.npy")
-AttentionExplorer({{"one": (list("abcd"), one), {HOSTILE!r}: ([{HOSTILE!r}, *"fgh"], two)}})
+def read(text):
+    words = [word if word < "m" else word + " (unknown)" for word in text.split()]
+    return words, np.tril(np.ones((2, 3, len(words), len(words))) / 2)
+sentences = {{"one": (list("abcd"), one), {HOSTILE!r}: ([{HOSTILE!r}, *"fgh"], two)}}
+AttentionExplorer(sentences, read=read)
 """
     write_notebook(folder / "live.ipynb", (code, []))
     with socket.socket() as free:
@@ -288,4 +294,9 @@ def test_the_live_sliders_show_the_right_head(browser, live):
     assert wait_for(expected.image.value)
     assert page.title() != "hacked"  # a sentence and a word that are markup are shown as text
     assert page.locator("b").count() == 0
+    page.locator(".widget-text input").fill("a zebra")  # typed: read, and the unknown word named
+    page.keyboard.press("Enter")
+    layer, head = expected.layer.value, expected.head.value
+    title, words = f"layer {layer}, head {head}", ["a", "zebra (unknown)"]
+    assert wait_for(Picture(heatmap(np.tril(np.ones((2, 2)) / 2), words, title=title), "x").png)
     page.close()

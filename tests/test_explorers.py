@@ -57,6 +57,29 @@ def test_the_explorer_numbers_heads_from_one():
     assert explorer.image.value == expected.png
 
 
+def test_a_typed_sentence_is_read_and_shown():
+    def read(text):
+        words = text.split()
+        if len(words) > 3:
+            raise ValueError("at most 3 <words>")
+        return words, causal_weights(words=len(words))
+
+    explorer = AttentionExplorer({"first": (LABELS, causal_weights())}, read=read)
+    assert explorer.box.children[:2] == (explorer.typed, explorer.message)
+    explorer.typed.value = "one two three"
+    assert explorer.sentence.options == ("first", "one two three")
+    weights = causal_weights(words=3)[0, 0]
+    expected = Picture(heatmap(weights, ["one", "two", "three"], title="layer 1, head 1"), "x")
+    assert explorer.image.value == expected.png
+    explorer.typed.value = "far too many words"
+    assert explorer.message.value == "at most 3 &lt;words&gt;"
+    assert explorer.sentence.value == "one two three"  # nothing is lost
+    explorer.typed.value = " two  "
+    assert (explorer.message.value, explorer.sentence.value) == ("", "two")
+    explorer.typed.value = ""
+    assert explorer.sentence.value == "two"
+
+
 def test_the_explorer_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"'s': attention of shape \(2, 4, 3, 3\) for 6 words"):
         AttentionExplorer({"s": (LABELS, causal_weights(words=3))})

@@ -107,19 +107,6 @@ def test_it_opens_with_a_promise_and_a_corpus(path):
     assert cells[first_code].source.startswith(f'CORPUS = "{corpus}"')
 
 
-def test_every_notebook_finds_the_repository_in_the_same_way():
-    """Before that there is nothing to import, so the cell stands in each of them."""
-    setups = {
-        cell.source
-        for path in NOTEBOOKS
-        for cell in code_cells(path)
-        if "setup" in cell.metadata.get("tags", [])
-    }
-    assert len(setups) == 1
-    assert (ROOT / "notebooks" / "colab.py").is_file()
-    assert "/content/course/notebooks/colab.py" in setups.pop()
-
-
 def test_the_tests_write_to_a_temporary_folder():
     folder = Path(os.environ["FIGURES_DIR"])
     assert folder.name == "test_notebooks"  # a folder for each file: none reads what another wrote

@@ -11,44 +11,38 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/01_embeddings.ipynb)
 #
-# **Promise.** You will follow one story from text to numbers: words, ids, vectors, positions. At the end you will see that
-# word vectors alone cannot tell *the dog looked for the cat* from *the cat looked for the dog*, and what can.
+# **Promise.** You will compute by hand what a language model is trained to do, and then follow one story from text to numbers:
+# words, ids, vectors, positions. At the end you will see that word vectors alone cannot tell *the dog looked for the cat* from
+# *the cat looked for the dog*, and what can.
 #
-# **Prerequisites.** Python and a little PyTorch. This is the first notebook.
+# **You will be able to**
 #
-# **Running time.** About one minute on two cores, most of it training word vectors; a few seconds when they are cached.
+# - turn the scores of a model into probabilities, a loss in nats and a perplexity;
+# - turn a text into ids and back, and say what is lost on the way;
+# - explain why looking up a row of a table is a matrix product;
+# - say what a word vector knows before any training of the model, and what it does not;
+# - explain why a model needs positions, and what sinusoidal positions add.
+#
+# **Prerequisites.** Python and PyTorch tensors. This is the first notebook.
+#
+# **Running time.** About one minute on two cores, most of it for training word vectors; a few seconds once they are cached.
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
 # or of a folder with train.* and validation.*
 
-# %% tags=["setup"]
+# %% cellView="form" tags=["setup"]
+# @title Set-up: run this cell first
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assignment"
-
 if "google.colab" in sys.modules:
-    if not Path("/content/course").exists():
-        subprocess.run(
-            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
-        )
-    if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(
-            f"{REPOSITORY} does not hold this course: put the right address into this cell"
-        )
-    # Adds what is missing.
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
-here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
-ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
-if ROOT is None:
-    raise RuntimeError(
-        "open this notebook inside the repository: no folder `helpers` above the working folder"
-    )
-sys.path.insert(0, str(ROOT))
-os.chdir(ROOT / "notebooks")
+    os.system(f"cd /content && [ -d course ] || git clone -q --depth=1 {REPOSITORY} course")
+sys.path[:0] = ["/content/course/notebooks", "notebooks", "."]
+import colab  # not found? Open this notebook inside the repository, or correct REPOSITORY
+
+colab.start()
 
 # %%
 import textwrap
@@ -56,96 +50,188 @@ from collections import Counter
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from helpers import plots
+from helpers.grammar import bundled_grammar
 from helpers.model import ModelConfig, sinusoidal_positions
-from helpers.notebook import FigureFolder, show_source, table
+from helpers.notebook import FigureFolder, claim, show_source, table
 from helpers.stories import load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.vectors import neighbours, train_vectors
 
 figures = FigureFolder(CORPUS)
-stories = load_stories(CORPUS)
-print(
-    f"{len(stories.train):,} stories to train on, {len(stories.validation):,} to evaluate on, "
-    "none in both"
+
+# %% [markdown]
+# ## The task: say what comes next
+#
+# A **language model** reads the beginning of a text and predicts its next piece. Our pieces are words. Here is the story that
+# this notebook follows:
+
+# %%
+STORY = (
+    "Tom was a small boy. One sunny day, Tom met a hungry man on the bridge. Tom gave the man an "
+    "apple. The man smiled and gave him a tin whistle. Whenever he blew it, the sun came out."
+)
+print(textwrap.fill(STORY, 88))
+
+# %% [markdown]
+# Nobody wrote it. A **grammar** told it: a list of sentence patterns with slots, and of words that may fill each slot
+# (`helpers/bundled_grammar.toml`). The course trains its model on ten thousand such *grammar stories*. They are useful because the
+# grammar knows something that nobody knows about other texts: the exact probability of every next word. So we can always say how
+# well any model could possibly do.
+#
+# Suppose a model has read *Tom was a small*. It gives every word that it knows a score, called a **logit**: any number, the higher
+# the likelier. To become probabilities the scores must be positive and sum to 1. The **softmax** does that: exponentiate, then
+# divide by the sum. Here are made-up logits for five words:
+
+# %%
+words = ["boy", "girl", "bear", "tom", "the"]
+logits = torch.tensor([3.0, 2.0, 1.0, -1.0, -2.0])  # (V,), made up
+probabilities = logits.exp() / logits.exp().sum()  # (V,), the softmax
+table(
+    zip(words, logits.tolist(), probabilities.tolist(), strict=True),
+    ["next word", "logit", "probability"],
+)
+
+# %% [markdown]
+# The word that does come is *boy*. How good was the prediction? The **loss** is $-\ln p$ of that word, called *cross-entropy*: 0
+# if the model was certain of it, large if the word came as a surprise. Its unit is the **nat** (from *natural* logarithm; with
+# $\log_2$ it would be the bit). A loss of 1 nat means that the word had a probability of $1/e$, a little more than a third.
+
+# %%
+loss = -probabilities[words.index("boy")].log()  # ()
+by_pytorch = F.cross_entropy(logits, torch.tensor(words.index("boy")))
+claim(
+    f"the loss is {loss:.3f} nats; PyTorch says {by_pytorch:.3f}", torch.isclose(loss, by_pytorch)
+)
+
+# %% [markdown]
+# How large is that? $e^{\text{loss}}$ is the **perplexity**: the number of equally likely words among which it would be as hard
+# to guess.
+
+# %%
+five = torch.zeros(5)  # (V,): five logits alike
+uncertain = F.cross_entropy(five, torch.tensor(0))
+print(f"the made-up logits: perplexity {loss.exp():.2f}")
+print(f"no idea, five words alike: loss ln 5 = {uncertain:.2f}, perplexity {uncertain.exp():.2f}")
+
+# %% [markdown]
+# The grammar is the perfect model of its stories. `judge` asks it for $-\ln p$ of every word of our story. (`<eos>` is the end.)
+#
+# **Predict.** Which words of the story cost the grammar nothing?
+
+# %%
+judged = bundled_grammar().judge(STORY)
+pieces = [*WordTokenizer([]).split(STORY), "<eos>"]
+table(
+    [[word, f"{nats:.2f}"] for word, nats in zip(pieces[:17], judged.nats, strict=False)],
+    ["word", "−ln p, nats"],
+    caption="What the first words cost a reader who knows the grammar by heart.",
+)
+
+# %%
+mean = judged.nats.mean()
+claim(
+    f"{len(pieces)} words and marks cost {judged.nats.sum():.1f} nats, {mean:.2f} each: perplexity "
+    f"{np.exp(mean):.2f}",
+    judged.complete,
+)
+
+# %% [markdown]
+# Wherever the sentence leaves no choice, as after *Tom was*, the next word costs nothing. Names, days and gifts are free choices,
+# and cost. The second *Tom* costs half a nat: it could have been *he*. Nobody who reads from left to right can do better than
+# this on average. We call the mean over many stories the **floor**, and measure every model against it.
+#
+# **One story is many exercises.** The input is the story without its last piece, the target the same story *shifted by one*:
+
+# %%
+shift = zip(["<sos>", *pieces[:-1]], pieces, strict=True)
+table(list(shift)[:8], ["the model reads …", "… and must predict"])
+
+# %% [markdown]
+# At each place it may use everything above. `<sos>` stands for the start, so that the first word can be predicted, too.
+#
+# ## Letters for sizes
+#
+# Every line of code that makes a tensor says its shape in a comment. The letters are the same in the whole course:
+
+# %%
+config = ModelConfig()
+table(
+    [
+        ["B", "stories in a batch", ""],
+        ["T", "tokens (words and marks) of a story", config.context_length],
+        ["S", "tokens that can be read; T, unless some were read before (notebook 05)", ""],
+        ["V", "words in the vocabulary", config.vocab_size],
+        ["E", "numbers of a word vector", config.embedding_dim],
+        ["D", "numbers of a token inside the model, its width", config.d_model],
+        ["H, K", "heads of attention, and the numbers of each: H · K = D", "8, 37"],
+        ["F", "width of a feed-forward layer", config.d_ff],
+        ["L", "blocks, one after another", config.num_layers],
+    ],
+    ["letter", "what it counts", "in our model"],
 )
 
 # %% [markdown]
 # ## A story becomes words
 #
-# A language model predicts the next piece of a text from the pieces before it. Our pieces are words. Most models of today
-# cut words further, into fragments; we keep them whole, because then each number that we look at has a name.
-#
-# Here is the beginning of the first training story. (Stories of other corpora are not printed, only counted.)
+# Most models of today cut words into fragments. We keep them whole, because then each number that we look at has a name. The
+# tokenizer splits at blanks, makes each punctuation mark a word of its own, and writes everything in lower case, so that *One* and
+# *one* share a vector.
 
 # %%
-EXAMPLE = 'One day, Mia lost her red ball. "Where is the ball?" asked Tom.'
-shown = stories.train[0] if CORPUS == "bundled" else EXAMPLE
-print(textwrap.fill(shown, 88))
-
-# %% [markdown]
-# The tokenizer splits at blanks, makes punctuation a word of its own, and writes everything in lower case. So *Where* and
-# *where* share one vector, and the text can be put together again.
-
-# %%
+stories = load_stories(CORPUS)
 tokenizer = WordTokenizer.train(stories.train, vocab_size=10_000)
-print(tokenizer.split(EXAMPLE))
+print(tokenizer.split(STORY)[:17])
 
 # %% [markdown]
 # ## Words become ids
 #
-# The vocabulary is the list of the most frequent words of the training stories. A word's place in that list is its id.
-# The first four ids are kept for special tokens: `<pad>` fills short stories up, `<sos>` and `<eos>` mark a story's start
-# and end, `<unk>` stands for a word that is not in the list.
+# The **vocabulary** lists the most frequent words of the training stories. A word's place in that list is its **id**. The
+# first four ids are special tokens: `<pad>` fills short stories up, `<sos>` and `<eos>` mark the start and the end, and `<unk>`
+# stands for any word that is not in the list.
 
 # %%
 show_source(WordTokenizer.encode_story)
 
 # %%
-ids = tokenizer.encode_story("Mia found a zyzzyva.", length=10)
+ids = tokenizer.encode_story("Tom met a zyzzyva.", length=10)
 table(
     [[place, token_id, tokenizer.word(token_id)] for place, token_id in enumerate(ids)],
     ["position", "id", "token"],
 )
 
 # %% [markdown]
-# A story that is longer than the model's context is cut, and then has no `<eos>`. How many are?
+# *Zyzzyva* (a beetle) occurs in no story, so the model reads `<unk>`. `decode` goes the other way. It puts spaces, quotation marks
+# and capitals back: at the start of sentences, in *I*, and in names, which it learned from the training stories.
 
 # %%
-CONTEXT = 64
-cut = np.mean(
-    [
-        tokenizer.encode_story(text, CONTEXT)[-1] not in (tokenizer.pad_id, tokenizer.eos_id)
-        for text in stories.train
-    ]
-)
-print(f"longer than {CONTEXT} tokens, <sos> and <eos> counted: {cut:.1%} of the training stories")
+back = tokenizer.decode(tokenizer.encode(STORY))
+claim("the ids of our story decode to the story itself", back == STORY)
 
 # %% [markdown]
-# *Zyzzyva* (a beetle) never occurs in the stories, so the model sees `<unk>`. `decode` goes the other way. It puts spaces,
-# quotes and capitals back: sentence starts, *I*, and names, which it learned from the training text.
+# **A story longer than the context is cut**, and then has no `<eos>`: it did not end there. How many stories are cut at our
+# context of 64 tokens?
 
 # %%
-print(tokenizer.decode(tokenizer.encode(EXAMPLE)))
-assert tokenizer.decode(tokenizer.encode(EXAMPLE)) == EXAMPLE, (
-    "what was encoded no longer decodes to itself"
-)
+CONTEXT = config.context_length
+rows = [tokenizer.encode_story(text, CONTEXT) for text in stories.train]
+cut = np.mean([row[-1] not in (tokenizer.pad_id, tokenizer.eos_id) for row in rows])
+print(f"cut: {cut:.2%} of {len(rows):,} training stories")
 
 # %% [markdown]
-# **How many words are enough?** Count how much of the validation text the first *n* words of the vocabulary cover.
+# **How many words are enough?** The figure counts how much of the validation stories, which are never trained on, the first $n$
+# words of the vocabulary cover.
 
 # %%
 counts = Counter(i for text in stories.validation for i in tokenizer.encode(text))
-# Most frequent in training first.
 frequency = np.array([counts[i] for i in range(4, len(tokenizer))])  # (V - 4,)
-total = sum(counts.values())
-coverage = frequency.cumsum() / total  # (V - 4,)
-unknown_rate = counts[tokenizer.unk_id] / total
+coverage = frequency.cumsum() / counts.total()  # (V - 4,)
+unknown_rate = counts[tokenizer.unk_id] / counts.total()
 half = int(np.searchsorted(coverage, 0.5)) + 1
-print(f"vocabulary: {len(tokenizer):,} tokens; unknown: {unknown_rate:.2%} of the validation words")
-print(f"half of all words are one of only {half}")
+print(f"{len(tokenizer):,} tokens; unknown: {unknown_rate:.2%} of the words; half of them: {half}")
 
 # %%
 figure = plots.compare_curves(
@@ -158,121 +244,114 @@ figure.axes[0].set_xscale("log")
 figures.save_figure(
     figure,
     "01_coverage",
-    alt=(
-        "Share of the validation words covered by the n most frequent words, rising almost "
-        "straight on a logarithmic axis."
-    ),
+    alt="Share of the validation words covered by the n most frequent words, against n.",
 )
 
 # %% [markdown]
-# The axis is logarithmic: each tick to the right costs ten times as many words. The first few dozen words, full stops and
-# *the* among them, do half of the work; the long tail holds the names and things that stories are about. The figure
-# counts words, not meaning: an unknown word is often the one that matters.
-
-# %% [markdown]
+# The axis is logarithmic: each tick to the right needs ten times as many words. A few dozen words, full stops and *the* among
+# them, are half of the text; the long tail holds the names and things that the stories are about. The figure counts words, not
+# meaning: a rare word is often the one that matters.
+#
 # ## Ids become vectors
 #
-# An id says nothing about a word: 17 is not nearly 18. So each id gets a vector of 300 numbers, a row of a table, and the
-# model works with rows. Looking up row 17 is the same as multiplying the table by a *one-hot* vector, which is 1 at place
-# 17 and 0 elsewhere. That is why the table can be trained like any other weight matrix.
+# An id says nothing about a word: 17 is not nearly 18. So each id gets a vector of 300 numbers, one row of a table, and the
+# model computes with rows. Looking up row 17 gives the same as multiplying the table by a **one-hot** vector, which is 1 at
+# place 17 and 0 elsewhere. A product can be differentiated, so the table can be trained like any other weight matrix.
 
 # %%
 embedding = nn.Embedding(len(tokenizer), 300)  # (V, E)
-batch = torch.tensor([tokenizer.encode("the little dog was happy")])  # (B, T) = (1, 5)
-one_hot = nn.functional.one_hot(batch, len(tokenizer)).float()  # (B, T, V)
-
-assert torch.equal(embedding(batch), one_hot @ embedding.weight), (
-    "a lookup is a product with a one-hot vector"
-)
-print(
-    "lookup",
-    tuple(embedding(batch).shape),
-    "= one-hot",
-    tuple(one_hot.shape),
-    "@ table",
-    tuple(embedding.weight.shape),
+batch = torch.tensor([tokenizer.encode(STORY)])  # (B, T), B = 1
+one_hot = F.one_hot(batch, len(tokenizer)).float()  # (B, T, V)
+product = one_hot @ embedding.weight  # (B, T, E)
+claim(
+    f"looking up {batch.shape[1]} rows = one-hot {tuple(one_hot.shape)} @ table "
+    f"{tuple(embedding.weight.shape)}, bit for bit",
+    torch.equal(embedding(batch), product),
 )
 
 # %% [markdown]
-# The lookup copies 300 numbers; the product does the same with one multiplication for every word of the vocabulary.
-
-# %% [markdown]
+# The lookup copies 300 numbers per word; the product does the same work with a multiplication for every word of the vocabulary.
+# One-hot vectors themselves would be poor inputs: any two of them are equally far apart.
+#
 # ## Vectors that know something before training
 #
 # A fresh table is random. Word vectors that were trained on text start with more: words used in similar places have
-# similar vectors. Skip-gram does it by a game (Mikolov et al. 2013 [@mikolov2013efficient]): predict from a word's vector the
-# words around it.
+# similar vectors. **Skip-gram** ([Mikolov et al. 2013](https://arxiv.org/abs/1301.3781)) learns them by a game: from a word's vector,
+# predict the words around it.
 #
-# fastText adds the inside of the word (Bojanowski et al. 2017, section 3.2 [@bojanowski2017enriching]). A word's vector is
-# the mean of its own row and of the rows of its **character n-grams**, with `<` and `>` marking its borders.
+# **fastText** ([Bojanowski et al. 2017](https://arxiv.org/abs/1607.04606), section 3.2) adds the inside of the word. It cuts a
+# word, with `<` and `>` as its borders, into **n-grams**: runs of 3 to 6 letters. A word's vector is built from its own row and the rows
+# of its n-grams. (The paper adds them up; the program, and so we, take their mean.) There are too many n-grams for a row each, so a
+# hash sends every n-gram to one of a fixed number of rows, its *bucket*, which it may share.
 
 # %%
 vectors = train_vectors(stories.train, tokenizer)
 in_dictionary, _, _ = vectors.coverage(tokenizer)
-print(
-    f"vectors of {vectors.dim} numbers; with a row of their own: {in_dictionary:,} of "
-    f"{len(tokenizer.words):,} words"
-)
+print(f"{in_dictionary:,} of {len(tokenizer.words):,} words have a row of their own")
 print("n-grams of 'dogs':", *vectors.subwords("dogs"))
 
 # %% [markdown]
-# Is anything learned? Ask for the nearest neighbours: the words whose vectors point the same way (cosine similarity).
+# Has it learned anything? Ask for nearest neighbours: the words whose vectors point in the most similar direction (the cosine
+# of the angle between them is largest).
 
 # %%
-matrix = vectors.matrix(tokenizer)  # (V, 300)
-words, rows = tokenizer.words, matrix[4:]  # special tokens left out
+matrix = vectors.matrix(tokenizer)  # (V, E)
+known, rows = tokenizer.words, matrix[4:]  # special tokens left out
 
 
 def nearest(word, k=5):
-    return [other for other, _ in neighbours(rows, words, vectors[word], k + 1) if other != word][
-        :k
-    ]
+    found = neighbours(rows, known, vectors[word], k + 1)
+    return [other for other, _ in found if other != word][:k]
 
 
 queries = ["mia", "she", "red", "ball", "said", "happy"]
-answers = {word: nearest(word) for word in queries if word in words}
+answers = {word: nearest(word) for word in queries if word in known}
 table([[word, ", ".join(near)] for word, near in answers.items()], ["word", "nearest words"])
 
 # %% [markdown]
-# Names gather with names, colours with colours, toys with toys. Nobody told it so: words that can stand in the same place
-# end up in the same place. Similar use is not the same meaning, though: *she* lies close to *he*. And a word that is used
-# beside everything, as *said* is, has neighbours that say little.
+# Names gather with names, colours with colours, toys with toys. Nobody told fastText so: words that can stand in the same place
+# end up in the same direction. But being used alike is not the same as meaning the same: *she* lies close to *he*.
 #
-# **Predict.** *Doggy* and *zyzzyva* have no row of their own. Can they have a vector? Near what?
+# **Predict.** *Cakes* and *zyzzyva* are not in the vocabulary. Can they have vectors? Near which words?
 
 # %%
-unseen = ["doggy", "zyzzyva"]
-assert all(word in vectors for word in unseen)
+unseen = ["cakes", "zyzzyva"]
+ngrams = {word: set(vectors.subwords(word)) for word in [*known, *unseen]}
+
+
+def shared(word):
+    """Its nearest words, each with the number of n-grams that the two have in common."""
+    return ", ".join(f"{near} ({len(ngrams[word] & ngrams[near])})" for near in nearest(word, 4))
+
+
 table(
-    [[word, "yes" if word in words else "no", ", ".join(nearest(word, 4))] for word in unseen],
-    ["word", "in the vocabulary", "nearest words"],
+    [[word, "yes" if word in known else "no", shared(word)] for word in unseen],
+    ["word", "in the vocabulary", "nearest words (n-grams in common)"],
 )
 
 # %% [markdown]
-# Both have one, built from n-grams alone. *Doggy* lands beside words that end as it does, not beside the dog.
-# *Zyzzyva* shares none of its n-grams with a word of the stories; its rows were never trained, or only by words that
-# fell into the same bucket, and its neighbours are chance. The vector of an unseen word is a guess from spelling.
+# Both have a vector, built from n-grams alone. *Cakes* shares n-grams with words that contain *cake*, and lies near them. *Zyzzyva*
+# shares none with any word of the stories. Its rows were never trained, unless another n-gram fell into the same bucket, so its
+# neighbours are chance. The vector of an unseen word is a guess from its spelling, no more.
 #
-# A map of some words shows the groups at a glance. Three hundred dimensions are pressed flat by keeping the two in which
-# these words differ most (principal components).
+# A map of a few words shows the groups at a glance. It presses three hundred dimensions flat by keeping the two in which these words
+# differ most (their principal components).
 
 # %%
 groups = {
-    "name": "mia tom ben lucy lily",
+    "name": "mia tom ben lucy anna",
     "colour": "red green pink",
     "feeling": "happy sad proud tired",
-    "who": "he she his him they",
+    "pronoun": "he she his him they",
     "thing": "ball hat drum kite",
 }
-chosen = [
-    (word, group) for group, members in groups.items() for word in members.split() if word in words
-]
-points = np.stack([vectors[word] / np.linalg.norm(vectors[word]) for word, _ in chosen]).astype(
-    np.float64
-)  # (N, 300)
-points -= points.mean(axis=0)
-left, _, directions = np.linalg.svd(points, full_matrices=False)
-directions *= np.sign(directions[:, [0]])  # a direction and its opposite are equally good: pick one
+chosen = [(w, group) for group, members in groups.items() for w in members.split() if w in known]
+points = np.stack([vectors[word] / np.linalg.norm(vectors[word]) for word, _ in chosen])  # (N, E)
+points = (points - points.mean(axis=0)).astype(np.float64)  # (N, E)
+_, _, directions = np.linalg.svd(points, full_matrices=False)
+directions *= np.sign(directions[:, [0]])  # a direction and its opposite are equally good
+
+# %%
 figures.save_figure(
     plots.scatter_words(
         points @ directions[:2].T, *zip(*chosen, strict=True), title="Words used alike lie together"
@@ -282,10 +361,9 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Words of one colour and shape belong to one group; we chose the groups, the vectors did not know them. Distances on the
-# map are only a shadow: two words that touch here may be far apart in one of the other 298 directions.
-
-# %% [markdown]
+# Words of one colour and shape belong to one group. We chose the groups; the vectors did not know them. The map shows two of
+# three hundred directions, so words that touch here, such as one from another group, may be far apart in the others.
+#
 # ## Where is the order?
 #
 # Take two sentences with the same words.
@@ -296,131 +374,124 @@ figures.save_figure(
 SENTENCES = ["The dog looked for the cat.", "The cat looked for the dog."]
 first, second = (
     torch.from_numpy(matrix[tokenizer.encode(text)]).double() for text in SENTENCES
-)  # (T, 300) each
-print(f"distance of the averages: {(first.mean(0) - second.mean(0)).norm():.6f}")
-assert torch.allclose(first.mean(0), second.mean(0)), (
-    "the same words have the same mean, in any order"
-)
+)  # (T, E) each
+apart = (first.mean(0) - second.mean(0)).norm()
+claim(f"the two averages are the same: {apart:.6f} apart", apart < 1e-9)
 
 # %% [markdown]
-# Nothing is left of the difference. A mean does not know order. Attention, which the next notebook builds, is a weighted mean:
-# it can tell which words came earlier, for it may not look ahead, but not which of them stood where. So the position must be
-# written *into* the vectors.
+# Nothing is left of the difference, because a mean does not depend on the order. Attention, which the next notebook builds, is
+# a weighted mean. With its mask it knows *which* words came before, but not in *which order*. So the position must be written *into*
+# the vectors.
 #
-# The idea of Vaswani et al. 2017, section 3.5 [@vaswani2017attention]: give each position a vector of its own, made of waves of
-# different lengths, like the hands of many clocks. Fast hands tell neighbours apart, slow hands tell the start of a
-# story from its end. Dimension pair $i$ of position $t$ is
+# The idea of [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.5: each position gets a vector of its own, made of
+# waves of different lengths, like the hands of many clocks. Fast hands tell neighbours apart; slow hands tell the start of a
+# story from its end. The pair $i$ of numbers at position $t$ is
 #
-# $$p_{t,2i} = \sin\left(\frac{t}{10000^{2i/d}}\right) \qquad p_{t,2i+1} = \cos\left(\frac{t}{10000^{2i/d}}\right)$$
+# $$p_{t,2i} = \sin\left(\frac{t}{10000^{2i/D}}\right) \qquad p_{t,2i+1} = \cos\left(\frac{t}{10000^{2i/D}}\right)$$
 
 # %%
 show_source(sinusoidal_positions)
 
 # %%
-config = ModelConfig()
-positions = sinusoidal_positions(config.context_length, config.d_model)  # (T, D) = (64, 296)
+positions = sinusoidal_positions(CONTEXT, config.d_model)  # (T, D)
 figures.save_figure(
     plots.position_heatmap(positions, title="Every position has a pattern of its own"),
     "01_positions",
     alt=(
-        "Heat-map of 64 positions by 296 dimensions: fast waves at the top, ever slower ones "
-        "towards the bottom."
+        "Two heat-maps of 64 positions by 148 waves, sines and cosines: fast waves at the top, "
+        "ever slower ones towards the bottom."
     ),
 )
 
 # %% [markdown]
-# Read a column: that is what is added to the word at this position. The top rows change with every word; in the lower
-# half hardly anything changes within 64 words (the stripes are sines near 0 and cosines near 1). Our context is short, and the
-# wavelengths were chosen for longer ones.
+# A column of both pictures together is the vector of one position. The top rows change with every word; in the lower half hardly
+# anything changes within 64 words: sines stay near 0, cosines near 1. The wavelengths were chosen for longer contexts than
+# ours.
 #
-# What is it good for? Compare positions by their dot product.
+# What are they good for? Compare positions by their dot product.
 
 # %%
 similarity = positions @ positions.T  # (T, T)
-centre = 32
-figure = plots.compare_curves(
-    {f"position {centre} with …": (range(config.context_length), similarity[centre].tolist())},
-    x_label="position",
-    y_label="dot product",
-    title="The nearer, the more alike",
-)
-assert torch.allclose(similarity[10, :54], similarity[20, 10:], atol=1e-4), (
-    "only the distance counts, not the place"
-)
-assert torch.allclose(similarity.diagonal(), torch.full((64,), config.d_model / 2)), (
-    "sin² + cos² = 1 in each of the D/2 pairs"
-)
 figures.save_figure(
-    figure,
-    "01_similarity",
-    alt=(
-        "Dot product of position 32 with every position: a peak at 32 that falls off on both sides."
+    plots.compare_curves(
+        {"position 32 with …": (range(CONTEXT), similarity[32].tolist())},
+        x_label="position",
+        y_label="dot product (no unit)",
+        title="The nearer, the more alike",
     ),
+    "01_similarity",
+    alt="Dot product of position 32 with every position: a peak at 32, falling off on both sides.",
+)
+
+# %%
+moved = (similarity[10, :54] - similarity[20, 10:]).abs().max()
+claim(f"only the distance counts, not the place: within {1e-4}", moved < 1e-4)
+claim(
+    f"a position with itself gives D/2 = {config.d_model / 2:.0f}, since sin² + cos² = 1",
+    torch.allclose(similarity.diagonal(), torch.tensor(config.d_model / 2)),
 )
 
 # %% [markdown]
-# The peak is the position itself; the curve falls off on both sides and then ripples. It depends on the *distance* of
-# two positions only, not on where they are, so a model can learn "the word before" once, for all places.
-# Notebook 02 builds exactly that head by hand. Whether a trained model uses it, this figure cannot say.
-
-# %% [markdown]
-# ## How loud is a word, how loud is a position?
+# The peak is the position itself; the curve falls off on both sides and then ripples. It depends on the *distance* between two
+# positions only. That alone does not let a model look for "the word before": the peak lies on the word itself. Notebook 02 shows the
+# missing step, one rotation that turns every position into the one before it.
 #
-# Words and positions are *added*. If one were a hundred times longer than the other, it would drown it. Compare lengths.
+# ## How long is a word, how long is a position?
+#
+# Words and positions are *added*. If one were a hundred times longer than the other, the sum would hardly show the shorter one. So
+# compare lengths: of a position, and of a random word vector as our model has them before training, after the linear layer that
+# takes it from 300 to 296 numbers (notebook 03).
 
 # %%
 torch.manual_seed(0)
-# This is how our model starts without word vectors.
-table_weights = 0.02 * torch.randn(1000, config.embedding_dim)  # (1000, E)
-projection = nn.Linear(config.embedding_dim, config.d_model)  # 300 → 296, see notebook 03
+fresh = 0.02 * torch.randn(1000, config.embedding_dim)  # (V, E)
+projection = nn.Linear(config.embedding_dim, config.d_model)  # E → D
 nn.init.xavier_uniform_(projection.weight)
-nn.init.zeros_(projection.bias)
 with torch.no_grad():
-    word_length = projection(table_weights).norm(dim=1).mean()
-lengths = {
-    "position": positions.norm(dim=1).mean().item(),
-    "random word": word_length.item(),
-    "random word × √d": word_length.item() * config.d_model**0.5,
-}
+    word = (projection(fresh) - projection.bias).norm(dim=1).mean().item()
+position = positions.norm(dim=1).mean().item()
+lengths = {"position": position, "word": word, "word × √D": word * config.d_model**0.5}
+
+# %%
 figures.save_figure(
     plots.bars(
         {name: float(f"{value:.2g}") for name, value in lengths.items()},
-        x_label="length of the vector",
-        title="Without √d, positions drown the words",
+        x_label="length of the vector (no unit)",
+        title="Without √D, positions drown the words",
     ),
     "01_lengths",
-    alt=(
-        "Bars: a position vector has length 12, a random word vector 0.35, and 6 after scaling "
-        "by the root of d."
-    ),
+    alt="Bars: a position has length 12, a random word vector 0.35, and 6 after scaling by √D.",
 )
 
 # %% [markdown]
-# A position has length $\sqrt{d/2}$, whatever we do. A word that starts with numbers around 0.02 (random ones do, and
-# notebook 04 scales fastText vectors to the same size) is some thirty times shorter: the sum would be nearly the position alone. Multiplying the words by $\sqrt{d}$ makes the two comparable
-# (Vaswani et al. 2017, section 3.4). The bars show the start of training only; what the model makes of it is its own affair.
-
-# %% [markdown]
+# Every position has the length $\sqrt{D/2}$. A word vector of random numbers around 0.02 is some thirty times shorter (notebook 04
+# scales fastText vectors to the same size), and the sum would be nearly the position alone. Multiplying the words by $\sqrt{D}$
+# makes the two comparable (Vaswani et al. 2017, section 3.4). The bars show the start of training only; training can change the
+# lengths of words as it needs.
+#
 # ## Order, restored
 #
-# **Predict.** The same two sentences, now with positions added to their words, then averaged *after* a step that is not
-# linear (here: squaring each number, the simplest there is). Are the averages still equal?
+# **Predict.** Add positions to the words of the same two sentences, and square each number before you average: the simplest step
+# that is not linear. Are the averages still equal?
 
 # %%
-p = sinusoidal_positions(len(first), vectors.dim).double()  # (T, 300)
-with_positions = [(words_of + p).square().mean(0) for words_of in (first, second)]  # (300,) each
-without = [words_of.square().mean(0) for words_of in (first, second)]
-print(f"without positions: {(without[0] - without[1]).norm():.6f}")
-print(f"with positions:    {(with_positions[0] - with_positions[1]).norm():.2f}")
-assert torch.allclose(*without), "without positions, no function of single words can see the order"
-assert not torch.allclose(*with_positions, atol=1e-3), "positions tell the two sentences apart"
+p = sinusoidal_positions(len(first), vectors.dim).double()  # (T, E)
+
+
+def distance(position):
+    """Between the averages of the two sentences, squared after adding this to the words."""
+    return ((first + position).square().mean(0) - (second + position).square().mean(0)).norm()
+
+
+claim(f"without positions the averages are equal: {distance(0):.6f} apart", distance(0) < 1e-9)
+claim(f"with positions they are not: ≈{distance(p):.2f} apart", distance(p) > 0.01)
 
 # %% [markdown]
-# **Only positions tell them apart.** Without them, whatever is done to each word alone and then averaged comes out equal,
-# squared or not. With them, *dog at place 2* is another vector than *dog at place 6*, and the averages differ.
+# **Only positions tell them apart.** Without them, whatever is done to each word by itself and then averaged comes out equal,
+# squared or not. With them, *dog at place 2* is another vector than *dog at place 6*.
 #
-# (Why the square? The plain mean of word + position is the mean word plus the mean position: still the same for both
-# sentences. Order shows only where word and position *interact*, as they do in attention.)
+# (Why the square? The plain mean of word + position is the mean word plus the mean position, the same for both sentences. Order
+# shows only when word and position *interact*, as they do in attention.)
 
 # %%
 figures.save_numbers(
@@ -441,21 +512,34 @@ figures.save_numbers(
 # %% [markdown]
 # ## Recap
 #
-# - A story is a list of words; a word is an id; an id selects a row of a table, which is a product with a one-hot vector.
-# - fastText vectors start the table with words of like use close together, and build vectors of unseen words from n-grams.
-# - Vectors have no order. Sinusoidal positions, added to the words, bring it back; $\sqrt{d}$ keeps the words audible.
+# - A language model turns the beginning of a text into logits, the softmax turns them into probabilities, and $-\ln p$ of the word
+#   that comes is the loss, in nats. $e^{\text{loss}}$ is the perplexity. A story of $T$ tokens is $T - 1$ exercises.
+# - A grammar told our stories, so the lowest possible loss is known.
+# - A word is an id, an id selects a row of a table, and the selection is a product with a one-hot vector.
+# - fastText vectors start the table with words of like use close together, and guess the vectors of unseen words from n-grams.
+# - Vectors have no order. Sinusoidal positions, added to the words, bring it back, and $\sqrt{D}$ keeps the words audible.
 #
-# Next: [02 · Attention](02_attention.ipynb) lets the words look at each other.
+# ## What GPT and Llama do differently
+#
+# - **Pieces.** They cut words into frequent fragments (byte-pair encoding, [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909)),
+#   so no text is ever unknown, and 32,000 to 128,000 pieces serve many languages.
+# - **Word vectors** start at random and are learned along with everything else: with enough text, ready-made vectors bring nothing.
+# - **Positions.** GPT-2 learns a vector for each position. Llama turns queries and keys by an angle that grows with the position
+#   (rotary embeddings, [Su et al. 2021](https://arxiv.org/abs/2104.09864)), which builds the rotation of notebook 02 into attention.
+#
+# Next: [02 · Attention](02_attention.ipynb) lets the words read each other.
 #
 # ## Try it
 #
-# 1. Train the tokenizer with `vocab_size=500`. Which words of `EXAMPLE` become `<unk>`? How does the unknown rate change?
-# 2. Train vectors with `maxn=0` (no n-grams). What does `vectors["doggy"]` say now?
+# 1. Train the tokenizer with `vocab_size=500`. Which words of `STORY` become `<unk>`? How does the unknown rate change?
+# 2. Train vectors with `maxn=0` (no n-grams). What does `vectors["cakes"]` say now?
 # 3. Replace `10_000` in the position formula by 100. Which rows of the heat-map change, and what does position 32 now
 #    resemble?
 #
 # ## References
 #
-# - Bojanowski et al. 2017, *Enriching Word Vectors with Subword Information* [@bojanowski2017enriching]
-# - Mikolov et al. 2013, *Efficient Estimation of Word Representations in Vector Space* [@mikolov2013efficient]
-# - Vaswani et al. 2017, *Attention Is All You Need* [@vaswani2017attention]
+# - [Bojanowski et al. 2017](https://arxiv.org/abs/1607.04606), *Enriching Word Vectors with Subword Information*
+# - [Mikolov et al. 2013](https://arxiv.org/abs/1301.3781), *Efficient Estimation of Word Representations in Vector Space*
+# - [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909), *Neural Machine Translation of Rare Words with Subword Units*
+# - [Su et al. 2021](https://arxiv.org/abs/2104.09864), *RoFormer: Enhanced Transformer with Rotary Position Embedding*
+# - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*

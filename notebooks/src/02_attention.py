@@ -11,45 +11,37 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/02_attention.ipynb)
 #
-# **Promise.** You will build attention from one loop to the layer that our model uses, and know why each part is there.
-# At the end you will write down two matrices by hand, and they make every word read the word before it. Nothing is
-# trained.
+# **Promise.** You will build attention from a loop to the layer of our model, check it against PyTorch, and then write heads by
+# hand: two matrices that make every word read the word before it, without any training.
 #
-# **Prerequisites.** [01 · Embeddings](01_embeddings.ipynb): a word is a vector, and a position is a set of clock hands.
+# **You will be able to**
 #
-# **Running time.** About 10 seconds on two cores. All sentences are our own, so every corpus gives the same numbers.
+# - compute the attention of one word with pencil and paper, and of all words with two matrix products;
+# - say why scores are divided by $\sqrt{d_k}$ and why the mask comes before the softmax, and show what goes wrong otherwise;
+# - split a tensor into heads, and recognise the wrong `view` that raises no error;
+# - write down matrices that make a head with a given job, and combine two heads into an induction head;
+# - say what a picture of attention weights shows, and what it does not.
+#
+# **Prerequisites.** [01 · Embeddings](01_embeddings.ipynb), whose letters for sizes are used here.
+#
+# **Running time.** Less than half a minute on two cores.
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
 # or of a folder with train.* and validation.*
 
-# %% tags=["setup"]
+# %% cellView="form" tags=["setup"]
+# @title Set-up: run this cell first
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assignment"
-
 if "google.colab" in sys.modules:
-    if not Path("/content/course").exists():
-        subprocess.run(
-            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
-        )
-    if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(
-            f"{REPOSITORY} does not hold this course: put the right address into this cell"
-        )
-    # Adds what is missing.
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
-here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
-ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
-if ROOT is None:
-    raise RuntimeError(
-        "open this notebook inside the repository: no folder `helpers` above the working folder"
-    )
-sys.path.insert(0, str(ROOT))
-os.chdir(ROOT / "notebooks")
+    os.system(f"cd /content && [ -d course ] || git clone -q --depth=1 {REPOSITORY} course")
+sys.path[:0] = ["/content/course/notebooks", "notebooks", "."]
+import colab  # not found? Open this notebook inside the repository, or correct REPOSITORY
+
+colab.start()
 
 # %%
 import math
@@ -63,7 +55,7 @@ from helpers import attention_plots, plots
 from helpers.explorers import AttentionExplorer
 from helpers.heads import pattern_targets
 from helpers.model import Decoder, ModelConfig, MultiHeadAttention, sinusoidal_positions
-from helpers.notebook import FigureFolder, show_source, table
+from helpers.notebook import FigureFolder, claim, show_source, table
 from helpers.tokenizer import WordTokenizer
 
 figures = FigureFolder(CORPUS)
@@ -71,11 +63,11 @@ figures = FigureFolder(CORPUS)
 # %% [markdown]
 # ## One word asks
 #
-# In *Mia lost her red ball*, the word *ball* alone does not say what kind of ball, or whose. The other words do.
+# In *Mia lost her red ball*, the word *ball* alone does not say what kind of ball it is, or whose. The other words do.
 # Attention lets a word collect what it needs from the words before it, and from itself.
 #
 # Each word offers a **key**, which says what it is, and a **value**, which is what it gives away. The word that reads
-# has a **query**, which says what it is looking for. Here are five words with tiny vectors, made up by us. The two
+# has a **query**, which says what it is looking for. Here are five words with tiny vectors that we made up. The two
 # numbers of a key mean *is a person* and *describes a thing*. The two numbers of a value mean *Mia-ness* and *redness*.
 
 # %%
@@ -87,15 +79,14 @@ values = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0
 query = torch.tensor([1.0, 2.0])  # (K,): "ball" looks for an owner, and even more for a description
 
 # %% [markdown]
-# Three steps. **Score** each key by its dot product with the query (the division by $\sqrt{d}$ is explained soon). Turn
-# the scores into **weights** that are positive and sum to 1: the softmax. Take the weighted **mean** of the values.
+# There are three steps. **Score** each key by its dot product with the query (we explain the division by $\sqrt{d_k}$ soon; $d_k$ is
+# the number of entries of a key, the K of our shapes). Turn the scores into **weights** that are positive and sum to 1, with the
+# softmax. Take the weighted **mean** of the values.
 
 
 # %%
 def one_query(query, keys, values):
-    """Attention of one word, by a loop over the words that it reads. Returns scores, weights and
-    the mixed value.
-    """
+    """Attention of one word, by a loop over the words that it reads: scores, weights, mixed value."""
     scores = []
     for key in keys:
         dot = sum(float(a) * float(b) for a, b in zip(query, key, strict=True))
@@ -111,26 +102,23 @@ def one_query(query, keys, values):
 
 # %%
 scores, weights, mixed = one_query(query, keys, values)
-rows = [
-    [words[i], f"{scores[i]:.2f}", f"{weights[i]:.2f}", *values[i].tolist()]
-    for i in range(len(words))
-]
+rows = [[words[i], f"{scores[i]:.2f}", f"{weights[i]:.2f}", *values[i].tolist()] for i in range(5)]
 table(
     [*rows, ["sum, mean", "", f"{sum(weights):.2f}", *mixed]],
     ["word", "score", "weight", "Mia-ness", "redness"],
 )
 
 # %% [markdown]
-# *Red* gets the largest weight, because its key fits the query best. The last row is what *ball* takes home: rather
-# red, and a little Mia's. No word is chosen; each gives its share.
-
-# %% [markdown]
+# *Red* gets the largest weight, because its key fits the query best. The last row is what *ball* takes home: mostly
+# redness, and a little Mia-ness. No word is chosen; each gives its share.
+#
 # ## All words ask at once
 #
-# Give every word a query and stack them as rows: $Q$. Stack keys and values: $K$, $V$. Now one matrix product makes all
-# the scores, and a second one all the means (Vaswani et al. 2017, section 3.2.1 [@vaswani2017attention]):
+# Give every word a query and stack the queries as rows of a matrix $Q$. Stack keys and values as $K$ and $V$. Now one matrix product
+# makes all the scores, and a second one all the means
+# ([Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.2.1):
 #
-# $$\operatorname{Attention}(Q, K, V) = \operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d}}\right)V$$
+# $$\operatorname{Attention}(Q, K, V) = \operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d_k}}\right)V$$
 #
 # Row $t$ of the weights belongs to the word that reads, column $s$ to the word that is read.
 
@@ -140,23 +128,20 @@ scores = queries @ keys.T / keys.shape[-1] ** 0.5  # (T, T)
 weights = scores.softmax(dim=-1)  # (T, T), each row sums to 1
 mixed = weights @ values  # (T, K)
 
+# %%
 by_loop = torch.tensor([one_query(query, keys, values)[2] for query in queries])  # (T, K)
-assert torch.allclose(mixed, by_loop, atol=1e-6), "the matrix form is not the loop"
-print(
-    f"loop and matrix form agree: {torch.allclose(mixed, by_loop, atol=1e-6)}, shape "
-    f"{tuple(mixed.shape)}"
-)
+difference = (mixed - by_loop).abs().max().item()
+claim(f"loop and matrix form differ by ≈{difference:.0e}, less than 1e-6", difference < 1e-6)
 
 # %% [markdown]
-# Same numbers, no loop. (Here every word still reads every other; the mask comes in a moment.) In the model nobody
-# writes queries, keys and values by hand. They are three linear maps of the same word vectors $X$, one row per word: $Q
-# = XW_Q$, $K = XW_K$, $V = XW_V$. Training finds the three matrices.
-
-# %% [markdown]
-# ## Why divide by √d?
+# The numbers are the same, without a loop. (Here every word still reads every other; the mask follows below.) In a model nobody
+# writes queries, keys and values by hand. They are three linear maps of the same word vectors $X$, one row per word:
+# $Q = XW_Q$, $K = XW_K$, $V = XW_V$. Training finds the three matrices.
 #
-# A dot product adds $d$ products. If the numbers are independent, with mean 0 and variance 1, each product has variance
-# 1 too, and variances add: the sum has variance $d$. Long vectors make large scores. Let us measure it on random
+# ## Why divide by √dₖ?
+#
+# A dot product adds $d_k$ products. If the numbers are independent, with mean 0 and variance 1, each product has variance
+# 1 too, and variances add: the sum has variance $d_k$. So longer vectors make larger scores. Let us measure it with random
 # queries and keys.
 
 
@@ -173,34 +158,34 @@ def random_scores(d, count=2000, keys=10):
 widths = [1, 4, 16, 64, 256, 1024]
 dots = {d: random_scores(d) for d in widths}
 variance = {d: dots[d].var().item() for d in widths}
-
-# %%
-assert all(0.9 < variance[d] / d < 1.1 for d in widths), "the variance of a dot product is not d"
 table(
     [[d, f"{variance[d]:,.0f}", f"{variance[d] / d:.2f}"] for d in widths],
-    ["d", "variance of q · k", "divided by d"],
+    ["dₖ", "variance of q · k", "divided by dₖ"],
 )
 
+# %%
+worst = max(abs(variance[d] / d - 1) for d in widths)
+claim(f"the variance is dₖ, within {worst:.0%}", worst < 0.1)
+
 # %% [markdown]
-# The variance is $d$, within the error of the sample. So the standard deviation is $\sqrt{d}$, and dividing by it
-# brings the scores back to size 1, for every $d$.
+# So the standard deviation of a score is $\sqrt{d_k}$, and dividing by it brings the scores back to size 1, for every $d_k$.
 #
-# **Predict.** Leave the division out. Ten keys, all random, none better than another. What does the softmax do as $d$
+# **Predict.** Leave the division out. There are ten keys, all random, none better than another. What does the softmax do as $d_k$
 # grows?
 
 # %%
 largest = {
     "scores as they are": [dots[d].softmax(-1).amax(-1).mean().item() for d in widths],
-    "scores divided by √d": [(dots[d] / d**0.5).softmax(-1).amax(-1).mean().item() for d in widths],
+    "scores divided by √dₖ": [
+        (dots[d] / d**0.5).softmax(-1).amax(-1).mean().item() for d in widths
+    ],
 }
-
-# %%
 figure = plots.compare_curves(
     {label: (widths, y) for label, y in largest.items()},
     landmarks={"uniform": 1 / 10},
-    x_label="d, the length of query and key (logarithmic)",
+    x_label="dₖ, the length of query and key (logarithmic)",
     y_label="largest of the ten weights (mean)",
-    title="Without √d, one key takes it all by chance",
+    title="Without √dₖ, one key takes it all by chance",
 )
 figure.axes[0].set_xscale("log", base=2)
 figure.axes[0].set_xticks(widths, widths)
@@ -208,37 +193,39 @@ figures.save_figure(
     figure,
     "02_sqrt_d",
     alt=(
-        "Largest attention weight against d: it rises towards 1 without the division by the root "
-        "of d, and stays flat with it."
+        "Largest attention weight against the length of a key: it rises towards 1 without the "
+        "division by the root, and stays flat with it."
     ),
 )
 
 # %%
-for label, y in largest.items():
-    print(f"{label:22} d = {widths[-1]}: largest weight {y[-1]:.2f}")
-assert largest["scores as they are"][-1] > 0.9 > 0.4 > largest["scores divided by √d"][-1]
+undivided, divided = (y[-1] for y in largest.values())
+claim(
+    f"at dₖ = {widths[-1]} the largest weight is {undivided:.2f}, and {divided:.2f} when divided",
+    undivided > 0.9 > 0.4 > divided,
+)
 
 # %% [markdown]
-# Read each point as an average over two thousand random queries. Undivided, the winner's weight climbs towards 1: the
-# head looks at one word, chosen by chance. Divided, it hardly depends on $d$, and stays well below. (It is not 1/10
-# even then: of ten random scores one is the largest.) The figure is about random vectors, as at the start of training.
+# Each point is an average over two thousand random queries. Undivided, the winner's weight climbs towards 1: the
+# head looks at one word, chosen by chance. Divided, it hardly depends on $d_k$, and stays well below. (It is not 1/10
+# even then, because of ten random scores one is the largest.) The figure is about random vectors, as at the start of training.
 # A trained head may well be sharp; then it is sharp for a reason, because its matrices have grown.
 #
-# Why is a sharp start bad? A weight $w$ changes with its score at the rate $w(1 - w)$. Near 0 and near 1 that is
-# nothing, so there is almost no gradient to learn from.
+# Why is a sharp start bad? A weight $w$ changes with its score at the rate $w(1 - w)$. Near 0 and near 1 this rate is almost 0,
+# so there is almost no gradient to learn from.
 
 # %%
-for label, scale in (("scores as they are", 1.0), ("scores divided by √d", widths[-1] ** -0.5)):
+for label, scale in (("scores as they are", 1.0), ("scores divided by √dₖ", widths[-1] ** -0.5)):
     w = (dots[widths[-1]] * scale).softmax(-1)  # (N, S)
-    print(f"{label:22} d = {widths[-1]}: mean of w(1 - w) = {(w * (1 - w)).mean():.3f}")
+    print(f"{label:22} dₖ = {widths[-1]}: mean of w(1 - w) = {(w * (1 - w)).mean():.3f}")
 
 # %% [markdown]
 # ## Nobody reads the future
 #
 # The model learns to predict the next word. A word that could read the next one would only copy it. So the weights on
-# later words must be zero. This is the **mask**.
+# later words must be zero. The **mask** sees to that.
 #
-# Where does it go: before the softmax or after it? Take four words with made-up scores, and try both.
+# Should it come before the softmax or after it? Take four words with made-up scores, and try both.
 
 # %%
 scores = torch.tensor(
@@ -261,7 +248,6 @@ def shown(row):
     return "  ".join(f"{value:.2f}" for value in row.tolist())
 
 
-# %%
 after, before = mask_after(scores), mask_before(scores)  # (T, T) each
 table(
     [
@@ -278,9 +264,9 @@ table(
 )
 
 # %% [markdown]
-# Both have zeros above the diagonal. But masked after the softmax, the rows no longer sum to 1: the future has taken
-# its share and was thrown away. Masked before, a score of $-\infty$ becomes a weight of $e^{-\infty} = 0$, and the rest
-# shares the whole 1.
+# Both have zeros above the diagonal. But if the mask comes after the softmax, the rows no longer sum to 1: the future took
+# its share, which was then thrown away. If it comes before, a score of $-\infty$ becomes a weight of $e^{-\infty} = 0$, and the
+# other words share the whole 1.
 #
 # It is worse than a wrong sum. Raise the score of the last word, which the first three must not see, and watch *their*
 # weights.
@@ -288,20 +274,19 @@ table(
 # %%
 changed = scores.clone()
 changed[:3, 3] += 2.0  # the last word becomes more attractive
-leak = (mask_after(changed) - after)[:3].abs().amax(-1)  # (3,)
-assert (leak > 0).all(), "masked after the softmax, the past should move"
-assert torch.equal(mask_before(changed)[:3], before[:3]), (
-    "masked before the softmax, the past must not move"
+leak = (mask_after(changed) - after)[:3].abs().max().item()
+kept = (mask_before(changed) - before)[:3].abs().max().item()
+claim(
+    f"the weights of the past move by up to {leak:.2f} if masked after the softmax, by {kept:.0f} "
+    "if masked before",
+    leak > 0.1 and kept == 0,
 )
-for word, x in zip(words, leak.tolist(), strict=False):
-    print(f"masked after:  the weights of {word!r} moved by up to {x:.2f}")
-print("masked before: no weight moved by a single bit")
 
 # %% [markdown]
-# Masked too late, the weights of the past carry a trace of the future: a leak that no heat-map of zeros shows. In
+# If the mask comes too late, the weights of the past carry a trace of the future, a leak that no heat-map of zeros shows. In
 # formulas the mask is a matrix $M$, 0 where a word may look and $-\infty$ where it may not:
 #
-# $$\operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d}} + M\right)V$$
+# $$\operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V$$
 #
 # **Predict.** Our whole model, three layers deep, reads a sentence. Then one word in its middle is exchanged. Which of
 # the model's outputs change: those before the word, those after it, or all?
@@ -312,8 +297,6 @@ SENTENCES = [
     "Tom was sad. He lost his kite. Mia helped him.",
     "The cat saw the dog, and the dog saw the cat.",
 ]
-
-# %%
 tokenizer = WordTokenizer.train(SENTENCES)
 torch.manual_seed(0)
 model = Decoder(ModelConfig(vocab_size=len(tokenizer))).eval()  # not trained
@@ -323,81 +306,100 @@ original, exchanged = (
     torch.tensor([[tokenizer.sos_id, *tokenizer.encode(text)]])  # (B, T)
     for text in (SENTENCES[1], SENTENCES[1].replace("kite", "ball"))
 )
-
-# %%
 place = int((original != exchanged).nonzero()[0, 1])
 with torch.no_grad():
     moved = (model(original) - model(exchanged))[0].abs().amax(-1)  # (T,)
     model.mask.zero_()  # the same model, its mask taken away
-    moved_unmasked = (model(original) - model(exchanged))[0].abs().amax(-1)  # (T,)
+    unmasked = (model(original) - model(exchanged))[0].abs().amax(-1)  # (T,)
 
 # %%
-assert (moved[:place] == 0).all(), "the past moved: the mask is wrong"
-assert (moved[place:] > 0).all(), "the word and all after it must notice the exchange"
-assert (moved_unmasked > 0).all(), "without the mask, every word notices"
-
-
-# %%
-def change(x):
-    return "0, bit for bit" if x == 0 else f"{x:.2f}"
-
-
-# %%
-pairs = zip(original[0].tolist(), exchanged[0].tolist(), strict=True)
-names = [
-    tokenizer.word(a) if a == b else f"{tokenizer.word(a)} → {tokenizer.word(b)}" for a, b in pairs
-]
+names = [tokenizer.word(i) for i in original[0].tolist()]
+names[place] += " → ball"
 table(
-    [[name, change(moved[t]), change(moved_unmasked[t])] for t, name in enumerate(names)],
-    ["word", "output moved by", "without the mask"],
+    [[name, f"{moved[t]:.2g}", f"{unmasked[t]:.2g}"] for t, name in enumerate(names)],
+    ["word", "output moves by", "without the mask"],
+)
+
+# %%
+claim(
+    f"the {place} outputs before the exchanged word do not move, bit for bit; without the mask all "
+    "move",
+    (moved[:place] == 0).all() and (moved[place:] > 0).all() and (unmasked > 0).all(),
 )
 
 # %% [markdown]
-# Nothing before the exchanged word moves, not by the last bit, through all layers. Without the mask, every output
-# moves. This is what makes training efficient: one pass over a story gives a fair prediction at every word. And when
-# text is written word by word, the keys and values of the past stay as they are, so they can be kept.
-
-# %% [markdown]
+# This holds through all layers, and it is what makes training efficient: one pass over a story gives a fair prediction at every
+# word. And when text is written word by word, the keys and values of the past stay as they are, so they can be kept.
+#
 # ## Several heads are one reshape
 #
-# One set of weights can look for one thing. So the model's width is cut into equal shares, and each share, a **head**,
-# attends on its own (Vaswani et al. 2017, section 3.2.2). Numbers in order show who gets what: two words of width six,
-# two heads.
+# One set of weights can look for one thing. So the model's width $D$ is cut into $H$ equal shares of $K$ numbers, and each share, a
+# **head**, attends on its own (Vaswani et al. 2017, section 3.2.2). Consecutive numbers show who gets what: two words of width
+# six, two heads.
 
 # %%
 B, T, H, K = 1, 2, 2, 3
 x = torch.arange(B * T * H * K).view(B, T, H * K)  # (B, T, D)
 by_loop = [x[:, :, h * K : (h + 1) * K] for h in range(H)]  # H times (B, T, K)
 at_once = x.view(B, T, H, K).permute(0, 2, 1, 3)  # (B, H, T, K)
-
-# %%
 for h in range(H):
-    assert torch.equal(at_once[:, h], by_loop[h]), "a head must be a slice of the columns"
     print(f"head {h + 1}:", at_once[0, h].tolist())
+claim(
+    "each head has its own columns of both words",
+    all(torch.equal(at_once[:, h], by_loop[h]) for h in range(H)),
+)
 
 # %% [markdown]
 # No number is computed and none is copied: `view` and `permute` only say how to walk through them. The order matters. A
-# direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words, not between columns.
+# direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words instead of between columns.
 
 # %%
-# Head 1 now holds all of the first word and none of the second.
 wrong = x.view(B, H, T, K)  # (B, H, T, K)
-assert wrong.shape == at_once.shape, "the mistake raises no error"
-assert not torch.equal(wrong, at_once), "the wrong reshape should mix up the words"
 print("head 1, wrongly:", wrong[0, 0].tolist())
+claim(
+    "the wrong view raises no error: its shape is right, its content is not",
+    wrong.shape == at_once.shape and not torch.equal(wrong, at_once),
+)
+
+# %% [markdown]
+# **Three at once.** Our layer computes queries, keys and values in one product, so each token first has $3D$ numbers: its query,
+# its key and its value, one after the other, each with its heads side by side. `view` names these parts, and `permute` brings
+# the 3 to the front, so that the result can be unpacked into three tensors. Consecutive numbers again:
+
+# %%
+qkv = torch.arange(B * T * 3 * H * K).view(B, T, 3, H, K)  # (B, T, 3, H, K)
+q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, K) → three of (B, H, T, K)
+table(
+    [
+        [f"word {t + 1}, head {h + 1}", *(str(z[0, h, t].tolist()) for z in (q, k, v))]
+        for t in range(T)
+        for h in range(H)
+    ],
+    ["", "query", "key", "value"],
+)
 
 # %% [markdown]
 # ## The layer of our model
 #
-# All parts are there. This is the layer that every later notebook uses. One matrix makes queries, keys and values of
-# all heads in a single product; the reshape; scores, mask, softmax, mean; then the heads are put side by side again,
+# All parts are there, and this is the layer that every later notebook uses. One matrix makes queries, keys and values of
+# all heads; then come the reshape, scores, mask, softmax and mean; then the heads are put side by side again,
 # and a last matrix mixes them. (`remember` is for the cache of notebook 05. Until then it is None, and $S = T$.)
 
 # %%
 show_source(MultiHeadAttention)
 
 # %% [markdown]
-# Is it what we derived? Write it once more, slowly: a loop over words, a loop over heads, and our `one_query` for each.
+# One line is new: **dropout**. In training it sets each weight to zero with a given probability and scales the others up, so that
+# their mean stays the same, and a head cannot rely on a single word. In use it does nothing. (Notebook 03 says more about it; our
+# own recipe trains without.)
+
+# %%
+torch.manual_seed(0)
+print("before: ", [round(x, 2) for x in before[3].tolist()])
+print("dropped:", [round(x, 2) for x in F.dropout(before[3], 0.25).tolist()])
+
+# %% [markdown]
+# Is the layer what we derived? Write it once more, slowly: a loop over words, a loop over heads, and our `one_query` for each.
 # A word is given only the words up to itself, so this version needs no mask.
 
 
@@ -405,34 +407,26 @@ show_source(MultiHeadAttention)
 def by_loops(layer, x):
     """The same layer by loops. x (T, D) -> (T, D)."""
     q, k, v = layer.qkv(x).double().chunk(3, dim=-1)  # (T, D) each
-    width = x.shape[-1] // layer.num_heads
-    rows = []
+    width, rows = x.shape[-1] // layer.num_heads, []
     for t in range(len(x)):
-        shares = [slice(h * width, (h + 1) * width) for h in range(layer.num_heads)]
-        rows.append(
-            [
-                number
-                for own in shares
-                for number in one_query(q[t, own], k[: t + 1, own], v[: t + 1, own])[2]
-            ]
-        )
+        row = []
+        for h in range(layer.num_heads):
+            own = slice(h * width, (h + 1) * width)
+            row += one_query(q[t, own], k[: t + 1, own], v[: t + 1, own])[2]
+        rows.append(row)
     return layer.output(torch.tensor(rows))  # (T, D)
 
 
 # %% [markdown]
-# And the independent judge: PyTorch's own `nn.MultiheadAttention`, with the same weights.
+# The independent judge is PyTorch's own `nn.MultiheadAttention`. It gets the weights of our layer.
 
 # %%
 torch.manual_seed(0)
 config = ModelConfig()
-layer, judge = (
-    MultiHeadAttention(config),
-    nn.MultiheadAttention(config.d_model, config.num_heads, batch_first=True),
-)
-parts = {"in_proj_": layer.qkv, "out_proj.": layer.output}  # PyTorch's names for our two matrices
-same = {f"{name}{key}": x for name, part in parts.items() for key, x in part.state_dict().items()}
-judge.load_state_dict(same)
-print("given to PyTorch's layer:", *same)
+layer = MultiHeadAttention(config)
+judge = nn.MultiheadAttention(config.d_model, config.num_heads, batch_first=True)
+judge.in_proj_weight, judge.in_proj_bias = layer.qkv.weight, layer.qkv.bias
+judge.out_proj.weight, judge.out_proj.bias = layer.output.weight, layer.output.bias
 
 
 # %%
@@ -442,35 +436,30 @@ def causal_mask(length):
 
 x = torch.randn(1, 12, config.d_model)  # (B, T, D)
 mask = causal_mask(12)  # (T, T)
-
-# %%
 with torch.no_grad():
     ours, weights = layer(x, mask)  # (B, T, D), (B, H, T, T)
-    # The same shapes.
     theirs, their_weights = judge(x, x, x, attn_mask=mask, average_attn_weights=False)
-    differences = {
-        "our loops": (ours[0] - by_loops(layer, x[0])).abs().max(),
-        "PyTorch's output": (ours - theirs).abs().max(),
-        "PyTorch's weights": (weights - their_weights).abs().max(),
-    }
+    slow = by_loops(layer, x[0])  # (T, D)
 
 # %%
+differences = {
+    "our loops": (ours[0] - slow).abs().max().item(),
+    "PyTorch's output": (ours - theirs).abs().max().item(),
+    "PyTorch's weights": (weights - their_weights).abs().max().item(),
+}
 for name, difference in differences.items():
-    assert difference < 1e-6, f"the layer differs from {name} by {difference:.1e}"
-    print(f"{name:18} differ by less than 1e-6: {bool(difference < 1e-6)}")
+    claim(f"{name} differ from the layer by ≈{difference:.0e}, less than 1e-6", difference < 1e-6)
 
 # %% [markdown]
 # ## A head written by hand
 #
-# Trained models are known to have heads that read, at each word, the word just before it (Olsson et al. 2022
-# [@olsson2022context]). Must that be learned?
+# Trained models are known to have heads that read, at each word, the word just before it
+# ([Olsson et al. 2022](https://arxiv.org/abs/2209.11895)). Does that have to be learned? We can write down a $W_Q$ and a $W_K$ that do it,
+# for every word and every sentence.
 #
-# **Predict.** Can you write down a $W_Q$ and a $W_K$ that do it, for every word and every sentence? What would the
-# query of the word at position $t$ have to be?
-#
-# The keys are easy: let each word's key be its own position vector, $k_s = p_s$. The dot product of two position
-# vectors is largest when they are equal. So the query at $t$ should be $p_{t-1}$. But the word at $t$ only has $p_t$.
-# Is there *one* matrix that turns $p_t$ into $p_{t-1}$, for every $t$?
+# Let each word's key be its own position vector, $k_s = p_s$. The dot product of two position vectors is largest when they are
+# equal, so the query at $t$ should be $p_{t-1}$. But the word at $t$ only has $p_t$. We need *one* matrix that turns $p_t$ into
+# $p_{t-1}$, for every $t$.
 #
 # Remember the clock: each pair of numbers in $p_t$ is a hand that turns by a fixed angle $\omega$ with every word. One
 # step back is the same turn backwards, wherever the hand stands. A turn is a matrix:
@@ -484,8 +473,9 @@ for name, difference in differences.items():
 # %%
 WIDTH = config.d_model // config.num_heads  # of one head
 HANDS = WIDTH // 2
-# The angle of each hand per word.
-omega = 10_000 ** (-2 * torch.arange(HANDS) / config.d_model)  # (HANDS,)
+omega = 10_000 ** (
+    -2 * torch.arange(HANDS) / config.d_model
+)  # (HANDS,), each hand's angle per word
 print(f"a head is {WIDTH} numbers wide: room for {HANDS} hands of {config.d_model // 2}")
 
 
@@ -500,29 +490,27 @@ def turn_back(steps):
 # %%
 positions = sinusoidal_positions(config.context_length, config.d_model)  # (T, D)
 p = positions[:, : 2 * HANDS]  # (T, 2 HANDS)
-error = (p[1:] @ turn_back(1).T - p[:-1]).abs().max()
-assert error < 1e-5, "the turned p(t) is not p(t - 1)"
-print(
-    f"one matrix takes every p(t) to p(t - 1), for {config.context_length - 1} values of t: "
-    f"{bool(error < 1e-5)}"
-)
+error = (p[1:] @ turn_back(1).T - p[:-1]).abs().max().item()
+claim(f"one matrix takes all {len(p) - 1} p(t) to p(t - 1), within ≈{error:.0e}", error < 1e-5)
 
 # %% [markdown]
 # So $W_Q$ is that turn and $W_K$ the identity. (Our vectors are rows, so the code multiplies by the transpose, as
-# `nn.Linear` does.) The score of key $s$ for query $t$ is $\sum \cos\omega(t - 1 - s)$: it depends only on how far $s$
+# `nn.Linear` does.) The score of key $s$ for query $t$ is $\sum_\omega \cos\omega(t - 1 - s)$: it depends only on how far $s$
 # is from the place where we want to look.
+#
+# **Predict.** The right word has the highest score, 18. How much lower is that of its neighbours, and is it enough for the softmax?
 
 # %%
-distances = range(5)
-profile = [float((omega * distance).cos().sum()) for distance in distances]
+profile = [float((omega * distance).cos().sum()) for distance in range(5)]
 table(
     [["score", *[f"{value:.1f}" for value in profile]]],
-    ["words away from t - 1", *map(str, distances)],
+    ["words away from t - 1", "0", "1", "2", "3", "4"],
 )
 
 # %% [markdown]
-# The right word wins, but its neighbours are close behind. The softmax looks at *differences* of scores, so multiply
-# $W_Q$ by a number, the **sharpness**. This is how a head becomes sure of itself: its matrices grow.
+# The right word wins, but its neighbours are close behind, and the division by $\sqrt{d_k}$ makes the gap six times smaller. The
+# softmax looks at *differences* of scores, so multiply $W_Q$ by a number, the **sharpness**. This is how a head becomes sure of
+# itself: its matrices grow.
 
 
 # %%
@@ -534,26 +522,28 @@ def previous_word(sharpness):
 
 # %%
 worst = {sharpness: float(previous_word(sharpness).diagonal(-1).min()) for sharpness in (1, 3, 10)}
-rows = [[sharpness, f"{weight:.3f}"] for sharpness, weight in worst.items()]
-table(rows, ["sharpness", f"least weight on the previous word, over {len(p) - 1} positions"])
-
-# %%
-weights = previous_word(sharpness=10)  # (T, T)
-assert (weights.diagonal(-1) > 0.95).all(), "some word does not read the word before it"
+table(
+    [[sharpness, f"{weight:.3f}"] for sharpness, weight in worst.items()],
+    ["sharpness", f"least weight on the previous word, over {len(p) - 1} positions"],
+)
 
 # %%
 tokens = ["<sos>", *tokenizer.split(SENTENCES[0])]
-weights = weights[
-    : len(tokens), : len(tokens)
-]  # what comes after does not matter: the past does not move
+weights = previous_word(sharpness=10)[: len(tokens), : len(tokens)]  # (T, T)
 figures.save_figure(
     attention_plots.heatmap(weights, tokens, title="Every word reads the word before it"),
     "02_previous_word",
     alt="Heat-map of the hand-made head: all the weight lies on the line just below the diagonal.",
 )
 
+# %%
+claim(
+    f"two matrices set by hand make a previous-word head: at least {worst[10]:.2f} of the weight",
+    worst[10] > 0.95,
+)
+
 # %% [markdown]
-# **Two matrices set by hand make a previous-word head, with no training.** Each row is a word that reads; its dark
+# **Two matrices set by hand make a previous-word head, without training.** Each row is a word that reads; its dark
 # square is one step left of the diagonal. Only `<sos>` has nothing before it, so it reads itself. Grey is the future,
 # which the mask forbids. The same head as arrows:
 
@@ -565,11 +555,50 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Every arrow climbs one line: *mia* reads `<sos>`, *lost* reads *mia*. Arrows under a weight of 0.1 are hidden. That a
-# head like this *can* exist follows from the positions alone. That training finds one is another question, and notebook
-# 04 measures it.
+# Every arrow climbs one line: *mia* reads `<sos>`, *lost* reads *mia*. Weights below 0.1 have no arrow. That a
+# head like this *can* exist follows from the positions alone. Whether training finds one is another question, which notebook
+# 04 answers.
+#
+# ## Two heads in a row: induction
+#
+# What is it good for? Suppose a text says *Tom lost his kite … Tom*. A good guess for the next word is *lost*, because that is what
+# followed *Tom* the last time. Two heads in two layers can find it:
+#
+# 1. A **previous-word head** in the first layer tells every word which word stood before it. Now *lost* knows "I came after *Tom*".
+# 2. A head in the second layer asks: "who came after the word that I am?" Its query is the word itself, its keys are
+#    what the first head brought.
+#
+# Such a pair is called an **induction head** (Olsson et al. 2022). Here it is with one-hot vectors as words:
+
+# %%
+text = ["<sos>", *tokenizer.split("Tom lost his kite. Mia found the ball. Tom")]
+T, ids = len(text), [tokenizer.sos_id, *tokenizer.encode(" ".join(text[1:]))]
+word = F.one_hot(torch.tensor(ids), len(tokenizer)).float()  # (T, V)
+before = previous_word(sharpness=10)[:T, :T] @ word  # (T, V): what the first head brings
+scores = 10 * word @ before.T + causal_mask(T)  # (T, T): who came after the word that I am?
+answer = (scores.softmax(-1) @ word)[-1]  # (V,): what the last word reads
+
+# %%
+best = answer.argsort(descending=True)[:3].tolist()
+table(
+    [
+        [place, a, tokenizer.word(before[place].argmax().item()), f"{w:.2f}"]
+        for place, (a, w) in enumerate(zip(text, scores.softmax(-1)[-1].tolist(), strict=True))
+    ],
+    ["place", "word", "came after", "weight of the last “tom”"],
+)
+
+# %%
+claim(
+    f"after the second “tom” the pair of heads reads “{tokenizer.word(best[0])}”, with weight "
+    f"{answer[best[0]]:.2f}",
+    tokenizer.word(best[0]) == "lost" and answer[best[0]] > 0.9,
+)
 
 # %% [markdown]
+# The last *tom* finds the one place that came after a *tom*, and reads *lost* there. It never needed to learn anything about *lost*:
+# the trick works for any word, also for one that means nothing. Notebook 04 finds such pairs in the trained model.
+#
 # ## Eight heads written by hand
 #
 # Words can be asked for as well as places. Let a word be a vector with a single large number, at the place of its id.
@@ -577,21 +606,18 @@ figures.save_figure(
 # a table from words to words, used as $W_Q$, makes a head in which *he* asks for *tom*.
 #
 # In our model, word and position are added, number by number. We put the words where the positions are quiet: the
-# slowest sines hardly leave zero within one sentence. (The full model norms the sum before it enters attention, see
+# slowest sines hardly leave zero within one sentence. (The full model normalises the sum before it enters attention, see
 # notebook 03. Here it enters as it is.)
 
 # %%
 word_places = torch.arange(config.d_model - 2 * WIDTH, config.d_model, 2)  # (K,), the slowest sines
-print(
-    "largest position value at these places, within 16 words: "
-    f"{positions[:16, word_places].max():.3f}"
-)
+loudest = positions[:16, word_places].max()
+print(f"largest position value at these places, within 16 words: {loudest:.3f}")
 
 
 # %%
 def embed(ids):
     """Word plus position, as in the model. ids (T,) -> (T, D)."""
-    assert max(ids) < WIDTH, "more words than a head has numbers"
     x = positions[: len(ids)].clone()  # (T, D)
     x[:, word_places] += 4 * F.one_hot(torch.tensor(ids), WIDTH)  # (T, K)
     return x
@@ -607,7 +633,6 @@ where[2 * HANDS :] = 0
 what = torch.eye(config.d_model)[word_places]  # (K, D), the word
 
 
-# %%
 def step_back(steps):
     return torch.block_diag(turn_back(steps), torch.zeros(1, 1))  # (K, K)
 
@@ -617,9 +642,7 @@ id_of = {tokenizer.word(i): i for i in range(len(tokenizer))}
 
 
 def asks_for(wishes, otherwise):
-    """A table from words to words as a matrix, (K, K): column = the word that reads, row = the word
-    it asks for.
-    """
+    """A table from words to words, (K, K): column = the word that reads, row = the word it wants."""
     matrix = torch.zeros(WIDTH, WIDTH)  # (K, K)
     for word, i in id_of.items():
         matrix[id_of[wishes.get(word, otherwise)], i] = 1
@@ -642,7 +665,7 @@ heads = {
 # %% [markdown]
 # **Predict.** The head called *next word* asks for a word that is masked. Where will its weight go?
 #
-# Now fill the model's own `MultiHeadAttention` with these matrices, twice: a sharp layer, and one with a tenth of the
+# Now fill the model's own `MultiHeadAttention` with these matrices, twice: once as a sharp layer, and once with a tenth of the
 # sharpness.
 
 
@@ -652,31 +675,30 @@ def hand_made_layer(sharpness):
     layer = MultiHeadAttention(config)
     W_Q = torch.cat([sharpness * wish @ part for part, wish in heads.values()])  # (D, D)
     W_K = torch.cat([part for part, _ in heads.values()])  # (D, D)
-    # Every head passes on the word that it reads.
-    W_V = torch.cat([what] * config.num_heads)  # (D, D)
+    W_V = torch.cat([what] * config.num_heads)  # (D, D): each head passes on the word that it reads
     layer.qkv.weight.copy_(torch.cat([W_Q, W_K, W_V]))  # (3D, D)
     layer.qkv.bias.zero_()
     return layer
 
 
-# %%
 layers = [hand_made_layer(sharpness=10), hand_made_layer(sharpness=1)]
 
-# %%
-read = {}
-for text in SENTENCES:
-    ids = [tokenizer.sos_id, *tokenizer.encode(text)]
-    with torch.no_grad():
-        attention = torch.cat(
-            [layer(embed(ids)[None], causal_mask(len(ids)))[1] for layer in layers]
-        )  # (L, H, T, T)
-    read[text] = ([tokenizer.word(i) for i in ids], attention.numpy())
-    assert (attention[0, 0].diagonal(-1) > 0.95).all(), (
-        "the previous-word head fails once words are added"
-    )
 
 # %%
-tokens, attention = read[SENTENCES[1]]
+@torch.no_grad()
+def read(text):
+    """The tokens of a sentence, and what both layers read, (L, H, T, T)."""
+    ids = [tokenizer.sos_id, *tokenizer.encode(text)]
+    x, mask = embed(ids)[None], causal_mask(len(ids))  # (1, T, D), (T, T)
+    names = ["<sos>", *tokenizer.split(text)]
+    tokens = [a if a in id_of else f"{a} (unknown)" for a in names]
+    return tokens, torch.cat([layer(x, mask)[1] for layer in layers]).numpy()
+
+
+sentences = {text: read(text) for text in SENTENCES}
+
+# %%
+tokens, attention = sentences[SENTENCES[1]]
 figures.save_figure(
     attention_plots.head_grid(attention[0], tokens, titles=list(heads)),
     "02_eight_heads",
@@ -695,63 +717,53 @@ figures.save_figure(
 
 
 # %%
-def on_pattern(pattern, matrices):
-    """Mean weight on the keys of a pattern, over the words that have such a key. matrices: one (T,
-    T) per sentence.
-    """
+def on_pattern(pattern, layer, head):
+    """Mean weight on the keys of a pattern, over the words of all sentences that have such a key."""
     found = []
-    for text, weights in zip(SENTENCES, matrices, strict=True):
+    for text, (_, attention) in sentences.items():
         allowed = pattern_targets([tokenizer.sos_id, *tokenizer.encode(text)])[pattern]  # (T, T)
-        found.extend((weights * allowed).sum(-1)[allowed.any(-1)])
+        found.extend((attention[layer, head] * allowed).sum(-1)[allowed.any(-1)])
     return float(np.mean(found))
 
 
 # %%
-# (H, T, T) per sentence.
-sharp, soft = ([attention[layer] for _, attention in read.values()] for layer in (0, 1))
+uniform = list(heads).index("uniform")
 numbers = {}
 for name in ("previous word", "itself", "same word", "start token"):
-    h, uniform = list(heads).index(name), list(heads).index("uniform")
-    numbers[name] = [
-        on_pattern(name, [weights[head] for weights in layer])
-        for layer, head in ((sharp, h), (soft, h), (sharp, uniform))
-    ]
-
-# %%
-assert numbers["previous word"][0] > 0.95
-rows = [[name, *[f"{value:.3f}" for value in row]] for name, row in numbers.items()]
-table(rows, ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth", "uniform head"])
+    head = list(heads).index(name)
+    numbers[name] = [on_pattern(name, *place) for place in ((0, head), (1, head), (0, uniform))]
+table(
+    [[name, *[f"{value:.3f}" for value in row]] for name, row in numbers.items()],
+    ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth", "uniform head"],
+)
 
 # %% [markdown]
 # The last column is what an even look at everything would give. *Same word* cannot reach 1: it divides its weight
-# between the earlier twins, which the pattern counts, and the word itself, which it does not.
+# between the earlier copies, which the pattern counts, and the word itself, which it does not.
 #
 # Now look around. Layer 1 is sharp; layer 2 has the same eight heads with a tenth of the sharpness. (Both read the same
-# input; nothing is stacked yet.) You know the answer before you move a slider: heads 1 to 8 in the order of the figure
-# above. It opens on the same-word head: each *the* shares its weight among the earlier ones and itself. (On paper and
-# on GitHub you see this one picture.)
+# input; nothing is stacked yet.) Before you move a slider, say what you will see: heads 1 to 8 are in the order of the figure
+# above. **Type a sentence of your own**, press Enter, and the layers read it; they know the words of the three sentences only. (On
+# paper and on GitHub you see one picture.)
 
 # %%
-explorer = AttentionExplorer(read)
-# The first picture; now it is your turn.
-explorer.sentence.value, explorer.head.value = SENTENCES[2], 5
+explorer = AttentionExplorer(sentences, read=read)
+explorer.sentence.value, explorer.head.value = SENTENCES[2], 5  # the first picture
 figures.save_explorer(explorer, "02_attention")
 
 # %% [markdown]
+# The explorer opens on the same-word head: each *the* shares its weight among the earlier ones and itself.
+#
 # ## What attention weights do not show
 #
 # A heat-map shows where a head *reads*. It does not show what the head *does*. That is decided by the value matrix and
-# by the output matrix, and neither is in the picture (Elhage et al. 2021 treat the two halves apart
-# [@elhage2021mathematical]). Our previous-word head passes on the word that it reads:
+# by the output matrix, and neither is in the picture ([Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html)
+# treat the two halves separately). Our previous-word head passes on the word that it reads:
 
 # %%
 ids = [tokenizer.sos_id, *tokenizer.encode(SENTENCES[0])]
-weights = torch.tensor(read[SENTENCES[0]][1][0, 0])  # (T, T), the sharp previous-word head
-values = embed(ids) @ what.T  # (T, K)
-passed_on = (weights @ values).argmax(-1).tolist()  # (T,), the largest number is the word
-assert passed_on == [ids[0], *ids[:-1]], "the head must hand over the word before"
-
-# %%
+weights = torch.tensor(sentences[SENTENCES[0]][1][0, 0])  # (T, T), the sharp previous-word head
+passed_on = (weights @ (embed(ids) @ what.T)).argmax(-1).tolist()  # (T,), the largest is the word
 lines = {"reads": ids, "takes home": passed_on}
 table(
     [[name, *map(tokenizer.word, line)] for name, line in lines.items()],
@@ -760,40 +772,17 @@ table(
 
 # %% [markdown]
 # The second line is the first, moved by one: every word now *knows* the word before it. But take another value matrix,
-# and the same picture means something else.
+# and the same picture means something else:
 
 # %%
 for name, W_V in {"passes on the word": what, "all zero": 0 * what}.items():
-    print(
-        f"{name:20} same weights, largest output {(weights @ (embed(ids) @ W_V.T)).abs().max():.1f}"
-    )
+    largest_output = (weights @ (embed(ids) @ W_V.T)).abs().max()
+    print(f"{name:20} same weights, largest output {largest_output:.1f}")
 
 # %% [markdown]
-# And with one value matrix, the values still differ in length. Two words are read, with numbers made up to make the
-# point:
-
-# %%
-weight, length = torch.tensor([0.9, 0.1]), torch.tensor([0.1, 10.0])  # (2,) each, made up
-effect = weight * length  # (2,)
-rows = {
-    "weight": weight,
-    "length of the value": length,
-    "share of the effect": effect / effect.sum(),
-}
-table(
-    [[name, *[f"{x:.2f}" for x in row.tolist()]] for name, row in rows.items()],
-    ["", "one word", "another word"],
-)
-
-# %% [markdown]
-# A large weight on a short value does little; a small weight on a long value can decide everything. And a word in layer
-# 2 or 3 is no longer only itself: its vector holds what earlier layers put there. So read a heat-map as a question, not
-# as an explanation.
-#
-# One last thought. If a previous-word head in one layer tells each word what came before it, a same-word head in the
-# next layer can look for words that were *preceded* by the word at hand, and so find what came after it last time. The
-# pair is called an induction head (Olsson et al. 2022 [@olsson2022context]); notebook 04 looks for it in the trained
-# model.
+# Values also differ in length. A large weight on a short value does little; a small weight on a long value can decide everything:
+# 0.9 of a value of length 0.1 adds 0.09, and 0.1 of a value of length 10 adds 1. And a word in layer 2 or 3 is no longer only
+# itself: its vector holds what earlier layers put there. So read a heat-map as a question, not as an explanation.
 
 # %%
 figures.save_numbers(
@@ -809,36 +798,43 @@ figures.save_numbers(
         },
         "past_moved_by": float(moved[:place].max()),
         "future_moved_by": [round(value, 2) for value in moved[place:].tolist()],
-        "loops_and_pytorch_within": 1e-6,
     },
 )
 
 # %% [markdown]
 # ## Recap
 #
-# - A word scores the keys of the words before it and its own, a softmax makes weights of the scores, and the values are
+# - A word scores its own key and those of the words before it, the softmax turns the scores into weights, and the values are
 #   averaged with these weights.
-# - Scores have variance $d$; dividing by $\sqrt{d}$ keeps the softmax soft at the start. The mask comes *before* the
-#   softmax, and then the past does not move, not by a bit, whatever the future holds.
+# - Scores have variance $d_k$; dividing by $\sqrt{d_k}$ keeps the softmax soft at the start. The mask comes *before* the
+#   softmax, and then no output of the past moves, not by a bit, whatever the future holds.
 # - Heads are a reshape: each attends in its own share of the width. Our layer equals the loops and PyTorch's own.
-# - A turn of the clock hands as $W_Q$ makes a previous-word head, by hand. Weights say where a head reads, not what it
-#   does.
+# - A turn of the clock hands as $W_Q$ makes a previous-word head by hand. With a second head it makes an induction head.
+# - Weights say where a head reads, not what it does.
+#
+# ## What GPT and Llama do differently
+#
+# - **Fused attention.** They never build the (T, T) table of weights in memory. FlashAttention
+#   ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)) computes the same numbers block by block, which matters for contexts of
+#   thousands of tokens. Ours keeps the table, because we want to look at it.
+# - **Fewer keys.** In larger Llama models several heads share keys and values (grouped-query attention,
+#   [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)), which makes the cache of notebook 05 smaller.
+# - **Positions inside attention.** Llama turns queries and keys by rotary embeddings, so the rotation that we wrote by hand is built in.
 #
 # Next: [03 · The decoder block](03_decoder_block.ipynb) puts the layer to work.
 #
 # ## Try it
 #
 # 1. Replace `step_back(2)` by `step_back(5)` in `heads`. Where do the first five words look, which have nothing five
-#    words back? (Most settle for `<sos>`, the nearest there is; one of them is torn.)
-# 2. In the masking cells, mask after the softmax, then divide each row by its sum: the leak is gone, up to rounding.
-#    Now raise the future score by 200 instead of 2. (The rest of the row becomes 0, and 0 divided by 0 is `nan`. Masked
-#    before, nothing changes.)
-# 3. Build the previous-word head from the slowest hands: `torch.arange(130, 148)` in `omega`, `positions[:, 260:]` for
-#    `p`. (The turn is still exact, but the head looks everywhere evenly. Try a sharpness of ten million: now rounding
-#    errors choose the word.)
+#    words back?
+# 2. Mask after the softmax, then divide each row by its sum: the leak is gone, up to rounding. Now raise the future score by 200
+#    instead of 2. What happens, and why not when the mask comes first?
+# 3. Write a table for a new head with `asks_for`, in which every noun asks for its adjective.
 #
 # ## References
 #
-# - Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits* [@elhage2021mathematical]
-# - Olsson et al. 2022, *In-context Learning and Induction Heads* [@olsson2022context]
-# - Vaswani et al. 2017, *Attention Is All You Need*, sections 3.2 and 3.5 [@vaswani2017attention]
+# - [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245), *GQA: Training Generalized Multi-Query Transformer Models*
+# - [Dao et al. 2022](https://arxiv.org/abs/2205.14135), *FlashAttention: Fast and Memory-Efficient Exact Attention*
+# - [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html), *A Mathematical Framework for Transformer Circuits*
+# - [Olsson et al. 2022](https://arxiv.org/abs/2209.11895), *In-context Learning and Induction Heads*
+# - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*, sections 3.2 and 3.5

@@ -11,9 +11,17 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/03_decoder_block.ipynb)
 #
-# **Promise.** You will put a whole decoder together from its parts, check it against PyTorch and against the loss that
-# it must have before and after it learns one batch by heart. At the end you will take a prediction apart: so much of it
-# came from the word, so much from attention, so much from each feed-forward layer, and the sum is exact.
+# **Promise.** You will write the whole decoder, from its parts to a class of some twenty lines, and check it against PyTorch and
+# against two losses that it must have: before training, and after learning one batch by heart. At the end you will take a
+# prediction apart: how much of it came from the word, from attention, from each feed-forward layer.
+#
+# **You will be able to**
+#
+# - write a decoder-only transformer from memory, and say what each line is for;
+# - predict the loss of an untrained model, and the lowest loss on a batch that is known by heart;
+# - find a leak of the future by its loss alone;
+# - say where the parameters are, and what weight tying and dropout would change;
+# - split a logit into what each part wrote, and say under which condition the split is exact.
 #
 # **Prerequisites.** [01 · Embeddings](01_embeddings.ipynb) and [02 · Attention](02_attention.ipynb).
 #
@@ -23,33 +31,18 @@
 CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
 # or of a folder with train.* and validation.*
 
-# %% tags=["setup"]
+# %% cellView="form" tags=["setup"]
+# @title Set-up: run this cell first
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assignment"
-
 if "google.colab" in sys.modules:
-    if not Path("/content/course").exists():
-        subprocess.run(
-            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
-        )
-    if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(
-            f"{REPOSITORY} does not hold this course: put the right address into this cell"
-        )
-    # Adds what is missing.
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
-here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
-ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
-if ROOT is None:
-    raise RuntimeError(
-        "open this notebook inside the repository: no folder `helpers` above the working folder"
-    )
-sys.path.insert(0, str(ROOT))
-os.chdir(ROOT / "notebooks")
+    os.system(f"cd /content && [ -d course ] || git clone -q --depth=1 {REPOSITORY} course")
+sys.path[:0] = ["/content/course/notebooks", "notebooks", "."]
+import colab  # not found? Open this notebook inside the repository, or correct REPOSITORY
+
+colab.start()
 
 # %%
 import copy
@@ -61,10 +54,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers import model as course
 from helpers import plots
 from helpers.loss import loss_sum
-from helpers.model import Decoder, DecoderBlock, FeedForward, LayerNorm, ModelConfig
-from helpers.notebook import FigureFolder, show_source, table
+from helpers.model import DecoderBlock, FeedForward, LayerNorm, ModelConfig, sinusoidal_positions
+from helpers.notebook import FigureFolder, claim, show_source, table
 from helpers.stories import load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import encode_stories
@@ -88,60 +82,20 @@ print(f"{len(stories.train):,} stories, a vocabulary of {V:,} tokens")
 #                     ╰╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ one block ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╯
 # ```
 #
-# Only attention looks at other tokens; it was the subject of [02 · Attention](02_attention.ipynb). This notebook builds
-# the rest, puts it together, and checks it.
-
-# %% [markdown]
-# ## Why 300 becomes 296
+# Only attention looks at other tokens; it was the subject of [02 · Attention](02_attention.ipynb). We now build the other parts,
+# then the whole.
 #
-# Our word vectors have 300 numbers, as fastText's usually do, and the model has 8 heads. Each head gets an equal share
-# of the width. Ask for a model 300 wide:
-
-# %%
-try:
-    ModelConfig(d_model=300)
-except ValueError as error:
-    print(error)
-else:
-    raise AssertionError(
-        "300 numbers cannot be shared equally among 8 heads: this should have been refused"
-    )
-
-# %% [markdown]
-# So the blocks are 296 wide, and one linear layer, the *projection*, takes each word vector from 300 numbers to 296.
-# What does it cost?
-
-# %%
-assignment = Decoder(ModelConfig())
-config = assignment.config
-price = sum(p.numel() for p in assignment.projection.parameters())
-share = price / assignment.num_parameters()
-
-assert config.d_model == 296 == 8 * 37
-assert price == 300 * 296 + 296
-width = config.d_model // config.num_heads
-print(f"{config.d_model} = {config.num_heads} heads × {width} numbers")
-print(f"the projection: {price:,} parameters, {share:.1%} of the model")
-
-# %% [markdown]
-# <details><summary>Could we have kept 300?</summary>
-#
-# With 6 or 10 heads, yes: both divide 300. With 8 heads the nearest widths are 296 and 304, and both need the
-# projection. A projection also lets the width of the model and that of the word vectors be chosen apart, whatever the
-# heads.
-# </details>
-
-# %% [markdown]
 # ## LayerNorm by hand
 #
-# A stream to which everything is added changes its size all the time. The parts should not have to care. So each part
+# A stream to which everything is added changes its size all the time, and the parts should not have to care. So each part
 # reads a copy with a fixed scale: subtract the mean of the token's numbers, divide by their standard deviation, and let
-# the model choose a gain $g$ and a bias $b$ for each of the $D$ numbers (Ba et al. 2016, section 3 [@ba2016layer]):
+# the model choose a gain $g$ and a bias $b$ for each of the $D$ numbers
+# ([Ba et al. 2016](https://arxiv.org/abs/1607.06450), section 3):
 #
 # $$\operatorname{norm}(x)_i = g_i\,\frac{x_i - \mu}{\sqrt{\sigma^2 + \varepsilon}} + b_i, \qquad
 # \mu = \frac{1}{D}\sum_j x_j, \qquad \sigma^2 = \frac{1}{D}\sum_j (x_j - \mu)^2$$
 #
-# First one vector, by a loop.
+# First one vector, by a loop ($\varepsilon$ only prevents a division by zero):
 
 
 # %%
@@ -155,37 +109,18 @@ def norm_by_loop(x, gain, bias, eps=1e-5):
     ]
 
 
-x = [2.0, 4.0, 6.0, 0.0]
-y = norm_by_loop(x, gain=[1.0] * 4, bias=[0.0] * 4)
-print(
-    [round(value, 2) for value in y],
-    "mean",
-    round(sum(y) / 4, 4),
-    "variance",
-    round(sum(v * v for v in y) / 4, 4),
-)
+y = norm_by_loop([2.0, 4.0, 6.0, 0.0], gain=[1.0] * 4, bias=[0.0] * 4)
+print([round(value, 2) for value in y], "variance", round(sum(v * v for v in y) / 4, 4))
 
 # %% [markdown]
-# Then a batch, without a loop. Mean and variance are taken over the last axis only, so that no token sees another, and
-# no story sees another. (Batch normalisation would mix them.)
-
-# %%
-torch.manual_seed(0)
-batch = 5 * torch.randn(2, 3, 8) + 2  # (B, T, D)
-gain, bias = torch.randn(8), torch.randn(8)  # (D,), (D,)
-
-mean = batch.mean(-1, keepdim=True)  # (B, T, 1)
-variance = (batch - mean).square().mean(-1, keepdim=True)  # (B, T, 1)
-normed = gain * (batch - mean) / torch.sqrt(variance + 1e-5) + bias  # (B, T, D)
-
-# %% [markdown]
-# The course's own class does just this.
+# For a whole batch the mean and the variance are taken over the last axis only, so that no token sees another, and
+# no story sees another. (Batch normalisation would mix them.) The course's class:
 
 # %%
 show_source(LayerNorm)
 
 # %% [markdown]
-# Four versions, one answer: the loop, the batch, our class, and PyTorch's class as the judge.
+# The loop, our class and PyTorch's class as the judge must agree.
 
 
 # %%
@@ -194,51 +129,48 @@ def error(ours, reference):
     return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
+torch.manual_seed(0)
+batch = 5 * torch.randn(2, 3, 8) + 2  # (B, T, D)
+gain, bias = torch.randn(8), torch.randn(8)  # (D,), (D,)
 ours, judge = LayerNorm(8), nn.LayerNorm(8)
-ours.load_state_dict({"gain": gain, "bias": bias})
-judge.load_state_dict({"weight": gain, "bias": bias})
+ours.gain.data = judge.weight.data = gain
+ours.bias.data = judge.bias.data = bias
 by_loop = torch.tensor(
     [
         [norm_by_loop(token, gain.tolist(), bias.tolist()) for token in story]
         for story in batch.tolist()
     ]
-)
+)  # (B, T, D)
 
-errors = {
-    name: error(value, judge(batch))
-    for name, value in {"loop": by_loop, "batch": normed, "class": ours(batch)}.items()
-}
-assert max(errors.values()) < 1e-6, f"not the judge's LayerNorm: {errors}"
-print("within 1e-6 of torch.nn.LayerNorm:", *errors)
+# %%
+for name, value in {"the loop": by_loop, "our class": ours(batch)}.items():
+    claim(
+        f"{name} differs from torch.nn.LayerNorm by ≈{error(value, judge(batch)):.0e} of the "
+        "largest value, less than 1e-6",
+        error(value, judge(batch)) < 1e-6,
+    )
 
 # %% [markdown]
-# <details><summary>A trap: which variance?</summary>
-#
-# `Tensor.var` divides by $D - 1$ unless told otherwise; LayerNorm divides by $D$. With 8 numbers the difference is 7 %.
-# With 296 it is so small that the model would train as well, and differ from everybody else's.
-# </details>
-#
 # **Predict.** Multiply the input by 3 and add 7. What happens to the output?
 
 # %%
 change = error(ours(3 * batch + 7), ours(batch))
 length = LayerNorm(296)(torch.randn(4, 296)).norm(dim=-1)  # (4,)
-
-assert change < 1e-4, "scale or shift went through the norm"
-assert torch.allclose(length, torch.full((4,), 296**0.5), rtol=1e-4)
-print("scale and shift of the input change the output by less than 0.01 %:", change < 1e-4)
-print(f"length of any vector of 296 numbers after the norm: √296 = {length.mean():.1f}")
-
-# %% [markdown]
-# Nothing. What is left of a vector is its direction, at the length $\sqrt{D}$; how long it was is forgotten. ("Almost
-# nothing": $\varepsilon$, which prevents a division by zero, is not scaled with the rest.)
+claim(f"the output changes by ≈{change:.0e} of its largest value, less than 1e-4", change < 1e-4)
+claim(
+    f"after the norm, any vector of 296 numbers has the length √296 = {296**0.5:.1f}",
+    torch.allclose(length, torch.tensor(296**0.5), rtol=1e-4),
+)
 
 # %% [markdown]
+# What is left of a vector is its direction, at the length $\sqrt{D}$; how long it was is forgotten. (The tiny change comes from
+# $\varepsilon$, which is not scaled with the rest.)
+#
 # ## GELU, and the feed-forward part
 #
 # Between two linear layers there must be something that is not linear, or the two would be one. ReLU keeps a number or
-# drops it. GELU weighs it by the probability that a standard normal number is smaller (Hendrycks & Gimpel 2016, section
-# 2 [@hendrycks2016gaussian]):
+# drops it. GELU multiplies it by the probability that a standard normal number is smaller
+# ([Hendrycks & Gimpel 2016](https://arxiv.org/abs/1606.08415), section 2):
 #
 # $$\operatorname{GELU}(x) = x\,\Phi(x), \qquad \Phi(x) = \tfrac{1}{2}\left(1 + \operatorname{erf}\tfrac{x}{\sqrt 2}\right)$$
 
@@ -251,58 +183,59 @@ def gelu(x):
 x = torch.linspace(-4, 4, 801, requires_grad=True)  # (801,)
 y = gelu(x)  # (801,)
 (slope,) = torch.autograd.grad(y.sum(), x)  # (801,)
-
-assert error(y, F.gelu(x)) < 1e-6, "this is not PyTorch's GELU"
-lowest = y.argmin().item()
-print(f"equal to F.gelu within 1e-6; lowest point {y[lowest]:.2f}, at x = {x[lowest]:.2f}")
+claim(f"equal to F.gelu within ≈{error(y, F.gelu(x)):.0e}", error(y, F.gelu(x)) < 1e-6)
 
 # %%
-figure, (left, right) = plots.subplots(1, 2, size=(8.6, 3.6))
 at = x.detach()
-for panel, smooth, sharp in ((left, y.detach(), at.relu()), (right, slope, (at > 0).float())):
-    panel.plot(at, smooth, color=plots.COLORS[0], label="GELU")
-    panel.plot(at, sharp, color=plots.COLORS[1], linestyle="--", label="ReLU")
-    panel.set_xlabel("input x (no unit)")
-left.set(ylabel="output (no unit)")
-right.set(ylabel="slope: output per input")
-left.set_title("GELU: ReLU with a soft corner,")
-right.set_title("and its slope does not jump")
-left.legend()
 figures.save_figure(
-    figure,
+    plots.compare_curves(
+        {
+            "GELU": (at, y.detach()),
+            "ReLU": (at, at.relu()),
+            "slope of GELU": (at, slope),
+            "slope of ReLU": (at, (at > 0).float()),
+        },
+        x_label="input x (no unit)",
+        y_label="output, or output per input (no unit)",
+        title="GELU is a ReLU with a soft corner, and its slope does not jump",
+    ),
     "03_gelu",
     alt="GELU beside ReLU, and their slopes: GELU bends smoothly and dips slightly below zero.",
 )
 
 # %% [markdown]
-# Left: the two functions; right: their slopes, by which every gradient through this place is multiplied. For slightly
-# negative inputs ReLU's slope is exactly zero, so nothing can be learned there; GELU's is not. The curves do not show
-# that one trains better than the other. That would be an experiment; we take GELU because the GPT family does.
+# Every gradient that passes here is multiplied by the slope. For negative inputs ReLU's slope is exactly zero, so nothing
+# can be learned there; for slightly negative ones GELU's is not. The curves do not show that one trains better than the other;
+# that would be an experiment. We take GELU because the GPT family does.
 #
 # The feed-forward part widens each token's vector (296 → 1,024), applies GELU, and narrows it again. The original used
-# ReLU here (Vaswani et al. 2017, section 3.3 [@vaswani2017attention]).
+# ReLU here ([Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.3).
 
 # %%
 show_source(FeedForward)
 
 # %% [markdown]
 # It treats each token by itself: attention moves information *between* tokens, feed-forward works on it *within* one.
-# Feed it token by token, and nothing changes.
+# If we feed it token by token, nothing changes:
 
 # %%
 small = ModelConfig(vocab_size=50, embedding_dim=20, d_model=24, num_heads=4, d_ff=48)
 feed_forward = FeedForward(small)
 tokens = torch.randn(1, 6, 24)  # (B, T, D)
 one_by_one = torch.cat([feed_forward(tokens[:, t : t + 1]) for t in range(6)], dim=1)  # (B, T, D)
-
-assert error(one_by_one, feed_forward(tokens)) < 1e-6, "a token has looked at another one"
-print("six tokens one by one = six tokens at once")
+apart = error(one_by_one, feed_forward(tokens))
+claim(f"six tokens one by one = six tokens at once, within ≈{apart:.0e}", apart < 1e-6)
 
 # %% [markdown]
+# **What is dropout for?** In training it sets each number to zero with some probability, and scales the others up so that the mean
+# stays. A part can then not rely on any single number, which makes it harder to learn stories by heart
+# ([Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html)). It is switched off when the model is used. The parts above
+# contain it; its probability is 0 unless the recipe says otherwise. Notebook 04 measures whether it pays.
+#
 # ## The block, step by step
 #
-# Now all parts are there. Take six tokens, 24 numbers each, and a block whose every parameter is random, gains and
-# biases too, so that none hides behind a one or a zero.
+# Take six tokens, 24 numbers each, and a block whose every parameter is random, gains and biases too, so that none hides behind a
+# one or a zero.
 
 # %%
 torch.manual_seed(1)
@@ -313,72 +246,212 @@ x = torch.randn(2, 6, 24)  # (B, T, D)
 mask = torch.full((6, 6), float("-inf")).triu(1)  # (T, T): 0 for the past, -inf for the future
 
 # %% [markdown]
-# Read a normed copy; mix it with the past; add.
+# Read a normed copy of the stream; mix it with the past; add. Then read a normed copy of *that*; compute; add.
 
 # %%
-copy_1 = block.attention_norm(x)  # (B, T, D)
-mixed, weights = block.attention(copy_1, mask)  # (B, T, D), (B, H, T, T)
+mixed, weights = block.attention(block.attention_norm(x), mask)  # (B, T, D), (B, H, T, T)
 after_attention = x + mixed  # (B, T, D)
-
-# %% [markdown]
-# Read a normed copy of *that*; think about it; add.
+thought = block.feed_forward(block.feed_forward_norm(after_attention))  # (B, T, D)
+by_hand = after_attention + thought  # (B, T, D)
+apart = error(by_hand, block(x, mask)[0])
+claim(f"by hand = DecoderBlock, within ≈{apart:.0e}", apart < 1e-6)
 
 # %%
-copy_2 = block.feed_forward_norm(after_attention)  # (B, T, D)
-by_hand = after_attention + block.feed_forward(copy_2)  # (B, T, D)
-
-assert error(by_hand, block(x, mask)[0]) < 1e-6, "DecoderBlock does something else"
 show_source(DecoderBlock)
 
 # %% [markdown]
-# The judge is PyTorch's ready-made layer. It is called *encoder* layer, but with a causal mask, and without attention
-# to a second text, it is the block of a decoder-only model. Our weights go in under its names.
-
-# %%
-JUDGES = {
-    "attention.qkv.weight": "self_attn.in_proj_weight",
-    "attention.qkv.bias": "self_attn.in_proj_bias",
-    "attention.output": "self_attn.out_proj",
-    "attention_norm.gain": "norm1.weight",
-    "attention_norm.bias": "norm1.bias",
-    "feed_forward_norm.gain": "norm2.weight",
-    "feed_forward_norm.bias": "norm2.bias",
-    "feed_forward.expand": "linear1",
-    "feed_forward.contract": "linear2",
-}
-
-
-def judges_name(name):
-    ours = next(prefix for prefix in JUDGES if name.startswith(prefix))
-    return name.replace(ours, JUDGES[ours])
+# The judge is PyTorch's ready-made layer. It is called an *encoder* layer, but with a causal mask, and without attention
+# to a second text, it is the block of a decoder-only model. It gets our weights, in its own order.
 
 
 # %%
 def judge_of(block, norm_first=True):
     """PyTorch's layer with the weights of `block`."""
     layer = nn.TransformerEncoderLayer(
-        24,
-        4,
-        dim_feedforward=48,
-        dropout=0.0,
-        activation="gelu",
-        batch_first=True,
-        norm_first=norm_first,
+        24, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm_first
     )
-    layer.load_state_dict({judges_name(name): value for name, value in block.state_dict().items()})
+    parts = block.attention, block.feed_forward, block.attention_norm, block.feed_forward_norm
+    ours = [parameter for part in parts for parameter in part.parameters()]
+    for mine, theirs in zip(ours, layer.parameters(), strict=True):
+        theirs.data = mine.data
     return layer
 
 
-assert error(by_hand, judge_of(block)(x, src_mask=mask)) < 1e-6, (
-    "PyTorch's layer gives something else"
-)
-print("by hand = DecoderBlock = torch.nn.TransformerEncoderLayer, within 1e-6")
+apart = error(by_hand, judge_of(block)(x, src_mask=mask))
+claim(f"DecoderBlock = torch.nn.TransformerEncoderLayer, within ≈{apart:.0e}", apart < 1e-6)
 
 # %% [markdown]
+# ## The whole decoder
+#
+# Two details remain. Our word vectors have $E = 300$ numbers, as fastText's usually do, but eight heads cannot share 300 equally. So
+# the model is $D = 296 = 8 \cdot 37$ wide, and a linear layer, the **projection**, takes each word vector from 300 to 296. And
+# after the last block a **final norm** gives the stream the same size for every token before the output layer scores all words.
+#
+# Everything is there. Before you read on, try to write it yourself.
+
+
+# %%
+class Decoder(nn.Module):
+    """Token ids in, scores of every possible next token out."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)  # (V, E)
+        self.projection = nn.Linear(config.embedding_dim, config.d_model)  # E → D
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
+        self.norm = LayerNorm(config.d_model)
+        self.output = nn.Linear(config.d_model, config.vocab_size)  # D → V
+        self.positions = sinusoidal_positions(config.context_length, config.d_model)  # (T, D)
+
+    def forward(self, ids):  # (B, T) -> (B, T, V)
+        T = ids.shape[1]
+        words = self.projection(self.embedding(ids)) * self.config.d_model**0.5  # (B, T, D)
+        stream = words + self.positions[:T]  # (B, T, D)
+        mask = torch.full((T, T), float("-inf")).triu(1)  # (T, T)
+        for block in self.blocks:
+            stream, _ = block(stream, mask)  # (B, T, D)
+        return self.output(self.norm(stream))  # (B, T, V)
+
+
+# %% [markdown]
+# That is the model. The course's own `Decoder` must give the same logits with the same weights, at full size:
+
+# %%
+torch.manual_seed(0)
+full = course.Decoder(ModelConfig())
+ours = Decoder(ModelConfig())
+ours.load_state_dict(full.state_dict())
+ids = torch.randint(4, 10_000, (2, 64))  # (B, T)
+with torch.no_grad():
+    apart = (ours(ids) - full(ids)).abs().max().item()
+claim(f"{ids.numel()} × 10,000 logits agree within ≈{apart:.0e}, less than 1e-6", apart < 1e-6)
+
+# %% [markdown]
+# The rest of the course uses `helpers/model.py`. What it has beyond these twenty lines comes up later: the first weights (below), a
+# cache (05), recomputation and a loss that never holds all logits (06), and clear errors.
+
+# %%
+show_source(course.Decoder, fold="The course's own Decoder, from helpers/model.py")
+
+# %% [markdown]
+# ## Where the parameters are
+#
+# `ModelConfig()` is the full model, with 10,000 words. The number of heads occurs in no formula.
+
+
+# %%
+def count(*modules):
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+Decoder = course.Decoder  # the course's own from here on
+config, block = full.config, full.blocks[0]
+norms = (block.attention_norm, block.feed_forward_norm)
+sizes = {
+    "embedding": ("10,000 × 300", count(full.embedding)),
+    "projection": ("300 × 296 + 296", count(full.projection)),
+    "attention": ("4 × (296 × 296 + 296)", count(block.attention)),
+    "feed-forward": ("296 × 1,024 + 1,024 + 1,024 × 296 + 296", count(block.feed_forward)),
+    "two norms": ("2 × (296 + 296)", count(*norms)),
+    "one block": ("attention, feed-forward, two norms", count(block)),
+    "three blocks": ("3 × one block", count(full.blocks)),
+    "final norm": ("296 + 296", count(full.norm)),
+    "output": ("296 × 10,000 + 10,000", count(full.output)),
+    "the whole model": ("", count(full)),
+}
+table([[part, *row] for part, row in sizes.items()], ["part", "formula", "parameters"])
+
+# %%
+outer = ("embedding", "projection", "three blocks", "final norm", "output")
+tables = sizes["embedding"][1] + sizes["output"][1]
+claim(
+    f"embedding, projection, blocks, final norm and output make {count(full):,}",
+    sum(sizes[part][1] for part in outer) == count(full) == 8_940_768,
+)
+print(f"the two tables of words hold {tables / count(full):.0%} of them")
+print(f"all attention together holds {3 * sizes['attention'][1] / count(full):.0%}")
+
+# %% [markdown]
+# Attention, the famous part, is a small share. Two thirds of the model are its vocabulary, which is read once on the way in and once
+# on the way out. **Weight tying** uses one table for both
+# ([Press & Wolf 2017](https://arxiv.org/abs/1608.05859)): a word is scored by its own vector. What would it save, and what does it
+# cost?
+
+
+# %%
+def mean_loss(model, ids):
+    total, number = loss_sum(model, ids, tokenizer.pad_id)
+    return total / number
+
+
+class TiedDecoder(Decoder):
+    """The output layer scores each word by its own projected vector."""
+
+    def forward(self, ids, targets):
+        stream, _ = self.hidden(ids)  # (B, T, D)
+        words = self.embedding.weight @ self.projection.weight.T  # (V, D)
+        logits = stream @ words.T + self.output.bias  # (B, T, V)
+        total = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=0, reduction="sum"
+        )
+        return total, (targets != 0).sum()
+
+
+# %%
+some = encode_stories(tokenizer, stories.train[:320], 64).long()  # (N, 64)
+
+
+def first_steps(model, steps=80, batch_size=4, learning_rate=2e-3):
+    """The loss of each of the first steps of training."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95))
+    losses = []
+    for step in range(steps):
+        rows = torch.arange(step * batch_size, (step + 1) * batch_size) % len(some)  # (B,)
+        loss = mean_loss(model, some[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+# %%
+narrow = ModelConfig(vocab_size=V, d_model=128, d_ff=512)
+
+
+def ends(make, seeds=range(3)):
+    """The mean loss of the last ten of 80 steps, for several random starts."""
+    found = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        found.append(float(np.mean(first_steps(make())[-10:])))
+    return found
+
+
+tying = {"two tables": ends(lambda: Decoder(narrow)), "tied": ends(lambda: TiedDecoder(narrow))}
+saved = full.output.weight.numel()
+print(f"tying would save {saved:,} parameters of the full model, {saved / count(full):.0%}")
+
+# %% tags=["nbval-ignore-output"]
+table(
+    [[name, *(f"{loss:.2f}" for loss in found)] for name, found in tying.items()],
+    ["loss after 80 steps, nats per token", "seed 0", "seed 1", "seed 2"],
+)
+
+# %%
+behind = np.mean(tying["tied"]) - np.mean(tying["two tables"])
+claim(f"after 80 steps the tied models are ≈{behind:.2f} nats behind, mean of three", behind > 0)
+
+# %% [markdown]
+# Eighty steps of a small model say who starts faster, not who ends lower. Tying saves a third of our parameters. It asks one vector to
+# do two jobs, to say what a word *means* when it is read and when it is *expected* next. We keep two tables, because our word vectors
+# come from fastText, which only knows the first job.
+#
 # ## The residual stream
 #
-# `stream = stream + part(norm(stream))`, six times over in our three blocks. So at any time the stream is the sum of
-# what was written so far. This function walks through a model and keeps each part's writing apart:
+# `stream = stream + part(norm(stream))`, six times in our three blocks. So at any time the stream is the sum of
+# what was written so far. This function walks through a model and keeps what each part writes apart:
 
 
 # %%
@@ -396,8 +469,7 @@ def writes(model, ids):
 
 
 # %% [markdown]
-# Try it on an untrained model that is as wide and as deep as the assignment's, with the vocabulary of this corpus, and
-# on a little story of our own.
+# Try it on an untrained model and a little story.
 
 # %%
 STORY = (
@@ -408,48 +480,27 @@ STORY = (
 ids = torch.tensor([[tokenizer.sos_id, *tokenizer.encode(STORY)]])  # (1, T)
 torch.manual_seed(0)
 untrained = Decoder(ModelConfig(vocab_size=V)).eval()
-
 with torch.no_grad():
     parts = writes(untrained, ids)
     same = error(untrained.norm(sum(parts.values())), untrained.hidden(ids)[0])
-assert same < 1e-5, "the sum of the parts is not the stream"
-print(f"{len(parts)} parts write into the stream of each of {ids.shape[1]} tokens")
+claim(f"the sum of {len(parts)} parts is the stream, within ≈{same:.0e}", same < 1e-5)
 
 # %%
-# Length of the stream after each write.
-stream = torch.stack(list(parts.values())).cumsum(0).norm(dim=-1)[:, 0]  # (parts, T)
-sizes = torch.stack(list(parts.values())).norm(dim=-1)[:, 0]  # (parts, T): the length of each write
-
-figure, axes = plots.subplots(size=(7.5, 4.0))
-places = np.arange(len(parts))
-axes.bar(
-    places,
-    sizes.mean(1),
-    color=plots.COLORS[9],
-    width=0.6,
-    label="what the part writes (mean of the tokens)",
+written = torch.stack(list(parts.values()))[:, 0]  # (parts, T, D)
+sizes_of = written.norm(dim=-1).mean(1)  # (parts,): the length of each write
+stream = written.cumsum(0).norm(dim=-1).mean(1)  # (parts,): of the stream after it
+places = range(len(parts))
+figure = plots.compare_curves(
+    {
+        "the stream after each part": (places, stream.tolist()),
+        "what the part writes": (places, sizes_of.tolist()),
+    },
+    x_label="part, in the order of writing",
+    y_label="length of the vector (no unit)",
+    title="Each write makes the stream longer (untrained model)",
+    from_zero=True,
 )
-axes.plot(
-    places,
-    stream.mean(1),
-    color=plots.COLORS[0],
-    marker="o",
-    label="the stream after it (mean of the tokens)",
-)
-axes.fill_between(
-    places,
-    stream.amin(1),
-    stream.amax(1),
-    color=plots.COLORS[0],
-    alpha=0.2,
-    label="from the shortest to the longest",
-)
-axes.set_xticks(places, [name.replace(" ", "\n") for name in parts])
-axes.set(
-    xlabel="part, in the order of writing", ylabel="length of the vector (no unit)", ylim=(0, None)
-)
-axes.set_title("Each write makes the stream longer (untrained model)")
-axes.legend(loc="upper left")
+figure.axes[0].set_xticks(places, [name.replace(" ", "\n") for name in parts])
 figures.save_figure(
     figure,
     "03_stream",
@@ -457,25 +508,22 @@ figures.save_figure(
 )
 
 # %%
-assert (stream.mean(1).diff() > 0).all(), "a write made the stream shorter"
-pythagoras = sizes.square().sum(0).sqrt() / stream[-1]  # (T,)
-print(
-    f"from {stream[0].mean():.0f} to {stream[-1].mean():.0f}: the sum of all lengths would be "
-    f"{sizes.sum(0).mean():.0f}"
+pythagoras = (sizes_of.square().sum().sqrt() / stream[-1]).item()
+claim(
+    f"the stream grows from ≈{stream[0]:.0f} to ≈{stream[-1]:.0f}; the root of the sum of squares "
+    f"is ≈{pythagoras:.2f} times its length, within a tenth of 1",
+    (stream.diff() > 0).all() and abs(pythagoras - 1) < 0.1,
 )
-print(f"√(sum of squared lengths) / length of the sum: {pythagoras.mean():.1f}")
 
 # %% [markdown]
-# A bar is the length of one part's writing, a point the length of the stream after it. The lengths do not add up as
-# numbers do: random vectors with hundreds of entries are nearly perpendicular, so their *squares* add up, as Pythagoras
-# says. The figure shows lengths, not meaning; and it is an untrained model, in which the positions are still louder
-# than the words.
-
-# %% [markdown]
+# The lengths do not add up as numbers do. Random vectors with hundreds of entries are nearly perpendicular, so their
+# *squares* add up, as Pythagoras says. The figure shows lengths, not meaning, and an untrained model, in which the positions
+# are still longer than the words.
+#
 # ## Before or after? Where the norm goes
 #
-# The original transformer is **post-norm**: `norm(x + f(x))` (Vaswani et al. 2017, section 3.1
-# [@vaswani2017attention]). Ours is **pre-norm**: `x + f(norm(x))`, as in most later models.
+# The original transformer is **post-norm**: `norm(x + f(x))` (Vaswani et al. 2017, section 3.1). Ours is **pre-norm**:
+# `x + f(norm(x))`, as in most later models.
 #
 # ```
 # post-norm (2017)
@@ -501,19 +549,21 @@ class PostNormBlock(DecoderBlock):
         return self.feed_forward_norm(x + self.feed_forward(x)), weights  # (B, T, D)
 
 
+one = DecoderBlock(small)
 post = PostNormBlock(small)
-post.load_state_dict(block.state_dict())
-assert error(post(x, mask)[0], judge_of(block, norm_first=False)(x, src_mask=mask)) < 1e-6
-print("PostNormBlock = torch.nn.TransformerEncoderLayer(norm_first=False), within 1e-6")
+post.load_state_dict(one.state_dict())
+apart = error(post(x, mask)[0], judge_of(one, norm_first=False)(x, src_mask=mask))
+claim(f"PostNormBlock = PyTorch's layer with norm_first=False, within ≈{apart:.0e}", apart < 1e-6)
 
 # %% [markdown]
-# Xiong et al. 2020, section 3 [@xiong2020layer], compared the gradients of the two *before the first step of training*.
-# We do the same with narrow stacks (64 numbers per token) of 3 to 24 blocks. One seed gives both kinds the same
+# [Xiong et al. 2020](https://arxiv.org/abs/2002.04745), section 3, compared the gradients of the two *before the first step of
+# training*. We do the same with narrow stacks (64 numbers per token) of 3 to 24 blocks. For each seed both kinds start from the same
 # weights.
 
 # %%
 KINDS = {"pre-norm": DecoderBlock, "post-norm": PostNormBlock}
-eight = encode_stories(tokenizer, stories.train[:8], 64).long()  # (8, 64)
+DEPTHS = (3, 6, 12, 24)
+eight = some[:8]  # (8, 64)
 
 
 def stack(kind, depth, seed):
@@ -527,12 +577,6 @@ def stack(kind, depth, seed):
     return model
 
 
-# %%
-def mean_loss(model, ids):
-    total, count = loss_sum(model, ids, tokenizer.pad_id)
-    return total / count
-
-
 def gradients(kind, depth, seed):
     """The length of the loss' gradient at each block's last matrix, (L,)."""
     model = stack(kind, depth, seed)
@@ -540,99 +584,65 @@ def gradients(kind, depth, seed):
     return torch.stack([block.feed_forward.contract.weight.grad.norm() for block in model.blocks])
 
 
-DEPTHS = (3, 6, 12, 24)
-measured = {
-    (kind, depth): torch.stack([gradients(kind, depth, seed) for seed in range(5)]).mean(0)  # (L,)
-    for kind in KINDS
-    for depth in DEPTHS
-}
-
 # %% [markdown]
-# A large gradient in the last blocks is not a good sign here: the first steps then throw those blocks far.
+# A large gradient in the last blocks is not a good sign here: the first steps then move those blocks far.
 #
 # **Predict.** In which kind does the *last* block get the larger gradient? And what happens to it when the stack gets
 # deeper?
 
 # %%
-figure, (left, right) = plots.subplots(1, 2, size=(9.0, 3.8))
-for (kind, color), line in zip(zip(KINDS, plots.COLORS, strict=False), plots.LINES, strict=False):
-    style = {"color": color, "linestyle": line, "marker": "o", "label": kind}
-    left.plot(range(1, 13), measured[kind, 12], **style)
-    right.plot(DEPTHS, [measured[kind, depth][-1] for depth in DEPTHS], **style)
-guide = [measured["pre-norm", 3][-1] * (3 / depth) ** 0.5 for depth in DEPTHS]
-right.plot(DEPTHS, guide, color=plots.GREY, linestyle=":", label="1 / √depth")
-left.set(
-    xlabel="block, of 12",
-    ylabel="length of the gradient (nats per unit)",
-    ylim=(0, None),
-    xticks=range(1, 13),
-)
-right.set(
-    xlabel="blocks in the stack", xscale="log", ylabel="gradient of the last block", ylim=(0, None)
-)
-right.set_xticks(DEPTHS, DEPTHS)
-right.minorticks_off()
-left.set_title("Pre-norm: later blocks get less")
-right.set_title("… the less, the deeper the stack")
-left.set_ylim(0, 1.3 * left.get_ylim()[1])
-left.legend(loc="upper right")
-right.legend()
+measured = {
+    (kind, depth): torch.stack([gradients(kind, depth, seed) for seed in range(5)]).mean(0)  # (L,)
+    for kind in KINDS
+    for depth in DEPTHS
+}
+last = {kind: [measured[kind, depth][-1].item() for depth in DEPTHS] for kind in KINDS}
+guide = [last["pre-norm"][0] * (3 / depth) ** 0.5 for depth in DEPTHS]
 figures.save_figure(
-    figure,
-    "03_gradients",
-    alt=(
-        "Gradient of each of 12 blocks before training, and of the last block for 3 to 24 "
-        "blocks: post-norm level, pre-norm falling."
+    plots.compare_curves(
+        {kind: (DEPTHS, values) for kind, values in last.items()} | {"1 / √depth": (DEPTHS, guide)},
+        x_label="blocks in the stack",
+        y_label="gradient of the last block (nats per unit)",
+        title="Pre-norm: the deeper the stack, the less its last block gets",
+        log_x=True,
+        from_zero=True,
     ),
+    "03_gradients",
+    alt="Gradient of the last block for 3 to 24 blocks: post-norm level, pre-norm falling.",
 )
 
 # %%
 first_to_last = {kind: (measured[kind, 12][0] / measured[kind, 12][-1]).item() for kind in KINDS}
-shrinks = {kind: (measured[kind, 3][-1] / measured[kind, 24][-1]).item() for kind in KINDS}
-
-assert first_to_last["pre-norm"] > 2, "pre-norm's later blocks no longer get less"
-assert shrinks["pre-norm"] > 2, "pre-norm: the last block does not get less in a deeper stack"
-assert 0.67 < shrinks["post-norm"] < 1.5, "post-norm: the last gradient depends on the depth"
-rows = [[kind, f"{first_to_last[kind]:.1f}", f"{shrinks[kind]:.1f}"] for kind in KINDS]
-table(rows, ["", "12 blocks: first / last gradient", "last gradient: 3 blocks / 24 blocks"])
+shrinks = {kind: values[0] / values[-1] for kind, values in last.items()}
+claim(
+    f"from 3 to 24 blocks the last gradient falls ≈{shrinks['pre-norm']:.1f}-fold in pre-norm, and "
+    f"changes by a factor of ≈{shrinks['post-norm']:.1f} in post-norm",
+    shrinks["pre-norm"] > 2 and 0.67 < shrinks["post-norm"] < 1.5,
+)
+claim(
+    f"of 12 pre-norm blocks the first gets ≈{first_to_last['pre-norm']:.1f} times the gradient of "
+    "the last",
+    first_to_last["pre-norm"] > 2,
+)
 
 # %% [markdown]
-# A point is the length of the loss' gradient at one block's last matrix, the mean of five random starts. In post-norm
-# the last block's gradient hardly depends on the depth. In pre-norm it falls about as $1/\sqrt{L}$ (grey). That is
-# theorem 1 of Xiong et al.: a deep post-norm stack starts with large gradients in its last blocks; this, they argue, is
-# why it needs a learning rate that warms up slowly. The figure shows the moment before the first step, and nothing of
-# what follows. Does it matter?
+# A point is the length of the loss' gradient at the last block's last matrix, the mean of five random starts. In post-norm
+# it hardly depends on the depth. In pre-norm it falls about as $1/\sqrt{L}$. That is theorem 1 of Xiong et al.: a deep post-norm stack
+# starts with large gradients in its last blocks, and this, they argue, is why it needs a learning rate that warms up slowly. The
+# figure shows the moment before the first step, and nothing of what follows. Does it matter?
 #
-# **Predict.** The same data, the same learning rate (0.002, no warm-up). Three blocks and twelve, pre-norm and
-# post-norm: which of the four learn?
-
+# **Predict.** The same data and the same learning rate (0.002, no warm-up); three blocks and twelve, pre-norm and
+# post-norm. Which of the four learn?
 
 # %%
-def first_steps(model, steps=80, batch_size=8, learning_rate=2e-3):
-    """The loss of each of the first steps of training."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-    )
-    losses = []
-    for step in range(steps):
-        rows = torch.arange(step * batch_size, (step + 1) * batch_size) % len(some)  # (B,)
-        loss = mean_loss(model, some[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-some = encode_stories(tokenizer, stories.train[:640], 64).long()  # (N, 64)
+starts = range(3)
 runs = {
-    (kind, depth): first_steps(stack(kind, depth, seed=1)) for depth in (3, 12) for kind in KINDS
-}
-
-# %%
-counts = torch.bincount(some[:, 1:].flatten(), minlength=V).double()  # (V,)
-counts[tokenizer.pad_id] = 0
-frequency = counts[counts > 0] / counts.sum()  # (words that occur,)
+    (kind, depth): np.array([first_steps(stack(kind, depth, seed)) for seed in starts])
+    for depth in (3, 12)
+    for kind in KINDS
+}  # (seeds, steps) each
+frequency = torch.bincount(some[:, 1:].flatten(), minlength=V)[1:].double()  # (V - 1,), no <pad>
+frequency = frequency[frequency > 0] / frequency.sum()  # (words that occur,)
 unigram = -(frequency * frequency.log()).sum().item()
 
 
@@ -640,37 +650,44 @@ def smooth(losses, width=10):
     return np.convolve(losses, np.ones(width) / width, mode="valid")  # (steps - width + 1,)
 
 
-curves = {
-    f"{kind}, {depth} blocks": (np.arange(10, 81), smooth(run))
-    for (kind, depth), run in runs.items()
-}
+# %%
 figures.save_figure(
     plots.compare_curves(
-        curves,
+        {
+            f"{kind}, {depth} blocks": (np.arange(10, 81), smooth(run.mean(0)))
+            for (kind, depth), run in runs.items()
+        },
         landmarks={"word counts alone": unigram},
         y_label="training loss (nats per token, mean of 10 steps)",
-        title="Twelve post-norm blocks get stuck; three do not",
+        title="At this rate, twelve post-norm blocks learn word counts only",
     ),
     "03_first_steps",
     alt=(
-        "Training loss of four stacks over 80 steps: three fall, the post-norm stack of 12 "
-        "blocks stays at the level of word counts."
+        "Training loss of four stacks over 80 steps, means of three seeds: three fall, the "
+        "post-norm stack of 12 blocks stays at the level of word counts."
     ),
 )
 
 # %%
-end = {key: float(np.mean(losses[-10:])) for key, losses in runs.items()}
-assert abs(end["post-norm", 3] - end["pre-norm", 3]) < 0.3, "three blocks: the two kinds differ"
-assert end["post-norm", 12] > end["pre-norm", 12] + 0.5, (
-    "twelve blocks: post-norm learns as well as pre-norm"
+end = {key: run[:, -10:].mean(1) for key, run in runs.items()}  # (seeds,) each
+table(
+    [
+        [f"{kind}, {depth} blocks", *(f"≈{loss:.2f}" for loss in losses)]
+        for (kind, depth), losses in end.items()
+    ],
+    ["loss, mean of the last 10 of 80 steps", "seed 0", "seed 1", "seed 2"],
 )
-print("3 blocks: the two kinds end within 0.3 nats of each other")
-print("12 blocks: pre-norm ends more than 0.5 nats below post-norm")
+
+# %%
+three = (end["post-norm", 3] - end["pre-norm", 3]).mean()
+twelve = (end["post-norm", 12] - end["pre-norm", 12]).min()
+claim(f"3 blocks: the two kinds end ≈{abs(three):.2f} nats apart, less than 0.3", abs(three) < 0.3)
+claim(f"12 blocks: for every seed pre-norm ends at least ≈{twelve:.1f} nats lower", twelve > 0.5)
 
 # %% [markdown]
 # The grey line is the best loss of a model that knows only how frequent each word is. The deep post-norm stack comes
-# down to it and goes no further. With **three** blocks, our depth, the two kinds learn alike: we could have taken
-# either. The figure does not show that post-norm is worse once it trains. With a lower learning rate twelve blocks of
+# down to it, for every seed, and goes no further in 80 steps. With **three** blocks, our depth, the two kinds learn alike: we could
+# have taken either. The figure does not show that post-norm is worse once it trains. With a lower learning rate twelve blocks of
 # it do learn (the second experiment under *Try it*). It is easier to get wrong.
 #
 # What does pre-norm cost? Nothing in it holds the stream back.
@@ -689,11 +706,10 @@ def stream_lengths(model, ids):
 
 
 lengths = {kind: stream_lengths(stack(kind, 12, seed=0), eight) for kind in KINDS}
-rows = [
-    [kind, *(f"{values[block - 1]:.1f}" for block in (1, 4, 8, 12))]
-    for kind, values in lengths.items()
-]
-table(rows, ["length of the stream / √D", "after block 1", "4", "8", "12"])
+table(
+    [[kind, *(f"{values[b - 1]:.1f}" for b in (1, 4, 8, 12))] for kind, values in lengths.items()],
+    ["length of the stream / √D", "after block 1", "4", "8", "12"],
+)
 
 # %%
 deep = stack("pre-norm", 12, seed=0)
@@ -701,79 +717,15 @@ with torch.no_grad():
     logits = deep(eight)  # (B, T, V)
     deep.norm = nn.Identity()
     louder = (deep(eight).std() / logits.std()).item()
-
-assert lengths["pre-norm"][-1] > 2 * lengths["pre-norm"][0], "the pre-norm stream does not grow"
-assert louder > 2, "the final norm makes no difference"
-print(
-    f"without a final norm the first logits of 12 pre-norm blocks are {louder:.1f} times as large"
+claim(
+    f"without its final norm, the logits of 12 pre-norm blocks would be ≈{louder:.1f} times larger",
+    louder > 2,
 )
 
 # %% [markdown]
-# The stream of post-norm has the length $\sqrt{D}$ after every block. That of pre-norm grows, so later blocks, whose
-# writing is no longer, change less and less of it; and the last one must be followed by a **final norm**, or the logits
-# would grow with the depth.
-
-# %% [markdown]
-# ## 8,940,768 parameters, row by row
+# The stream of post-norm has the length $\sqrt{D}$ after every block. That of pre-norm grows. Later blocks write vectors of the same
+# length into an ever longer stream, so each changes it less; and without the final norm the logits would grow with the depth.
 #
-# The model of the assignment has a table of its sizes. Ours is computed from the modules themselves. (`ModelConfig()`
-# always is the assignment's model, with its 10,000 words, whatever the corpus.)
-
-
-# %%
-def count(*modules):
-    return sum(p.numel() for module in modules for p in module.parameters())
-
-
-block = assignment.blocks[0]
-norms = (block.attention_norm, block.feed_forward_norm)
-rows_of_table = [
-    ["embedding", "10000 × 300", count(assignment.embedding), 3_000_000],
-    ["projection", "300 × 296 + 296", count(assignment.projection), 89_096],
-    ["input", "3000000 + 89096", count(assignment.embedding, assignment.projection), 3_089_096],
-    ["queries, keys, values", "3 × (296 × 296 + 296)", count(block.attention.qkv), 263_736],
-    ["attention's output", "296 × 296 + 296", count(block.attention.output), 87_912],
-    ["attention", "263736 + 87912", count(block.attention), 351_648],
-    ["expand", "296 × 1024 + 1024", count(block.feed_forward.expand), 304_128],
-    ["contract", "1024 × 296 + 296", count(block.feed_forward.contract), 303_400],
-    ["feed-forward", "304128 + 303400", count(block.feed_forward), 607_528],
-    ["two norms", "2 × (296 + 296)", count(*norms), 1_184],
-    ["one block", "351648 + 607528 + 1184", count(block), 960_360],
-    ["three blocks", "3 × 960360", count(assignment.blocks), 2_881_080],
-    ["final norm", "296 + 296", count(assignment.norm), 592],
-    ["output", "296 × 10000 + 10000", count(assignment.output), 2_970_000],
-    [
-        "output, with its norm",
-        "592 + 2970000",
-        count(assignment.norm, assignment.output),
-        2_970_592,
-    ],
-    ["the whole model", "3089096 + 2881080 + 2970592", count(assignment), 8_940_768],
-]
-
-# %%
-for part, formula, ours, expected in rows_of_table:
-    assert ours == expected == eval(formula.replace("×", "*")), (
-        f"{part}: {ours:,} parameters, the table says {expected:,}"
-    )
-assert assignment.num_parameters() == rows_of_table[-1][2], (
-    "a part of the model is missing in the table"
-)
-table(
-    [[part, formula, ours] for part, formula, ours, _ in rows_of_table],
-    ["part", "formula", "parameters"],
-)
-
-# %%
-vocabulary = count(assignment.embedding, assignment.output) / count(assignment)
-print(f"in the two tables of words, at the entrance and at the exit: {vocabulary:.0%}")
-print(f"in attention: {3 * count(block.attention) / count(assignment):.0%}")
-
-# %% [markdown]
-# What surprised us: attention, the famous part, is a small share. Two thirds of the model are its vocabulary, read once
-# on the way in and once on the way out. And the number of heads does not occur in any formula.
-
-# %% [markdown]
 # ## The loss before training
 #
 # An untrained model knows nothing, so each of the $V$ tokens should get the probability $1/V$, and the loss should be
@@ -782,7 +734,7 @@ print(f"in attention: {3 * count(block.attention) / count(assignment):.0%}")
 # **Predict.** Is it exactly $\ln V$, a little less, or a little more?
 
 # %%
-batch = encode_stories(tokenizer, stories.train[:16], 64).long()  # (16, 64)
+batch = some[:16]  # (16, 64)
 
 
 @torch.no_grad()
@@ -791,46 +743,44 @@ def initial_loss(seed):
     return mean_loss(Decoder(ModelConfig(vocab_size=V)), batch).item()
 
 
-starts = [initial_loss(seed) for seed in range(10)]
-initial = sum(starts) / len(starts)
-print(
-    f"ln V = ln {V:,} = {math.log(V):.2f} nats; measured, mean of {len(starts)} random starts: "
-    f"{initial:.2f} nats"
-)
+losses = [initial_loss(seed) for seed in range(10)]
+initial = sum(losses) / len(losses)
+print(f"ln V = ln {V:,} = {math.log(V):.2f} nats; mean of ten random starts: ≈{initial:.2f}")
 
 # %% [markdown]
 # A little more. The logits are not all equal: they scatter at random, and a random opinion costs. We can say how much.
-# After the final norm each token's $D$ numbers have variance 1. Xavier's rule draws the output's weights with variance
-# $\frac{2}{D+V}$ (Glorot & Bengio 2010, equation 16 [@glorot2010understanding]), so a logit has the variance $s^2 =
-# \frac{2D}{D+V}$. The mean of $e^z$ over normal $z$ is $e^{s^2/2}$, which makes the expected loss
+# The loss is $\ln \sum_w e^{z_w} - z_{\text{next}}$. The second term is 0 on average. In the first, the sum over many words is
+# close to $V$ times the mean of $e^z$, so the loss is close to $\ln V + \ln \operatorname{mean}(e^z)$.
 #
-# $$\ln V + \frac{s^2}{2} = \ln V + \frac{D}{D+V}$$
+# How much do logits scatter? After the final norm each token's $D$ numbers have variance 1. Xavier's rule draws the output's
+# weights with variance $\frac{2}{D+V}$ ([Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html), equation 16), so a
+# logit has the variance $s^2 = \frac{2D}{D+V}$. For normal $z$ the mean of $e^z$ is $e^{s^2/2}$, so
+#
+# $$\text{loss} \approx \ln V + \frac{s^2}{2} = \ln V + \frac{D}{D+V}$$
 
 # %%
 D = config.d_model
 expected = math.log(V) + D / (D + V)
-print(
-    f"predicted: {expected:.2f} nats; for the assignment's 10,000 words: "
-    f"{math.log(10_000) + D / (D + 10_000):.2f}"
+claim(
+    f"ln V + D/(D + V) = {expected:.2f} nats, measured ≈{initial:.2f}: within 0.1",
+    abs(initial - expected) < 0.1,
 )
-
-assert abs(initial - expected) < 0.1, "the initial loss is not that of a model that knows nothing"
-assert all(abs(start - expected) < 0.3 for start in starts), (
-    "one of the random starts is far from what it must be"
+claim(
+    f"every single start lies within 0.3 nats of it, the farthest by "
+    f"≈{max(abs(loss - expected) for loss in losses):.2f}",
+    all(abs(loss - expected) < 0.3 for loss in losses),
 )
-print("measured and predicted agree within 0.1 nats:", abs(initial - expected) < 0.1)
 
 # %% [markdown]
 # A single start scatters around this value, because the few frequent words of the text happen to have logits a little
 # above or below the mean. A first loss that is far away means a bug. A missing final norm, or weights drawn too large,
 # show here, before a minute of training is spent.
-
-# %% [markdown]
+#
 # ## One batch by heart
 #
 # The second check: can the model learn *one* batch by heart? Eight stories, always the same, and a plain loop. If the
-# loss does not go to almost nothing, a gradient does not flow, or something is not connected. One of the eight is our
-# own little story, the other seven come from the corpus.
+# loss does not go to almost nothing, a gradient does not flow, or something is not connected. One of the eight is
+# the little story from above.
 #
 # **Predict.** Almost nothing: but is it zero? What can a model not know, even if it knows all eight stories by heart?
 
@@ -851,58 +801,55 @@ def learn_by_heart(model, steps=100):
     return losses
 
 
-# %% [markdown]
-# A model less wide than the assignment's is enough, and quicker.
-
-# %%
-narrow = ModelConfig(vocab_size=V, d_model=128, d_ff=512)
 torch.manual_seed(0)
 model = Decoder(narrow)
 honest = learn_by_heart(model)
 
 # %% [markdown]
-# What it cannot know is *which* of the eight stories it is in. All begin with `<sos>`, and the first word must be a
-# guess; perhaps the second, too. We can count what this costs: after each beginning, how often does which token follow,
+# What it cannot know is *which* of the eight stories it is in. All begin with `<sos>`, so the first word must be a
+# guess, and perhaps the second. We can count what this costs: after each beginning, how often does which token follow,
 # among the eight stories? The mean of $-\ln p$ of these frequencies is the **floor** of this batch: no model that reads
-# from left to right can have a lower loss on this batch.
+# from left to right can have a lower loss on it.
 
 # %%
 begun, continued = Counter(), Counter()
 for story in batch.tolist():
-    story = story[: story.index(tokenizer.pad_id)] if tokenizer.pad_id in story else story
+    story = [token for token in story if token != tokenizer.pad_id]
     for t in range(1, len(story)):
         begun[tuple(story[:t])] += 1
         continued[tuple(story[: t + 1])] += 1
-
 targets = continued.total()
-floor = (
-    sum(times * math.log(begun[text[:-1]] / times) for text, times in continued.items()) / targets
-)
-print(
-    f"the floor: {floor:.4f} nats per token; (8 ln 8) / {targets} tokens = "
-    f"{8 * math.log(8) / targets:.4f}"
+floor = sum(n * math.log(begun[text[:-1]] / n) for text, n in continued.items()) / targets
+claim(
+    f"the floor is {floor:.4f} nats per token = 8 ln 8 / {targets} tokens",
+    abs(floor - 8 * math.log(8) / targets) < 1e-12,
 )
 
 # %% [markdown]
-# Of course: by its end, each of eight different stories has been singled out once, and to single out one of eight costs
+# By its end, each of eight different stories has been singled out once, and to single out one of eight costs
 # $\ln 8$, wherever the paths part.
 
 # %%
-assert floor <= honest[-1] < floor + 0.01, f"the batch was not learned: {honest[-1]:.3f} nats"
-print(f"the loss is now within 0.01 nats of the floor: {honest[-1] < floor + 0.01}")
+claim(
+    f"after 100 steps the loss is ≈{honest[-1]:.4f}: at most 0.01 nats above the floor, not below",
+    floor <= honest[-1] < floor + 0.01,
+)
 
 # %% [markdown]
-# The floor does more. Suppose that a bug lets the model see the future: the mask is forgotten. The loss falls even
-# better, and nobody complains. But it falls *through the floor*.
+# The floor does more. Suppose that a bug lets the model see the future, because the mask was forgotten. The loss falls even
+# better, and nobody complains.
+#
+# **Predict.** Where will its loss end?
 
 # %%
 torch.manual_seed(0)
 cheat = Decoder(narrow)
 cheat.mask.zero_()  # every token may look at every other
 cheating = learn_by_heart(cheat)
-
-assert cheating[-1] < floor / 3, "without a mask the model should be better than any honest one"
-print(f"without the mask the loss is less than a third of the floor: {cheating[-1] < floor / 3}")
+claim(
+    f"without the mask the loss is ≈{cheating[-1]:.4f}, less than a third of the floor",
+    cheating[-1] < floor / 3,
+)
 
 # %%
 figures.save_figure(
@@ -921,27 +868,63 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# The axis is logarithmic. Both curves start near $\ln V$. The honest one levels off at the floor; the cheating one goes
+# The axis is logarithmic. Both curves start near $\ln V$. The honest one levels off at the floor; the cheating one falls
 # through it, because a token that sees the next one need not guess which story this is. The figure says nothing about
 # new stories: learning eight stories by heart is the opposite of what training is for. It is a test of the machine, and
-# finds most bugs in seconds.
-
-# %% [markdown]
+# it finds most bugs in seconds.
+#
 # ## Who wrote the prediction?
 #
-# The stream is a sum. The output layer is linear. Between the two is only the final norm, which is *not* linear: it
-# divides by the standard deviation of the whole stream.
+# What does the model expect halfway up? The **logit lens** ([nostalgebraist 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens))
+# reads the stream early: it sends the sum of what was written so far through the final norm and the output layer, as if
+# there were no more blocks. Our story has *the* three times, followed by two different words. The same word goes in; something else
+# in the stream must tell the model which word comes out.
+
+# %%
+exact = copy.deepcopy(model).double()  # double precision, so that rounding cannot hide a mistake
+with torch.no_grad():
+    parts = writes(exact, batch)  # {part: (B, T, D)}
+    streams = torch.stack(list(parts.values())).cumsum(0)[:, 0]  # (parts, T, D), of our story
+    early = exact.output(exact.norm(streams)).argmax(-1)  # (parts, T)
+names = [tokenizer.word(i) for i in batch[0].tolist()]
+places = [t for t, name in enumerate(names) if name == "the"]
+table(
+    [
+        [part, *(tokenizer.word(i) for i in row[places].tolist())]
+        for part, row in zip(parts, early, strict=True)
+        if part != "positions"
+    ],
+    ["likeliest next word, read after", *(f"… {names[t - 1]} the" for t in places)],
+)
+
+# %%
+right = [names[t + 1] for t in places]
+claim(
+    f"after the last part the three words are {', '.join(right)}, as in the story",
+    [tokenizer.word(i) for i in early[-1][places].tolist()] == right,
+)
+
+# %% [markdown]
+# After the word itself nothing is decided: the three places look the same. Parts further up settle it.
+#
+# Which part does how much? The stream is a sum, and the output layer is linear. Between the two is only the final norm, which is
+# *not* linear: it divides by the standard deviation of the whole stream.
 #
 # **Predict.** Can a logit still be split exactly into what each part contributed?
 #
-# Yes: for each token, run the model, note the number by which the norm divides, and keep it fixed. What remains of the
-# norm, subtracting a mean and multiplying by constants, is linear, so the logits are a sum over the parts $p$:
+# <details><summary>Answer</summary>
 #
-# $$\text{logits} = \sum_{p}\left(\frac{p - \operatorname{mean}(p)}{\sqrt{\sigma^2 + \varepsilon}} \odot g\right) W^\top +
+# Yes, under one condition: for each token, run the model, note the number by which the norm divides, and keep it fixed. What
+# remains of the norm, subtracting a mean and multiplying by constants, is linear.
+# </details>
+#
+# With the norm's divisor $\sqrt{\sigma^2 + \varepsilon}$ held fixed, the logits are a sum over what the parts wrote, $w$:
+#
+# $$\text{logits} = \sum_{w}\left(\frac{w - \operatorname{mean}(w)}{\sqrt{\sigma^2 + \varepsilon}} \odot g\right) W^\top +
 # \underbrace{b_{\text{norm}} W^\top + b_{\text{output}}}_{\text{biases}}$$
 #
-# This is *direct logit attribution*; the stream as a sum of writings is the view of Elhage et al. 2021
-# [@elhage2021mathematical].
+# This is *direct logit attribution*; the stream as a sum of what parts write is the view of
+# [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html).
 
 
 # %%
@@ -949,9 +932,8 @@ figures.save_figure(
 def direct_logits(model, ids):
     """Each part's share of the logits, {part: (B, T, V)}; together they are the logits."""
     parts, weight = writes(model, ids), model.output.weight  # {part: (B, T, D)}, (V, D)
-    # A constant from here on.
     variance = sum(parts.values()).var(-1, unbiased=False, keepdim=True)  # (B, T, 1)
-    gain = model.norm.gain * torch.rsqrt(variance + model.norm.eps)  # (B, T, D)
+    gain = model.norm.gain * torch.rsqrt(variance + model.norm.eps)  # (B, T, D), held fixed
     shares = {
         name: (part - part.mean(-1, keepdim=True)) * gain @ weight.T for name, part in parts.items()
     }
@@ -959,173 +941,125 @@ def direct_logits(model, ids):
     return shares | {"biases": constant.expand_as(shares["words"])}
 
 
-# %% [markdown]
-# In double precision, so that rounding cannot hide a mistake; for the model that has learned its batch, and for the
-# untrained one.
-
 # %%
 worst = {}
-for name, candidate in {"learned": model, "untrained": untrained}.items():
-    exact = copy.deepcopy(candidate).double()  # float64
+for name, candidate in {"learned": exact, "untrained": copy.deepcopy(untrained).double()}.items():
     with torch.no_grad():
-        total = sum(direct_logits(exact, batch).values())  # (B, T, V)
-        worst[name] = (total - exact(batch)).abs().max().item()
-
-assert max(worst.values()) < 1e-9, f"the parts do not add up to the logits: {worst}"
-print(f"{batch.numel()} tokens × {V:,} logits: sum of the parts = logits, within 1e-9:", *worst)
+        total = sum(direct_logits(candidate, batch).values())  # (B, T, V)
+        worst[name] = (total - candidate(batch)).abs().max().item()
+    claim(
+        f"{name}: {batch.numel()} tokens × {V:,} logits are the sum of the parts, within "
+        f"≈{worst[name]:.0e}",
+        worst[name] < 1e-9,
+    )
 
 # %% [markdown]
-# **The final logits are the exact sum of what every block wrote into the stream.** No approximation, for any weights.
+# **With the last norm's scale held fixed, the logits are the exact sum of what every part wrote into the stream**, for any
+# weights, without an approximation.
 #
-# Now use it. Our story has *the* three times, followed by two different words. The same word goes in; something else in
-# the stream must tell the model which word comes out.
-
-# %%
-names = [tokenizer.word(i) for i in batch[0].tolist()]
-places = [t for t, name in enumerate(names) if name == "the"]
-assert len(places) == 3, "this corpus lacks the words of our story: change STORY"
-exact = copy.deepcopy(model).double()
-with torch.no_grad():
-    predicted = [tokenizer.word(i) for i in exact(batch)[0].argmax(-1).tolist()]  # (T,)
-
-assert all(predicted[t] == names[t + 1] for t in places), "the story was not learned by heart"
-table(
-    [[" ".join(names[t - 2 : t + 1]), predicted[t]] for t in places],
-    ["… what stands there", "predicted"],
-)
-
-# %% [markdown]
-# Softmax does not notice when the same number is added to all logits. So a single logit means nothing; we count each
-# part's share from the mean over the vocabulary. And to see what decides *between* two words, take the difference of
-# their logits.
+# Now use it. Softmax does not notice when the same number is added to all logits, so a single logit means nothing. To see what
+# decides *between* two words, take the difference of their logits: of the words that follow the first and the second *the*.
 
 # %%
 shares = torch.stack([share[0] for share in direct_logits(exact, batch).values()])  # (parts, T, V)
-part_names = [*writes(exact, batch), "biases"]
-shares = shares - shares.mean(-1, keepdim=True)  # (parts, T, V)
-place = places[1]
-first, second = batch[0, places[0] + 1].item(), batch[0, place + 1].item()
-
-push = shares[:, place, second]  # (parts,)
+part_names = [*parts, "biases"]
+first, second = (batch[0, t + 1].item() for t in places[:2])
 between = (shares[..., second] - shares[..., first])[:, places[:2]]  # (parts, 2)
-
-# %%
-figure, (left, right) = plots.subplots(1, 2, size=(10.0, 4.6))
-left.barh(range(len(push)), push, color=plots.COLORS[0])
-left.set_title(f"“{tokenizer.word(second)}”: {part_names[push.argmax()]} pushed it most")
-left.set_xlabel(f"share of its logit after “{names[place - 1]} the” (nats)")
-for i, offset in enumerate((-0.2, 0.2)):
-    label = f"after “{names[places[i] - 1]} the” (next: {names[places[i] + 1]})"
-    color, hatch = plots.COLORS[1 - i], "//" if i == 0 else None
-    right.barh(
-        np.arange(len(push)) + offset,
-        between[:, i],
-        height=0.38,
-        color=color,
-        hatch=hatch,
-        edgecolor="white",
-        label=label,
-    )
-right.set_title("The same word read, two opposite answers")
-right.set_xlabel(
-    f"logit of “{tokenizer.word(second)}” minus logit of “{tokenizer.word(first)}” (nats)"
-)
-for panel in (left, right):
-    panel.set_yticks(range(len(part_names)), part_names if panel is left else [])
-    panel.invert_yaxis()
-    panel.axvline(0, color=plots.GREY, linewidth=1)
-    panel.grid(False, axis="y")
-figure.legend(handles=right.get_legend_handles_labels()[0], loc="outside lower right")
+after = [f"after “{names[t - 1]} the”" for t in places[:2]]
 figures.save_figure(
-    figure,
+    plots.bars(
+        {
+            name: dict(zip(after, row, strict=True))
+            for name, row in zip(part_names, between.tolist(), strict=True)
+        },
+        x_label=f"logit of “{tokenizer.word(second)}” minus “{tokenizer.word(first)}” (nats)",
+        title="The same word read, two opposite answers",
+    ),
     "03_attribution",
     alt=(
-        "What each part adds to the logit of the predicted word, and to the difference between "
-        "two words."
+        "What each part adds to the difference between the logits of two words, in two places: "
+        "words and biases agree, attention and feed-forward do not."
     ),
 )
 
 # %%
-# All parts; attention and feed-forward only.
-totals, inside = between.sum(0), between[2:-1].sum(0)  # (2,), (2,)
-at_both = writes(exact, batch)["words"][0, places[:2]]  # (2, D)
-
-assert torch.equal(at_both[0], at_both[1]), "the same word was written in two ways"
-assert first == second or (totals[0] < 0 < totals[1] and inside[0] < 0 < inside[1]), (
-    "attention and feed-forward did not decide"
+totals, inside = between.sum(0).tolist(), between[2:-1].sum(0).tolist()  # all parts; without ends
+claim(
+    f"all parts together: ≈{totals[0]:.1f} in the first place, ≈{totals[1]:.1f} in the second",
+    first == second or totals[0] < 0 < totals[1],
 )
-print(
-    f"the parts decide for “{tokenizer.word(first)}” in the first place, for "
-    f"“{tokenizer.word(second)}” in the second"
-)
-print(
-    "attention and feed-forward alone decide so, too; what the word writes is the same in both "
-    "places"
+claim(
+    f"attention and feed-forward alone decide so, too: ≈{inside[0]:.1f} and ≈{inside[1]:.1f}",
+    first == second or inside[0] < 0 < inside[1],
 )
 
 # %% [markdown]
-# Left: each bar is one part's share of the logit of the word that was predicted; all bars together are that logit,
-# counted from the mean of all words. Right: the same for the difference between two words, in two places where the same
-# word, *the*, is read. *Words* and *biases* point the same way in both places: *the* cannot know what comes next. What
-# turns round is what attention and feed-forward wrote. And a feed-forward layer sees nothing but its own token, so it
-# can only work on what attention has brought there, and on the position.
+# A bar to the right speaks for the second word, one to the left for the first. *Words* and *biases* say the same in both places:
+# *the* cannot know what comes next. What turns round is what attention and feed-forward wrote. And a feed-forward layer sees
+# nothing but its own token, so it can only work on what attention has brought there, and on the position.
 #
-# What the figure does not show: indirect effects. What attention wrote early was *read* by every later part, and the
+# The figure does not show indirect effects. What attention wrote early was *read* by every later part, and the
 # bars do not trace that. And the model knows eight stories by heart; a bar here explains this prediction, not the
 # language.
-
-# %% [markdown]
+#
 # ## Recap
 #
-# - 300 numbers cannot be shared by 8 heads, 296 can; the projection between them costs one per cent of the parameters.
-# - A block reads a normed copy of the stream and adds to it, twice: attention, then feed-forward. Equal to PyTorch's.
-# - Pre-norm keeps deep stacks trainable and pays with a growing stream and a final norm. At three blocks either works.
-# - Two numbers are known before any training: the first loss, $\ln V$ and a little, and the floor of one batch.
-# - The logits are the exact sum of what every part wrote.
+# - A decoder is: word vectors and positions, blocks that read a normed copy of the stream and add to it, a final norm, an output
+#   layer. You have it in twenty lines, with the same logits as the course's own.
+# - Pre-norm keeps deep stacks trainable, and pays with a growing stream and a final norm. At three blocks either works.
+# - Two thirds of our parameters are the two tables of words.
+# - Two losses are known beforehand: the first, $\ln V + D/(D+V)$, and the floor of one batch. A loss below the floor is a leak.
+# - With the last norm's scale held fixed, the logits are the exact sum of what every part wrote.
+#
+# ## What GPT and Llama do differently
+#
+# - **Norm.** Llama uses RMSNorm ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)): no mean is subtracted and there is no
+#   bias, which is cheaper and works as well.
+# - **Feed-forward.** Llama multiplies two widened copies, one of them through a smooth gate (SwiGLU,
+#   [Shazeer 2020](https://arxiv.org/abs/2002.05202)).
+# - **Tied tables.** GPT-2 ties input and output; in large models the tables are a small share, and many keep two.
+# - **Dropout.** GPT-2 used 0.1. Models that see each text only once need none.
 #
 # Next: [04 · Training](04_training.ipynb).
 #
 # ## Try it
 #
-# 1. Build `Decoder(ModelConfig(num_heads=4))` and count. *Expect* 8,940,768 again: heads share the same matrices in another way.
+# 1. Build `Decoder(ModelConfig(num_heads=4))` and count its parameters. Why is the number the same?
 # 2. Train twelve post-norm blocks more gently: `first_steps(stack("post-norm", 12, seed=1), steps=200, learning_rate=5e-4)`.
-#    *Expect* a slow start, and then a loss well below the level of word counts, where it was stuck.
-# 3. Silence a part: `silent = copy.deepcopy(exact)`, then `nn.init.zeros_(silent.blocks[0].attention.output.weight)`. How much does
-#    the logit of the predicted word change? *Expect* another number than its bar: later parts read what it wrote.
+#    Does the loss get below the level of word counts?
+# 3. Silence a part: `silent = copy.deepcopy(exact)`, then `nn.init.zeros_(silent.blocks[0].attention.output.weight)`. Does the
+#    logit of the predicted word change by its bar? Why not?
 #
 # ## References
 #
-# - Vaswani et al. 2017, *Attention Is All You Need*, sections 3.1 and 3.3 [@vaswani2017attention]: the block, post-norm.
-# - Ba, Kiros & Hinton 2016, *Layer Normalization*, section 3 [@ba2016layer].
-# - Xiong et al. 2020, *On Layer Normalization in the Transformer Architecture*, section 3 [@xiong2020layer].
-# - Hendrycks & Gimpel 2016, *Gaussian Error Linear Units*, section 2 [@hendrycks2016gaussian].
-# - Glorot & Bengio 2010, *Understanding the difficulty of training deep feedforward neural networks*
-#   [@glorot2010understanding]: the first weights.
-# - Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits* [@elhage2021mathematical]: the residual stream.
+# - [Ba et al. 2016](https://arxiv.org/abs/1607.06450), *Layer Normalization*, section 3
+# - [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html), *A Mathematical Framework for Transformer Circuits*
+# - [Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html), *Understanding the Difficulty of Training Deep Feedforward Neural Networks*
+# - [Hendrycks & Gimpel 2016](https://arxiv.org/abs/1606.08415), *Gaussian Error Linear Units*
+# - [nostalgebraist 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens), *Interpreting GPT: the Logit Lens*
+# - [Press & Wolf 2017](https://arxiv.org/abs/1608.05859), *Using the Output Embedding to Improve Language Models*
+# - [Shazeer 2020](https://arxiv.org/abs/2002.05202), *GLU Variants Improve Transformer*
+# - [Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html), *Dropout: A Simple Way to Prevent Neural Networks from Overfitting*
+# - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*, sections 3.1 and 3.3
+# - [Xiong et al. 2020](https://arxiv.org/abs/2002.04745), *On Layer Normalization in the Transformer Architecture*
+# - [Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467), *Root Mean Square Layer Normalization*
 
 # %%
 figures.save_numbers(
     "03",
     {
-        "parameters": {part: ours for part, _, ours, _ in rows_of_table},
-        "projection_share": price / count(assignment),
-        "vocabulary_share": vocabulary,
+        "parameters": {part: number for part, (_, number) in sizes.items()},
+        "vocabulary_share": tables / count(full),
         "vocabulary_size": V,
+        "tying": tying,
         "gradients": {
             f"{kind}, {depth} blocks": values for (kind, depth), values in measured.items()
         },
-        "first_steps_end": {
-            f"{kind}, {depth} blocks": value for (kind, depth), value in end.items()
-        },
+        "first_steps_end": {f"{kind}, {depth} blocks": x for (kind, depth), x in end.items()},
         "unigram_loss": unigram,
         "stream_lengths": lengths,
-        "stream_of_a_story": dict(zip(parts, stream.mean(1), strict=True)),
         "initial_loss": {"ln_V": math.log(V), "predicted": expected, "measured": initial},
         "one_batch": {"floor": floor, "with_mask": honest[-1], "mask_forgotten": cheating[-1]},
-        "attribution": {
-            "error": worst,
-            "push": dict(zip(part_names, push, strict=True)),
-            "places": between,
-        },
+        "attribution": {"error": worst, "places": between},
     },
 )

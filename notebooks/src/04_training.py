@@ -24,33 +24,18 @@
 CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
 # or of a folder with train.* and validation.*
 
-# %% tags=["setup"]
+# %% cellView="form" tags=["setup"]
+# @title Set-up: run this cell first
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assignment"
-
 if "google.colab" in sys.modules:
-    if not Path("/content/course").exists():
-        subprocess.run(
-            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
-        )
-    if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(
-            f"{REPOSITORY} does not hold this course: put the right address into this cell"
-        )
-    # Adds what is missing.
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
-here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
-ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
-if ROOT is None:
-    raise RuntimeError(
-        "open this notebook inside the repository: no folder `helpers` above the working folder"
-    )
-sys.path.insert(0, str(ROOT))
-os.chdir(ROOT / "notebooks")
+    os.system(f"cd /content && [ -d course ] || git clone -q --depth=1 {REPOSITORY} course")
+sys.path[:0] = ["/content/course/notebooks", "notebooks", "."]
+import colab  # not found? Open this notebook inside the repository, or correct REPOSITORY
+
+colab.start()
 
 # %%
 import math
@@ -72,7 +57,7 @@ from helpers.heads import head_scores, words_after
 from helpers.loss import loss_sum
 from helpers.model import Decoder, ModelConfig
 from helpers.muon import orthogonalize
-from helpers.notebook import FigureFolder, load_numbers, show_source, table
+from helpers.notebook import ROOT, FigureFolder, load_numbers, show_source, table
 from helpers.recipe import VALIDATION, new_model, save_trained, trained_path
 from helpers.stories import corpus_name, load_stories
 from helpers.tokenizer import WordTokenizer
@@ -191,8 +176,7 @@ print(
 
 # %% [markdown]
 # **Schedule.** The learning rate climbs for some steps, while the optimizer's averages are still poor, stays, and falls in a
-# line to zero over the last two fifths of the run, so that the last steps only polish (Hägele et al. 2024
-# [@hagele2024scaling]). Gradients longer than 1 are shortened to 1: a rare hard batch may not throw the model off.
+# line to zero over the last two fifths of the run, so that the last steps only polish ([Hägele et al. 2024](https://arxiv.org/abs/2405.18392)). Gradients longer than 1 are shortened to 1: a rare hard batch may not throw the model off.
 
 # %%
 config = TrainingConfig(folder=str(ROOT / "runs" / corpus_name(CORPUS)))
@@ -225,7 +209,7 @@ figures.save_figure(
 
 # %% [markdown]
 # **Optimizer.** Adam moves each weight by itself. A matrix is more than its weights: its gradient has a few strong directions,
-# in which it would move again and again, and many weak ones. Muon (Jordan et al. 2024 [@jordan2024muon]) takes the momentum
+# in which it would move again and again, and many weak ones. Muon ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/)) takes the momentum
 # of a matrix and makes it nearly *orthogonal* before it becomes a step: strong directions count alike, and weak ones are
 # lifted some hundredfold. That needs no decomposition, only a polynomial of matrix products, five times:
 
@@ -271,7 +255,7 @@ assert (after > 0.1 * after.max()).sum() > 3 * (before > 0.1 * before[0]).sum(),
 # clipping, and 0.999 for Adam's second beta (ours 0.99).
 #
 # **Precision.** Where the processor multiplies 16-bit *bfloat16* numbers faster than 32-bit ones, the matrix products use
-# them (mixed precision, Micikevicius et al. 2018 [@micikevicius2018mixed]). bfloat16 keeps the range of float32 but only
+# them (mixed precision, [Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). bfloat16 keeps the range of float32 but only
 # some two to three decimal digits:
 
 # %%
@@ -510,7 +494,7 @@ if (
 #
 # "Does this trick help?" is asked of every small model, and one run does not answer it: two seeds alone differ. Here are
 # some dozens of answers, recorded on TinyStories: the model, 300 steps and three seeds are fixed, one thing is changed. Zero is
-# AdamW with half a cosine down to zero (Loshchilov & Hutter 2017 [@loshchilov2017sgdr]). They were measured on stories that
+# AdamW with half a cosine down to zero ([Loshchilov & Hutter 2017](https://arxiv.org/abs/1608.03983)). They were measured on stories that
 # no run was trained on and no result of this course is reported on, the *development set*: who chooses by the stories that he
 # reports has tuned on them. The points are the seeds; to the left of the line is better; "…" stands for "Muon × 2, trapezoid,
 # zero start", and "the recipe", the default of this course, for Muon × 2, trapezoid and a second beta of 0.99.
@@ -726,8 +710,7 @@ if song:
 # is an even spread over all words and 1 is nothing else. The patterns:
 #
 # - *itself*, *previous word*, *start token*: places;
-# - *same word*: earlier copies of the word; *after same word*: what followed them (an *induction head*, Olsson et al. 2022
-#   [@olsson2022context]);
+# - *same word*: earlier copies of the word; *after same word*: what followed them (an *induction head*, [Olsson et al. 2022](https://arxiv.org/abs/2209.11895));
 # - *same name*: where a name comes next that has been mentioned, its earlier mentions;
 # - *previous sound* and *next sound*: *previous word* and *after same word* among the words of a song.
 
@@ -1189,8 +1172,8 @@ figures.save_numbers(
 #
 # ## References
 #
-# - Kingma & Ba 2015, *Adam* [@kingma2015adam]; Loshchilov & Hutter 2019, *Decoupled Weight Decay* [@loshchilov2019decoupled]
-# - Hägele et al. 2024, *Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations* [@hagele2024scaling]
-# - Jordan et al. 2024, *Muon: An optimizer for hidden layers in neural networks* [@jordan2024muon]
-# - Micikevicius et al. 2018, *Mixed Precision Training* [@micikevicius2018mixed]
-# - Olsson et al. 2022, *In-context Learning and Induction Heads* [@olsson2022context]
+# - [Kingma & Ba 2015](https://arxiv.org/abs/1412.6980), *Adam*; [Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101), *Decoupled Weight Decay*
+# - [Hägele et al. 2024](https://arxiv.org/abs/2405.18392), *Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations*
+# - [Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/), *Muon: An optimizer for hidden layers in neural networks*
+# - [Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740), *Mixed Precision Training*
+# - [Olsson et al. 2022](https://arxiv.org/abs/2209.11895), *In-context Learning and Induction Heads*

@@ -24,33 +24,18 @@
 CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
 # or of a folder with train.* and validation.*
 
-# %% tags=["setup"]
+# %% cellView="form" tags=["setup"]
+# @title Set-up: run this cell first
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assignment"
-
 if "google.colab" in sys.modules:
-    if not Path("/content/course").exists():
-        subprocess.run(
-            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
-        )
-    if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(
-            f"{REPOSITORY} does not hold this course: put the right address into this cell"
-        )
-    # Adds what is missing.
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
-here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
-ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
-if ROOT is None:
-    raise RuntimeError(
-        "open this notebook inside the repository: no folder `helpers` above the working folder"
-    )
-sys.path.insert(0, str(ROOT))
-os.chdir(ROOT / "notebooks")
+    os.system(f"cd /content && [ -d course ] || git clone -q --depth=1 {REPOSITORY} course")
+sys.path[:0] = ["/content/course/notebooks", "notebooks", "."]
+import colab  # not found? Open this notebook inside the repository, or correct REPOSITORY
+
+colab.start()
 
 # %%
 import math
@@ -115,7 +100,7 @@ likeliest = {tokenizer.word(i): i for i in order}
 # - **greedy**: the likeliest word, always;
 # - **temperature** $\tau$: draw from $\mathrm{softmax}(z / \tau)$. Below 1 the likely words gain, above 1 the unlikely ones;
 # - **top-k**: only the $k$ likeliest words stay;
-# - **top-p**, the nucleus (Holtzman et al. 2020 [@holtzman2020curious]): the fewest words whose probabilities sum to $p$ stay.
+# - **top-p**, the nucleus ([Holtzman et al. 2020](https://arxiv.org/abs/1904.09751)): the fewest words whose probabilities sum to $p$ stay.
 #   In a clear case that is one word, in an open one many.
 #
 # **Predict.** Which of the four keeps the *shape* of what it lets through, and which bends it?
@@ -271,7 +256,7 @@ print(
 #
 # - **perplexity**: exp of the mean negative log-probability of what was written, all tokens of all stories together, under the
 #   model itself and always at temperature 1. It says how sure the model was of its own words;
-# - **BLEU** (Papineni et al. 2002 [@papineni2002bleu]), 0 to 100: the geometric mean of four shares, of how many of its words,
+# - **BLEU** ([Papineni et al. 2002](https://aclanthology.org/P02-1040/)), 0 to 100: the geometric mean of four shares, of how many of its words,
 #   pairs, triples and fours stand in the true continuation too, lowered where the text is too short. The words of all stories
 #   are counted together; the mean of the stories' own BLEUs stands beside it. The prompt does not count.
 #
@@ -410,7 +395,7 @@ score_table({name: known["continuations"][name] for name in measured} if known e
 # BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. It rewards what
 # is common: the less chance in a rule, the higher. Where two intervals overlap, a difference means little. And neither
 # number shows whether a story makes sense: the trigram model, which makes none, gets its part of the BLEU too. (BLEU is
-# sacrebleu's [@post2018call]: one reference, capitals kept, words already split, missing groups smoothed.)
+# sacrebleu's ([Post 2018](https://aclanthology.org/W18-6319/)): one reference, capitals kept, words already split, missing groups smoothed.)
 
 # %% [markdown]
 # ## The grammar as a judge
@@ -1154,6 +1139,6 @@ figures.save_numbers(
 #
 # ## References
 #
-# - Holtzman et al. 2020, *The Curious Case of Neural Text Degeneration* [@holtzman2020curious]
-# - Papineni et al. 2002, *BLEU* [@papineni2002bleu]; Post 2018, *A Call for Clarity in Reporting BLEU Scores* [@post2018call]
-# - Wu et al. 2016, *Google's Neural Machine Translation System*, section 7 on length [@wu2016google]
+# - [Holtzman et al. 2020](https://arxiv.org/abs/1904.09751), *The Curious Case of Neural Text Degeneration*
+# - [Papineni et al. 2002](https://aclanthology.org/P02-1040/), *BLEU*; [Post 2018](https://aclanthology.org/W18-6319/), *A Call for Clarity in Reporting BLEU Scores*
+# - [Wu et al. 2016](https://arxiv.org/abs/1609.08144), *Google's Neural Machine Translation System*, section 7 on length

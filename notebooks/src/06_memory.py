@@ -24,33 +24,18 @@
 CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
 # or of a folder with train.* and validation.*
 
-# %% tags=["setup"]
+# %% cellView="form" tags=["setup"]
+# @title Set-up: run this cell first
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assignment"
-
 if "google.colab" in sys.modules:
-    if not Path("/content/course").exists():
-        subprocess.run(
-            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
-        )
-    if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(
-            f"{REPOSITORY} does not hold this course: put the right address into this cell"
-        )
-    # Adds what is missing.
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
-here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
-ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
-if ROOT is None:
-    raise RuntimeError(
-        "open this notebook inside the repository: no folder `helpers` above the working folder"
-    )
-sys.path.insert(0, str(ROOT))
-os.chdir(ROOT / "notebooks")
+    os.system(f"cd /content && [ -d course ] || git clone -q --depth=1 {REPOSITORY} course")
+sys.path[:0] = ["/content/course/notebooks", "notebooks", "."]
+import colab  # not found? Open this notebook inside the repository, or correct REPOSITORY
+
+colab.start()
 
 # %%
 import math
@@ -322,7 +307,7 @@ figures.save_figure(
 # many epochs, where the noise of small batches begins to cost.
 #
 # Can a larger batch use a larger learning rate? For Adam-like optimizers theory says: grow it with the square root of the batch
-# (Malladi et al. 2022 [@malladi2022sdes]).
+# ([Malladi et al. 2022](https://arxiv.org/abs/2205.10287)).
 
 # %%
 assert final["same"][1] < final["same"][8], "more steps in the same data learn more"
@@ -467,7 +452,7 @@ assert inside > 10 * incoming
 # %% [markdown]
 # So: keep the *input* of each block and forget its inside. When the backward pass comes to the block, run it again from the
 # input, and go on. One more forward pass in time; one inside in memory instead of all. This is **gradient checkpointing**
-# (Chen et al. 2016 [@chen2016training]). By hand, its idea is one function with a backward pass of its own:
+# ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). By hand, its idea is one function with a backward pass of its own:
 
 
 # %%
@@ -1079,5 +1064,5 @@ table(
 #
 # ## References
 #
-# - Chen et al. 2016, *Training Deep Nets with Sublinear Memory Cost* [@chen2016training]
-# - Malladi et al. 2022, *On the SDEs and Scaling Rules for Adaptive Gradient Algorithms* [@malladi2022sdes]
+# - [Chen et al. 2016](https://arxiv.org/abs/1604.06174), *Training Deep Nets with Sublinear Memory Cost*
+# - [Malladi et al. 2022](https://arxiv.org/abs/2205.10287), *On the SDEs and Scaling Rules for Adaptive Gradient Algorithms*

@@ -23,33 +23,18 @@
 CORPUS = "tinystories"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
 # or of a folder with train.* and validation.*
 
-# %% tags=["setup"]
+# %% cellView="form" tags=["setup"]
+# @title Set-up: run this cell first
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 REPOSITORY = "https://github.com/lohar-animesh-27112001/ELL881-advance_LLM-assignment"
-
 if "google.colab" in sys.modules:
-    if not Path("/content/course").exists():
-        subprocess.run(
-            ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "/content/course"], check=True
-        )
-    if not Path("/content/course/notebooks/colab.py").is_file():
-        raise RuntimeError(
-            f"{REPOSITORY} does not hold this course: put the right address into this cell"
-        )
-    # Adds what is missing.
-    subprocess.run([sys.executable, "/content/course/notebooks/colab.py"], check=True)
-here = Path("/content/course") if "google.colab" in sys.modules else Path.cwd().resolve()
-ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
-if ROOT is None:
-    raise RuntimeError(
-        "open this notebook inside the repository: no folder `helpers` above the working folder"
-    )
-sys.path.insert(0, str(ROOT))
-os.chdir(ROOT / "notebooks")
+    os.system(f"cd /content && [ -d course ] || git clone -q --depth=1 {REPOSITORY} course")
+sys.path[:0] = ["/content/course/notebooks", "notebooks", "."]
+import colab  # not found? Open this notebook inside the repository, or correct REPOSITORY
+
+colab.start()
 
 # %% tags=["hide-input"]
 import math
@@ -172,7 +157,7 @@ table(
 # %% [markdown]
 # ## Part 1.1: data
 #
-# The stories come from TinyStories [@eldan2023tinystories]: the train split trains, the validation split evaluates, and
+# The stories come from TinyStories ([Eldan & Li 2023](https://arxiv.org/abs/2305.07759)): the train split trains, the validation split evaluates, and
 # `load_stories` refuses splits that share a story. A story is lower-cased and cut into words and punctuation marks; quotes,
 # capitals and spaces are put back when a text is written. It starts with `<sos>`, is cut to the 64 tokens of the context,
 # ends with `<eos>` where it is short enough, and is filled up with `<pad>`, which counts in no loss. The vocabulary is the
@@ -204,8 +189,8 @@ table(
 #
 # Three pre-norm blocks with 8 heads, width 296, a feed-forward layer of 1,024 and a context of 64 tokens, written from
 # `nn.Linear`, `nn.Embedding`, `nn.Parameter`, `nn.Dropout` and GELU; LayerNorm, attention and the sinusoidal positions
-# [@vaswani2017attention] are our own code. Sizes and dropout are hyperparameters (`ModelConfig`). The embedding starts from
-# fastText vectors [@bojanowski2017enriching] that were trained on the training stories, and is tuned.
+# ([Vaswani et al. 2017](https://arxiv.org/abs/1706.03762)) are our own code. Sizes and dropout are hyperparameters (`ModelConfig`). The embedding starts from
+# fastText vectors ([Bojanowski et al. 2017](https://arxiv.org/abs/1607.04606)) that were trained on the training stories, and is tuned.
 
 # %% tags=["hide-input"]
 sizes = parts["parameters"]
@@ -507,7 +492,7 @@ if corpus == "TinyStories":  # what is quoted below, stands above
 #
 # The first five words of 50 validation stories, continued under each rule to the end of the context; rules that draw, with ten
 # seeds. Perplexity is that of the written continuation under the model itself; BLEU, from 0 to 100, compares it with the true one
-# [@papineni2002bleu; @post2018call], over all texts at once and as the mean of each text's own.
+# ([Papineni et al. 2002](https://aclanthology.org/P02-1040/), [Post 2018](https://aclanthology.org/W18-6319/)), over all texts at once and as the mean of each text's own.
 
 
 # %% tags=["hide-input"]
@@ -1112,5 +1097,5 @@ print(f"floor {floor:.3f} nats per token, our model {reached:.3f}: {reached - fl
 #
 # ## References
 #
-# - Eldan & Li 2023, *TinyStories* [@eldan2023tinystories]
-# - Vaswani et al. 2017, *Attention Is All You Need* [@vaswani2017attention]
+# - [Eldan & Li 2023](https://arxiv.org/abs/2305.07759), *TinyStories*
+# - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*
