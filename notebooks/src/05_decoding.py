@@ -219,11 +219,11 @@ table(
 
 # %% [markdown]
 # Read them for their meaning: who does what, and does the next sentence know it? **Greedy** texts are near copies of each
-# other: the likeliest friend, the likeliest house, songs of the likeliest sounds. Even so a pony appears from nowhere. With
-# chance most details differ; rules that share a seed may share some. At **0.7**, at **1** and with either filter the sentences know of each other: pronouns fit, and
-# friends and songs come back under their own names. At **1.3** grammar breaks: *a skinny lamb named who hid things*. The **last
-# prompt** shows what the model is. Its vocabulary lacks *because*, so it reads `<unk>`, and nearly always goes on as after a name:
-# *who lived …*. It has learnt these stories, not English.
+# other: the likeliest friend, and a race every time. With chance most details differ; rules that share a seed may share some. At
+# **0.7** and with either filter the sentences know of each other: pronouns fit, and friends and songs come back under their own names.
+# At **1** slips appear: somebody who would not share a book says *Get your own clock*. At **1.3** grammar breaks: *who loved to
+# famished tinker at the gate*. The **last prompt** shows what the model is. Its vocabulary lacks *because*, so it reads `<unk>`, and goes
+# on as after the name of a person or an animal: *who had …*. It has learnt these stories, not English.
 #
 # Are the draws fair? Draw the next word of one prompt two thousand times, and compare with the probabilities. χ² adds up the
 # squared gaps between counts and expectations, each divided by the expectation. With eight words to draw from, fair draws
@@ -731,8 +731,8 @@ if known:
     )
 
 # %% [markdown]
-# On the bundled stories five beams win more often than they lose, and still end below greedy on average: what they lose, they
-# lose by more. On TinyStories they win nearly always. So "beam search finds the likeliest text" is a hope, not a law.
+# Five beams find a likelier text than greedy for nine prompts in ten, and a less likely one for the others; ten beams against five win
+# about half of the time. So "beam search finds the likeliest text" is a hope, not a law.
 
 # %% [markdown]
 # ## Beam search against sampling
@@ -830,10 +830,9 @@ figures.save_figure(
 
 # %% [markdown]
 # **The trade-off.** Five beams read five rows for each token, ten beams ten, but all rows in one batch: the figure shows what
-# that costs on this machine. Beams buy likelihood, which on
-# the bundled stories greedy reaches too, with one row. They pay with variety: five texts by greedy or by beams share most of
-# their pairs of words, five sampled ones do not. BLEU on five prompts settles nothing: look at its intervals. So for stories,
-# sample. Beams suit tasks with few right answers, such as translation.
+# that costs on this machine. Beams buy likelihood, and pay with variety: texts by greedy or by beams share more of their pairs of
+# words than sampled ones do. BLEU on five prompts settles nothing: look at its intervals. So for stories, sample. Beams suit tasks
+# with few right answers, such as translation.
 
 # %% [markdown]
 # ## The cache
@@ -1086,8 +1085,8 @@ figures.save_figure(
 # %% [markdown]
 # **No error appears, and in two of the three nearly all neighbouring words fit, while the logits are wrong.** Prefill is right in
 # all three, so the first new word is right. From the second on the logits are wrong. With wrong positions, or with another row's
-# keys, nearly all pairs of words are known from training. A careful reader notices all the same: *his best friend was a pretty
-# village*; *his* becomes *her*. With an empty cache the next word depends on the last word alone; as soon as a word comes back, the text runs in
+# keys, nearly all pairs of words are known from training. A careful reader notices all the same: one text begins its sentence again
+# half-way; in another, *his* becomes *her*. With an empty cache the next word depends on the last word alone; as soon as a word comes back, the text runs in
 # a circle. So do not judge a cache by its text. Compare its logits with those of one pass, on a *batch of different texts*: on a
 # single text, mixed rows would not be seen. The figure does not say how bad a difference is; a text can survive a large one.
 
