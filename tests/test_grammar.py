@@ -115,9 +115,9 @@ def test_every_probability_is_what_the_list_of_all_stories_says():
 
 # A phrase that tells each plot of the bundled stories from the others.
 PLOTS = {
-    "lost on the way": r"(lost the (way|path)|got lost|wrong turn|in circles|astray) in the ",
+    "lost on the way": r"(lost (his|her) way|got lost|wrong turn|in circles|astray) in the ",
     "moved away": r"Then \w+ (moved|sailed|went|travelled) to ",
-    "forgotten words": r" s?he forgot ",
+    "forgotten words": r" At the [\w ]+, \w+ forgot ",
     "lullaby": r" baby (brother|sister|cousin) ",
     "gate": r" (found|discovered|noticed|saw|came upon) a \w+ (gate|door|trapdoor|hatch) ",
     "monster": r" (blocked|guarded|barred) the ",

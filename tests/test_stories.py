@@ -36,7 +36,7 @@ def tokenizer(bundled):
 def test_bundled_is_the_same_everywhere(bundled):
     """The bundled checkpoint learned from these stories: another grammar needs another one."""
     text = "\n".join([*bundled.train[:50], *bundled.validation[:50]])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "5341276b4d475940"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "bc2e04b502ed2098"
     assert bundled.name == "bundled"
 
 

@@ -77,14 +77,14 @@ STORY = (
 print(textwrap.fill(STORY, 88))
 
 # %% [markdown]
-# Nobody wrote it. A **grammar** told it: a list of sentence patterns with slots, and of words that may fill each slot
+# No author wrote it. A **grammar** generated it: a list of sentence patterns with slots, and of words that may fill each slot
 # (`helpers/bundled_grammar.toml`). The course trains its model on ten thousand such *grammar stories*. They are useful because the
 # grammar knows something that nobody knows about other texts: the exact probability of every next word. So we can always say how
 # well any model could possibly do.
 #
 # Suppose a model has read *Tom was a small*. It gives every word that it knows a score, called a **logit**: any number, the higher
 # the likelier. To become probabilities the scores must be positive and sum to 1. The **softmax** does that: exponentiate, then
-# divide by the sum. Here are made-up logits for five words:
+# divide by the sum, $p_w = e^{z_w} / \sum_v e^{z_v}$. Here are made-up logits $z$ for five words:
 
 # %%
 words = ["boy", "girl", "bear", "tom", "the"]
@@ -99,6 +99,9 @@ table(
 # The word that does come is *boy*. How good was the prediction? The **loss** is $-\ln p$ of that word, called *cross-entropy*: 0
 # if the model was certain of it, large if the word came as a surprise. Its unit is the **nat** (from *natural* logarithm; with
 # $\log_2$ it would be the bit). A loss of 1 nat means that the word had a probability of $1/e$, a little more than a third.
+#
+# (`claim` prints its sentence with a ✓ if its condition holds, and stops the notebook if not. Numbers after ≈ may differ from
+# machine to machine.)
 
 # %%
 loss = -probabilities[words.index("boy")].log()  # ()
@@ -108,8 +111,8 @@ claim(
 )
 
 # %% [markdown]
-# How large is that? $e^{\text{loss}}$ is the **perplexity**: the number of equally likely words among which it would be as hard
-# to guess.
+# How large is that? $e^{\text{loss}}$ is the **perplexity**: the number of words, all equally likely, among which guessing would be as
+# hard.
 
 # %%
 five = torch.zeros(5)  # (V,): five logits alike
@@ -125,11 +128,9 @@ print(f"no idea, five words alike: loss ln 5 = {uncertain:.2f}, perplexity {unce
 # %%
 judged = bundled_grammar().judge(STORY)
 pieces = [*WordTokenizer([]).split(STORY), "<eos>"]
-table(
-    [[word, f"{nats:.2f}"] for word, nats in zip(pieces[:17], judged.nats, strict=False)],
-    ["word", "−ln p, nats"],
-    caption="What the first words cost a reader who knows the grammar by heart.",
-)
+priced = zip(pieces, judged.nats.tolist(), strict=True)
+print(textwrap.fill(" ".join(f"{w} [{nats:.2f}]" if nats else w for w, nats in priced), 88))
+
 
 # %%
 mean = judged.nats.mean()
@@ -140,8 +141,8 @@ claim(
 )
 
 # %% [markdown]
-# Wherever the sentence leaves no choice, as after *Tom was*, the next word costs nothing. Names, days and gifts are free choices,
-# and cost. The second *Tom* costs half a nat: it could have been *he*. Nobody who reads from left to right can do better than
+# The number in brackets is what the word before it costs a reader who knows the grammar by heart; words without one cost nothing,
+# because the sentence leaves no choice. Names, days and gifts are free choices, and cost. The second *Tom* costs half a nat: it could have been *he*. Nobody who reads from left to right can do better than
 # this on average. We call the mean over many stories the **floor**, and measure every model against it.
 #
 # **One story is many exercises.** The input is the story without its last piece, the target the same story *shifted by one*:
@@ -155,21 +156,23 @@ table(list(shift)[:8], ["the model reads …", "… and must predict"])
 #
 # ## Letters for sizes
 #
-# Every line of code that makes a tensor says its shape in a comment. The letters are the same in the whole course:
+# Code that makes a tensor says its shape in a comment. The letters are the same in the whole course; some belong to parts that come
+# later:
 
 # %%
 config = ModelConfig()
 table(
     [
         ["B", "stories in a batch", ""],
-        ["T", "tokens (words and marks) of a story", config.context_length],
-        ["S", "tokens that can be read; T, unless some were read before (notebook 05)", ""],
-        ["V", "words in the vocabulary", config.vocab_size],
+        ["T", "tokens (words and marks) of a story, at most", config.context_length],
+        ["S", "tokens that can be read: T, until notebook 05", ""],
+        ["V", "words in the vocabulary, at most", config.vocab_size],
         ["E", "numbers of a word vector", config.embedding_dim],
         ["D", "numbers of a token inside the model, its width", config.d_model],
-        ["H, K", "heads of attention, and the numbers of each: H · K = D", "8, 37"],
-        ["F", "width of a feed-forward layer", config.d_ff],
-        ["L", "blocks, one after another", config.num_layers],
+        ["H, K", "heads of attention (notebook 02), and the numbers of each: H · K = D", "8, 37"],
+        ["F", "width of a feed-forward layer (notebook 03)", config.d_ff],
+        ["L", "blocks, one after another (notebook 03)", config.num_layers],
+        ["N", "anything else that is counted: words, samples, stories", ""],
     ],
     ["letter", "what it counts", "in our model"],
 )
@@ -177,8 +180,8 @@ table(
 # %% [markdown]
 # ## A story becomes words
 #
-# Most models of today cut words into fragments. We keep them whole, because then each number that we look at has a name. The
-# tokenizer splits at blanks, makes each punctuation mark a word of its own, and writes everything in lower case, so that *One* and
+# Most of today's models cut words into fragments. We keep them whole, because then each number that we look at has a name. The
+# tokenizer splits at spaces, makes each punctuation mark a word of its own, and writes everything in lower case, so that *One* and
 # *one* share a vector.
 
 # %%
@@ -210,10 +213,13 @@ table(
 # %%
 back = tokenizer.decode(tokenizer.encode(STORY))
 claim("the ids of our story decode to the story itself", back == STORY)
+print(tokenizer.decode(tokenizer.encode("Tom  saw a ZYZZYVA - and a Ball in the Tree!")))
 
 # %% [markdown]
-# **A story longer than the context is cut**, and then has no `<eos>`: it did not end there. How many stories are cut at our
-# context of 64 tokens?
+# That is what is lost: unknown words, capitals in mid-sentence, double spaces, rare marks.
+#
+# The **context** is the number of tokens that the model can read. **A longer story is cut**, and then has no `<eos>`: it did not end there. How many stories are cut at our
+# context of 64?
 
 # %%
 CONTEXT = config.context_length
@@ -231,7 +237,9 @@ frequency = np.array([counts[i] for i in range(4, len(tokenizer))])  # (V - 4,)
 coverage = frequency.cumsum() / counts.total()  # (V - 4,)
 unknown_rate = counts[tokenizer.unk_id] / counts.total()
 half = int(np.searchsorted(coverage, 0.5)) + 1
-print(f"{len(tokenizer):,} tokens; unknown: {unknown_rate:.2%} of the words; half of them: {half}")
+print(f"{len(tokenizer):,} tokens; unknown: {unknown_rate:.2%} of the validation words")
+for words_kept in (half, 100, 500, 1000):
+    print(f"the first {words_kept:5,} words cover {coverage[words_kept - 1]:.1%}")
 
 # %%
 figure = plots.compare_curves(
@@ -248,13 +256,14 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# The axis is logarithmic: each tick to the right needs ten times as many words. A few dozen words, full stops and *the* among
-# them, are half of the text; the long tail holds the names and things that the stories are about. The figure counts words, not
-# meaning: a rare word is often the one that matters.
+# The axis is logarithmic: each tick to the right needs ten times as many words. A few dozen words, such as the full stop, *a* and
+# *the*, are half of the text. The rest comes slowly, and it is what the stories are about. The figure counts words, not meaning: a rare
+# word is often the one that matters. So we keep them all: these stories have fewer than 10,000 different words. (Real stories have
+# more.)
 #
 # ## Ids become vectors
 #
-# An id says nothing about a word: 17 is not nearly 18. So each id gets a vector of 300 numbers, one row of a table, and the
+# An id says nothing about a word, except how frequent it is: word 17 is not like word 18. So each id gets a vector of 300 numbers, one row of a table, and the
 # model computes with rows. Looking up row 17 gives the same as multiplying the table by a **one-hot** vector, which is 1 at
 # place 17 and 0 elsewhere. A product can be differentiated, so the table can be trained like any other weight matrix.
 
@@ -270,8 +279,8 @@ claim(
 )
 
 # %% [markdown]
-# The lookup copies 300 numbers per word; the product does the same work with a multiplication for every word of the vocabulary.
-# One-hot vectors themselves would be poor inputs: any two of them are equally far apart.
+# The lookup copies 300 numbers; the product reaches the same with 300 multiplications for every word of the vocabulary. Without a table,
+# one-hot vectors would be poor descriptions of words: any two of them are equally far apart.
 #
 # ## Vectors that know something before training
 #
@@ -281,8 +290,9 @@ claim(
 #
 # **fastText** ([Bojanowski et al. 2017](https://arxiv.org/abs/1607.04606), section 3.2) adds the inside of the word. It cuts a
 # word, with `<` and `>` as its borders, into **n-grams**: runs of 3 to 6 letters. A word's vector is built from its own row and the rows
-# of its n-grams. (The paper adds them up; the program, and so we, take their mean.) There are too many n-grams for a row each, so a
-# hash sends every n-gram to one of a fixed number of rows, its *bucket*, which it may share.
+# of its n-grams. (The paper adds them up. The fastText program takes their mean, and we use the program.) There are too many
+# n-grams to give each a row. So a hash function assigns every n-gram to one of a fixed number of rows, its *bucket*, and some n-grams
+# share one.
 
 # %%
 vectors = train_vectors(stories.train, tokenizer)
@@ -309,8 +319,9 @@ answers = {word: nearest(word) for word in queries if word in known}
 table([[word, ", ".join(near)] for word, near in answers.items()], ["word", "nearest words"])
 
 # %% [markdown]
-# Names gather with names, colours with colours, toys with toys. Nobody told fastText so: words that can stand in the same place
-# end up in the same direction. But being used alike is not the same as meaning the same: *she* lies close to *he*.
+# Names find names, toys find toys, and a colour finds colours first. Nobody told fastText so: words that occur in the same places end up
+# in similar directions. But being used alike is not the same as meaning the same: *she* lies close to *he*. And a word that is used
+# beside everything, like *said*, has neighbours that say little.
 #
 # **Predict.** *Cakes* and *zyzzyva* are not in the vocabulary. Can they have vectors? Near which words?
 
@@ -329,9 +340,14 @@ table(
     ["word", "in the vocabulary", "nearest words (n-grams in common)"],
 )
 
+# %%
+for word in unseen:
+    alike = [other for other in known if ngrams[word] & ngrams[other]]
+    print(f"{word}: {len(alike)} of {len(known):,} words share an n-gram with it")
+
 # %% [markdown]
-# Both have a vector, built from n-grams alone. *Cakes* shares n-grams with words that contain *cake*, and lies near them. *Zyzzyva*
-# shares none with any word of the stories. Its rows were never trained, unless another n-gram fell into the same bucket, so its
+# Both have a vector, built from n-grams alone. *Cakes* lies near words that share n-grams with it: *cake*, and words that end as it does.
+# *Zyzzyva* has next to nothing in common with the words of the stories. The rows of its n-grams were hardly ever trained, so its
 # neighbours are chance. The vector of an unseen word is a guess from its spelling, no more.
 #
 # A map of a few words shows the groups at a glance. It presses three hundred dimensions flat by keeping the two in which these words
@@ -340,10 +356,11 @@ table(
 # %%
 groups = {
     "name": "mia tom ben lucy anna",
-    "colour": "red green pink",
-    "feeling": "happy sad proud tired",
-    "pronoun": "he she his him they",
-    "thing": "ball hat drum kite",
+    "colour": "red green pink blue",
+    "family": "mother uncle aunt grandfather",
+    "day": "monday tuesday friday sunday",
+    "animal": "snail turtle penguin hamster",
+    "thing": "ball drum kite doll",
 }
 chosen = [(w, group) for group, members in groups.items() for w in members.split() if w in known]
 points = np.stack([vectors[word] / np.linalg.norm(vectors[word]) for word, _ in chosen])  # (N, E)
@@ -357,12 +374,12 @@ figures.save_figure(
         points @ directions[:2].T, *zip(*chosen, strict=True), title="Words used alike lie together"
     ),
     "01_words",
-    alt="A map of some twenty words: names, colours, feelings, pronouns and things form groups.",
+    alt="A map of some twenty words: names, days, family, animals, colours and things form groups.",
 )
 
 # %% [markdown]
 # Words of one colour and shape belong to one group. We chose the groups; the vectors did not know them. The map shows two of
-# three hundred directions, so words that touch here, such as one from another group, may be far apart in the others.
+# three hundred directions, so two groups that touch here may be far apart in another direction.
 #
 # ## Where is the order?
 #
@@ -380,8 +397,8 @@ claim(f"the two averages are the same: {apart:.6f} apart", apart < 1e-9)
 
 # %% [markdown]
 # Nothing is left of the difference, because a mean does not depend on the order. Attention, which the next notebook builds, is
-# a weighted mean. With its mask it knows *which* words came before, but not in *which order*. So the position must be written *into*
-# the vectors.
+# a weighted mean. Even if each word reads only the words before it, a layer of attention cannot tell in which order they stood. So the
+# position is written *into* the vectors.
 #
 # The idea of [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.5: each position gets a vector of its own, made of
 # waves of different lengths, like the hands of many clocks. Fast hands tell neighbours apart; slow hands tell the start of a
@@ -404,9 +421,8 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# A column of both pictures together is the vector of one position. The top rows change with every word; in the lower half hardly
-# anything changes within 64 words: sines stay near 0, cosines near 1. The wavelengths were chosen for longer contexts than
-# ours.
+# A column of both pictures together is the vector of one position. The top rows change with every word; in the lower third hardly
+# anything changes within 64 words: sines stay near 0, cosines near 1. These waves would serve much longer contexts than ours.
 #
 # What are they good for? Compare positions by their dot product.
 
@@ -425,14 +441,14 @@ figures.save_figure(
 
 # %%
 moved = (similarity[10, :54] - similarity[20, 10:]).abs().max()
-claim(f"only the distance counts, not the place: within {1e-4}", moved < 1e-4)
+claim(f"10 and 20 compare with their neighbours alike, within ≈{moved:.0e}", moved < 1e-4)
 claim(
     f"a position with itself gives D/2 = {config.d_model / 2:.0f}, since sin² + cos² = 1",
     torch.allclose(similarity.diagonal(), torch.tensor(config.d_model / 2)),
 )
 
 # %% [markdown]
-# The peak is the position itself; the curve falls off on both sides and then ripples. It depends on the *distance* between two
+# The peak is the position itself; the curve falls off on both sides, in steps. It depends on the *distance* between two
 # positions only. That alone does not let a model look for "the word before": the peak lies on the word itself. Notebook 02 shows the
 # missing step, one rotation that turns every position into the one before it.
 #
@@ -464,9 +480,9 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Every position has the length $\sqrt{D/2}$. A word vector of random numbers around 0.02 is some thirty times shorter (notebook 04
-# scales fastText vectors to the same size), and the sum would be nearly the position alone. Multiplying the words by $\sqrt{D}$
-# makes the two comparable (Vaswani et al. 2017, section 3.4). The bars show the start of training only; training can change the
+# Every position has the length $\sqrt{D/2}$. A word vector of random numbers with a standard deviation of 0.02 is 35 times shorter
+# (notebook 04 scales fastText vectors to the same size), and the sum would be nearly the position alone. Multiplying the words by
+# $\sqrt{D}$, as in Vaswani et al. 2017, section 3.4, makes the two comparable. The bars show the start of training only; training can change the
 # lengths of words as it needs.
 #
 # ## Order, restored
@@ -484,11 +500,16 @@ def distance(position):
 
 
 claim(f"without positions the averages are equal: {distance(0):.6f} apart", distance(0) < 1e-9)
-claim(f"with positions they are not: ≈{distance(p):.2f} apart", distance(p) > 0.01)
+size = first.square().mean(0).norm()
+claim(
+    f"with positions they are not: ≈{distance(p):.2f} apart, where the words alone have an average "
+    f"≈{size:.2f} long",
+    distance(p) > 0.01,
+)
 
 # %% [markdown]
 # **Only positions tell them apart.** Without them, whatever is done to each word by itself and then averaged comes out equal,
-# squared or not. With them, *dog at place 2* is another vector than *dog at place 6*.
+# squared or not. With them, *dog at position 1* and *dog at position 5* are different vectors.
 #
 # (Why the square? The plain mean of word + position is the mean word plus the mean position, the same for both sentences. Order
 # shows only when word and position *interact*, as they do in attention.)
@@ -513,18 +534,19 @@ figures.save_numbers(
 # ## Recap
 #
 # - A language model turns the beginning of a text into logits, the softmax turns them into probabilities, and $-\ln p$ of the word
-#   that comes is the loss, in nats. $e^{\text{loss}}$ is the perplexity. A story of $T$ tokens is $T - 1$ exercises.
+#   that comes is the loss, in nats. $e^{\text{loss}}$ is the perplexity. A story of $T$ tokens, `<sos>` and `<eos>`
+#   counted, is $T - 1$ exercises.
 # - A grammar told our stories, so the lowest possible loss is known.
 # - A word is an id, an id selects a row of a table, and the selection is a product with a one-hot vector.
-# - fastText vectors start the table with words of like use close together, and guess the vectors of unseen words from n-grams.
-# - Vectors have no order. Sinusoidal positions, added to the words, bring it back, and $\sqrt{D}$ keeps the words audible.
+# - fastText gives words that are used alike similar vectors, and guesses the vectors of unseen words from n-grams.
+# - A mean of vectors knows no order. Sinusoidal positions, added to the words, bring it back, and $\sqrt{D}$ makes both equally long.
 #
 # ## What GPT and Llama do differently
 #
-# - **Pieces.** They cut words into frequent fragments (byte-pair encoding, [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909)),
-#   so no text is ever unknown, and 32,000 to 128,000 pieces serve many languages.
-# - **Word vectors** start at random and are learned along with everything else: with enough text, ready-made vectors bring nothing.
-# - **Positions.** GPT-2 learns a vector for each position. Llama turns queries and keys by an angle that grows with the position
+# - **Pieces.** They cut words into frequent fragments (byte-pair encoding, [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909)), in
+#   the end into bytes, so no text is ever unknown. Some 50,000 to 200,000 pieces serve many languages, where we need a row for every word.
+# - **Word vectors** start at random and are learned along with everything else: they read enough text to need no head start.
+# - **Positions.** GPT-2 learns a vector for each position, because it can: its context has a fixed length. Llama turns queries and keys by an angle that grows with the position
 #   (rotary embeddings, [Su et al. 2021](https://arxiv.org/abs/2104.09864)), which builds the rotation of notebook 02 into attention.
 #
 # Next: [02 · Attention](02_attention.ipynb) lets the words read each other.

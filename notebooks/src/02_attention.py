@@ -11,8 +11,9 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/02_attention.ipynb)
 #
-# **Promise.** You will build attention from a loop to the layer of our model, check it against PyTorch, and then write heads by
-# hand: two matrices that make every word read the word before it, without any training.
+# **Promise.** You will build attention, from a loop over words to the layer of our model, and check it against PyTorch. Then you will
+# write a **head**, a part of that layer which looks for one thing, by hand: two matrices that make every word read the word before it,
+# without any training.
 #
 # **You will be able to**
 #
@@ -109,8 +110,8 @@ table(
 )
 
 # %% [markdown]
-# *Red* gets the largest weight, because its key fits the query best. The last row is what *ball* takes home: mostly
-# redness, and a little Mia-ness. No word is chosen; each gives its share.
+# *Red* gets the largest weight, because its key fits the query best. The last row is what *ball* receives: more redness than
+# Mia-ness. No word is chosen; each gives its share.
 #
 # ## All words ask at once
 #
@@ -223,9 +224,12 @@ for label, scale in (("scores as they are", 1.0), ("scores divided by √dₖ", 
 # ## Nobody reads the future
 #
 # The model learns to predict the next word. A word that could read the next one would only copy it. So the weights on
-# later words must be zero. The **mask** sees to that.
+# later words must be zero. The **mask** sees to that. It is a matrix $M$, 0 where a word may look and $-\infty$ where it may not:
 #
-# Should it come before the softmax or after it? Take four words with made-up scores, and try both.
+# $$\operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V$$
+#
+# A score of $-\infty$ becomes a weight of $e^{-\infty} = 0$. Could we not simply set the weights of later words to 0 after the
+# softmax? Take four words with made-up scores, and try both.
 
 # %%
 scores = torch.tensor(
@@ -264,9 +268,8 @@ table(
 )
 
 # %% [markdown]
-# Both have zeros above the diagonal. But if the mask comes after the softmax, the rows no longer sum to 1: the future took
-# its share, which was then thrown away. If it comes before, a score of $-\infty$ becomes a weight of $e^{-\infty} = 0$, and the
-# other words share the whole 1.
+# Both have zeros above the diagonal. But if the mask comes after the softmax, all rows but the last no longer sum to 1: the future
+# took its share, which was then thrown away. If it comes before, the words that are left share the whole 1.
 #
 # It is worse than a wrong sum. Raise the score of the last word, which the first three must not see, and watch *their*
 # weights.
@@ -283,10 +286,7 @@ claim(
 )
 
 # %% [markdown]
-# If the mask comes too late, the weights of the past carry a trace of the future, a leak that no heat-map of zeros shows. In
-# formulas the mask is a matrix $M$, 0 where a word may look and $-\infty$ where it may not:
-#
-# $$\operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d_k}} + M\right)V$$
+# If the mask comes too late, the weights of the past carry a trace of the future, a leak that no heat-map of zeros shows.
 #
 # **Predict.** Our whole model, three layers deep, reads a sentence. Then one word in its middle is exchanged. Which of
 # the model's outputs change: those before the word, those after it, or all?
@@ -333,9 +333,9 @@ claim(
 #
 # ## Several heads are one reshape
 #
-# One set of weights can look for one thing. So the model's width $D$ is cut into $H$ equal shares of $K$ numbers, and each share, a
-# **head**, attends on its own (Vaswani et al. 2017, section 3.2.2). Consecutive numbers show who gets what: two words of width
-# six, two heads.
+# One set of attention weights can look for one thing. So queries, keys and values, $D$ numbers each, are cut into $H$ equal shares of
+# $K$ numbers, and each share, a **head**, attends on its own (Vaswani et al. 2017, section 3.2.2). Every head still reads the whole
+# word, because $W_Q$, $W_K$ and $W_V$ come before the cut. Consecutive numbers show who gets what: two words of width six, two heads.
 
 # %%
 B, T, H, K = 1, 2, 2, 3
@@ -351,7 +351,8 @@ claim(
 
 # %% [markdown]
 # No number is computed and none is copied: `view` and `permute` only say how to walk through them. The order matters. A
-# direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words instead of between columns.
+# direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words, so that each head gets all of one word and
+# nothing of the other.
 
 # %%
 wrong = x.view(B, H, T, K)  # (B, H, T, K)
@@ -389,9 +390,9 @@ table(
 show_source(MultiHeadAttention)
 
 # %% [markdown]
-# One line is new: **dropout**. In training it sets each weight to zero with a given probability and scales the others up, so that
-# their mean stays the same, and a head cannot rely on a single word. In use it does nothing. (Notebook 03 says more about it; our
-# own recipe trains without.)
+# One thing is new: **dropout** on the weights. In training it sets each weight to zero with a given probability and scales the others
+# up, so that the mean over many draws stays the same. A head can then not rely on a single word. In use it does nothing. (Notebook 03
+# says what it is for.)
 
 # %%
 torch.manual_seed(0)
@@ -448,12 +449,12 @@ differences = {
     "PyTorch's weights": (weights - their_weights).abs().max().item(),
 }
 for name, difference in differences.items():
-    claim(f"{name} differ from the layer by ≈{difference:.0e}, less than 1e-6", difference < 1e-6)
+    claim(f"{name}: ≈{difference:.0e} from the layer, less than 1e-6", difference < 1e-6)
 
 # %% [markdown]
 # ## A head written by hand
 #
-# Trained models are known to have heads that read, at each word, the word just before it
+# Trained models often have heads that read, at each word, the word just before it
 # ([Olsson et al. 2022](https://arxiv.org/abs/2209.11895)). Does that have to be learned? We can write down a $W_Q$ and a $W_K$ that do it,
 # for every word and every sentence.
 #
@@ -531,9 +532,11 @@ table(
 tokens = ["<sos>", *tokenizer.split(SENTENCES[0])]
 weights = previous_word(sharpness=10)[: len(tokens), : len(tokens)]  # (T, T)
 figures.save_figure(
-    attention_plots.heatmap(weights, tokens, title="Every word reads the word before it"),
+    attention_plots.heatmap(
+        weights, tokens, title="Every word but the first reads the word before it"
+    ),
     "02_previous_word",
-    alt="Heat-map of the hand-made head: all the weight lies on the line just below the diagonal.",
+    alt="Heat-map of the hand-made head: nearly all the weight lies just below the diagonal.",
 )
 
 # %%
@@ -549,20 +552,20 @@ claim(
 
 # %%
 figures.save_figure(
-    attention_plots.arrows(weights, tokens, title="One step up, at every word"),
+    attention_plots.arrows(weights, tokens, title="One step up, at every word but the first"),
     "02_previous_word_arrows",
     alt="Arrows from each word on the left to the word one line higher on the right.",
 )
 
 # %% [markdown]
-# Every arrow climbs one line: *mia* reads `<sos>`, *lost* reads *mia*. Weights below 0.1 have no arrow. That a
+# Every arrow but the first climbs one line: *mia* reads `<sos>`, *lost* reads *mia*. Weights below 0.1 have no arrow. That a
 # head like this *can* exist follows from the positions alone. Whether training finds one is another question, which notebook
 # 04 answers.
 #
 # ## Two heads in a row: induction
 #
-# What is it good for? Suppose a text says *Tom lost his kite … Tom*. A good guess for the next word is *lost*, because that is what
-# followed *Tom* the last time. Two heads in two layers can find it:
+# What is a previous-word head good for? Suppose a text says *Tom lost his kite … Tom*. A good guess for the next word is *lost*,
+# because that is what followed *Tom* the last time. Two heads in two layers can find it:
 #
 # 1. A **previous-word head** in the first layer tells every word which word stood before it. Now *lost* knows "I came after *Tom*".
 # 2. A head in the second layer asks: "who came after the word that I am?" Its query is the word itself, its keys are
@@ -570,34 +573,41 @@ figures.save_figure(
 #
 # Such a pair is called an **induction head** (Olsson et al. 2022). Here it is with one-hot vectors as words:
 
-# %%
-text = ["<sos>", *tokenizer.split("Tom lost his kite. Mia found the ball. Tom")]
-T, ids = len(text), [tokenizer.sos_id, *tokenizer.encode(" ".join(text[1:]))]
-word = F.one_hot(torch.tensor(ids), len(tokenizer)).float()  # (T, V)
-before = previous_word(sharpness=10)[:T, :T] @ word  # (T, V): what the first head brings
-scores = 10 * word @ before.T + causal_mask(T)  # (T, T): who came after the word that I am?
-answer = (scores.softmax(-1) @ word)[-1]  # (V,): what the last word reads
 
 # %%
-best = answer.argsort(descending=True)[:3].tolist()
+def induction(ids):
+    """What the last of these tokens reads, and the two layers' weights. ids (T,)."""
+    T, word = len(ids), F.one_hot(ids, 50).float()  # (T, V)
+    first = previous_word(sharpness=10)[:T, :T]  # (T, T)
+    came_after = first @ word  # (T, V): what the first head brings
+    scores = 10 * word @ came_after.T + causal_mask(T)  # (T, T): who came after the word that I am?
+    second = scores.softmax(-1)  # (T, T)
+    return (second @ word)[-1], first, second  # (V,), (T, T), (T, T)
+
+
+# %%
+text = ["<sos>", *tokenizer.split("Tom lost his kite. Mia found the ball. Tom")]
+ids = torch.tensor([tokenizer.sos_id, *tokenizer.encode(" ".join(text[1:]))])  # (T,)
+answer, first, second = induction(ids)
 table(
-    [
-        [place, a, tokenizer.word(before[place].argmax().item()), f"{w:.2f}"]
-        for place, (a, w) in enumerate(zip(text, scores.softmax(-1)[-1].tolist(), strict=True))
-    ],
+    [[t, text[t], text[first[t].argmax()], f"{second[-1, t]:.2f}"] for t in range(1, len(text))],
     ["place", "word", "came after", "weight of the last “tom”"],
 )
 
 # %%
 claim(
-    f"after the second “tom” the pair of heads reads “{tokenizer.word(best[0])}”, with weight "
-    f"{answer[best[0]]:.2f}",
-    tokenizer.word(best[0]) == "lost" and answer[best[0]] > 0.9,
+    f"the second “tom” reads “{tokenizer.word(answer.argmax().item())}”, with {answer.max():.2f}",
+    tokenizer.word(answer.argmax().item()) == "lost" and answer.max() > 0.9,
 )
+hits = 0
+for seed in range(100):
+    some = torch.randperm(50, generator=torch.Generator().manual_seed(seed))[:20]  # (T,)
+    hits += int(induction(torch.cat([some, some[7:8]]))[0].argmax() == some[8])
+claim(f"in {hits} of 100 texts of 20 random words, it finds what followed the eighth", hits == 100)
 
 # %% [markdown]
-# The last *tom* finds the one place that came after a *tom*, and reads *lost* there. It never needed to learn anything about *lost*:
-# the trick works for any word, also for one that means nothing. Notebook 04 finds such pairs in the trained model.
+# The last *tom* finds the one place that came after a *tom*, and reads *lost* there. The pair of heads never learned anything about
+# *lost*: it works for any word, even one that means nothing. Notebook 04 finds such pairs in the trained model.
 #
 # ## Eight heads written by hand
 #
@@ -605,8 +615,9 @@ claim(
 # Then $W_Q = W_K$ on these numbers scores 0 for two different words and high for equal ones: a **same-word head**. And
 # a table from words to words, used as $W_Q$, makes a head in which *he* asks for *tom*.
 #
-# In our model, word and position are added, number by number. We put the words where the positions are quiet: the
-# slowest sines hardly leave zero within one sentence. (The full model normalises the sum before it enters attention, see
+# In our model, word and position are added, number by number. We put the words where the positions are small: the
+# slowest sines hardly leave zero within one sentence. A head of 37 numbers has room for 37 different words, enough for our three
+# sentences. (The full model normalises the sum before it enters attention, see
 # notebook 03. Here it enters as it is.)
 
 # %%
@@ -702,12 +713,12 @@ tokens, attention = sentences[SENTENCES[1]]
 figures.save_figure(
     attention_plots.head_grid(attention[0], tokens, titles=list(heads)),
     "02_eight_heads",
-    alt="Eight hand-made heads as heat-maps on one sentence, each with its own clean pattern.",
+    alt="Eight hand-made heads as heat-maps on one sentence; two of them look alike.",
 )
 
 # %% [markdown]
-# Rows read, columns are read, as before. Four heads ask for places: see the dark line move away from the diagonal.
-# *Next word* wants what it may not have, and settles for the nearest thing left: the word itself. Three ask for words.
+# Rows read, columns are read, as before. Four heads ask for places: one and two words back, the word itself, and the word ahead. *Next
+# word* may not have what it asks for, and its weight goes to the nearest thing left, the word itself. Three ask for words.
 # *Same word* finds itself and, for the full stops, the earlier ones, in equal parts. *Who is he?* sends *he*, *his* and
 # *him* to *tom*; all others rest on `<sos>`. The last head asks for nothing, and looks everywhere evenly. These
 # patterns are clean because we made them so. A trained head may mix several, or follow none.
@@ -738,8 +749,9 @@ table(
 )
 
 # %% [markdown]
-# The last column is what an even look at everything would give. *Same word* cannot reach 1: it divides its weight
-# between the earlier copies, which the pattern counts, and the word itself, which it does not.
+# The last column is what attention spread evenly over all words would give. *Same word* cannot reach 1: it divides its weight
+# between the earlier copies, which the pattern counts, and the word itself, which it does not. (*Start token* counts from the second word
+# on. The numbers are means; the table of sharpness above gave the worst position.)
 #
 # Now look around. Layer 1 is sharp; layer 2 has the same eight heads with a tenth of the sharpness. (Both read the same
 # input; nothing is stacked yet.) Before you move a slider, say what you will see: heads 1 to 8 are in the order of the figure
@@ -757,14 +769,14 @@ figures.save_explorer(explorer, "02_attention")
 # ## What attention weights do not show
 #
 # A heat-map shows where a head *reads*. It does not show what the head *does*. That is decided by the value matrix and
-# by the output matrix, and neither is in the picture ([Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html)
+# by the last matrix of the layer, and neither is in the picture ([Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html)
 # treat the two halves separately). Our previous-word head passes on the word that it reads:
 
 # %%
 ids = [tokenizer.sos_id, *tokenizer.encode(SENTENCES[0])]
 weights = torch.tensor(sentences[SENTENCES[0]][1][0, 0])  # (T, T), the sharp previous-word head
 passed_on = (weights @ (embed(ids) @ what.T)).argmax(-1).tolist()  # (T,), the largest is the word
-lines = {"reads": ids, "takes home": passed_on}
+lines = {"reads": ids, "receives": passed_on}
 table(
     [[name, *map(tokenizer.word, line)] for name, line in lines.items()],
     ["position", *map(str, range(len(ids)))],
@@ -807,19 +819,20 @@ figures.save_numbers(
 # - A word scores its own key and those of the words before it, the softmax turns the scores into weights, and the values are
 #   averaged with these weights.
 # - Scores have variance $d_k$; dividing by $\sqrt{d_k}$ keeps the softmax soft at the start. The mask comes *before* the
-#   softmax, and then no output of the past moves, not by a bit, whatever the future holds.
-# - Heads are a reshape: each attends in its own share of the width. Our layer equals the loops and PyTorch's own.
+#   softmax, and then no output of the past moves, not by a bit, whichever words come later.
+# - Heads are a reshape of queries, keys and values. Our layer equals the loops and PyTorch's own.
 # - A turn of the clock hands as $W_Q$ makes a previous-word head by hand. With a second head it makes an induction head.
 # - Weights say where a head reads, not what it does.
 #
 # ## What GPT and Llama do differently
 #
-# - **Fused attention.** They never build the (T, T) table of weights in memory. FlashAttention
-#   ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)) computes the same numbers block by block, which matters for contexts of
+# - **Fused attention.** Programs that run them today do not build the (T, T) table of weights in memory. FlashAttention
+#   ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)) computes the same result block by block, which matters for contexts of
 #   thousands of tokens. Ours keeps the table, because we want to look at it.
-# - **Fewer keys.** In larger Llama models several heads share keys and values (grouped-query attention,
-#   [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)), which makes the cache of notebook 05 smaller.
-# - **Positions inside attention.** Llama turns queries and keys by rotary embeddings, so the rotation that we wrote by hand is built in.
+# - **Fewer keys.** In Llama 3 several heads share keys and values (grouped-query attention,
+#   [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)), which makes the memory for old keys and values smaller (notebook 05).
+# - **Positions inside attention.** Llama turns queries and keys by rotary embeddings, so the rotation that we wrote by hand is built
+#   in, and a score depends on the distance of two words without being learned.
 #
 # Next: [03 · The decoder block](03_decoder_block.ipynb) puts the layer to work.
 #
@@ -833,8 +846,8 @@ figures.save_numbers(
 #
 # ## References
 #
-# - [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245), *GQA: Training Generalized Multi-Query Transformer Models*
-# - [Dao et al. 2022](https://arxiv.org/abs/2205.14135), *FlashAttention: Fast and Memory-Efficient Exact Attention*
+# - [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245), *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*
+# - [Dao et al. 2022](https://arxiv.org/abs/2205.14135), *FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness*
 # - [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html), *A Mathematical Framework for Transformer Circuits*
 # - [Olsson et al. 2022](https://arxiv.org/abs/2209.11895), *In-context Learning and Induction Heads*
 # - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*, sections 3.2 and 3.5

@@ -11,7 +11,8 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/03_decoder_block.ipynb)
 #
-# **Promise.** You will write the whole decoder, from its parts to a class of some twenty lines, and check it against PyTorch and
+# **Promise.** You will write a whole *decoder-only transformer*: a model that reads a text from left to right through a stack of
+# equal blocks, and scores every word that could come next. You will write it from its parts to a class of some twenty lines, and check it against PyTorch and
 # against two losses that it must have: before training, and after learning one batch by heart. At the end you will take a
 # prediction apart: how much of it came from the word, from attention, from each feed-forward layer.
 #
@@ -83,7 +84,7 @@ print(f"{len(stories.train):,} stories, a vocabulary of {V:,} tokens")
 # ```
 #
 # Only attention looks at other tokens; it was the subject of [02 · Attention](02_attention.ipynb). We now build the other parts,
-# then the whole.
+# then the whole. (*Residual* is the field's word for what is left to add; *normed* is explained next.)
 #
 # ## LayerNorm by hand
 #
@@ -158,13 +159,13 @@ change = error(ours(3 * batch + 7), ours(batch))
 length = LayerNorm(296)(torch.randn(4, 296)).norm(dim=-1)  # (4,)
 claim(f"the output changes by ≈{change:.0e} of its largest value, less than 1e-4", change < 1e-4)
 claim(
-    f"after the norm, any vector of 296 numbers has the length √296 = {296**0.5:.1f}",
+    f"with gain 1 and bias 0, vectors of 296 numbers have the length √296 = {296**0.5:.1f}",
     torch.allclose(length, torch.tensor(296**0.5), rtol=1e-4),
 )
 
 # %% [markdown]
-# What is left of a vector is its direction, at the length $\sqrt{D}$; how long it was is forgotten. (The tiny change comes from
-# $\varepsilon$, which is not scaled with the rest.)
+# As long as gain is 1 and bias 0, what is left of a vector is the direction of its differences from the mean, at the length
+# $\sqrt{D}$. Its mean and its size are forgotten. (The tiny change comes from $\varepsilon$ and from rounding.)
 #
 # ## GELU, and the feed-forward part
 #
@@ -206,7 +207,7 @@ figures.save_figure(
 # %% [markdown]
 # Every gradient that passes here is multiplied by the slope. For negative inputs ReLU's slope is exactly zero, so nothing
 # can be learned there; for slightly negative ones GELU's is not. The curves do not show that one trains better than the other;
-# that would be an experiment. We take GELU because the GPT family does.
+# only an experiment could. We take GELU because the GPT family does.
 #
 # The feed-forward part widens each token's vector (296 → 1,024), applies GELU, and narrows it again. The original used
 # ReLU here ([Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.3).
@@ -234,8 +235,8 @@ claim(f"six tokens one by one = six tokens at once, within ≈{apart:.0e}", apar
 #
 # ## The block, step by step
 #
-# Take six tokens, 24 numbers each, and a block whose every parameter is random, gains and biases too, so that none hides behind a
-# one or a zero.
+# Take two stories of six tokens, 24 numbers each, and a block whose parameters are all random. (Gains of 1 and biases of 0 could hide a
+# mistake.)
 
 # %%
 torch.manual_seed(1)
@@ -261,7 +262,8 @@ show_source(DecoderBlock)
 
 # %% [markdown]
 # The judge is PyTorch's ready-made layer. It is called an *encoder* layer, but with a causal mask, and without attention
-# to a second text, it is the block of a decoder-only model. It gets our weights, in its own order.
+# to a second text, it is the block of a decoder-only model. It gets our weights, in the order in which it lists its own: attention,
+# feed-forward, norms.
 
 
 # %%
@@ -337,7 +339,7 @@ show_source(course.Decoder, fold="The course's own Decoder, from helpers/model.p
 # %% [markdown]
 # ## Where the parameters are
 #
-# `ModelConfig()` is the full model, with 10,000 words. The number of heads occurs in no formula.
+# `ModelConfig()` is the full model, with the 10,000 words that real stories need. The number of heads occurs in no formula.
 
 
 # %%
@@ -369,12 +371,17 @@ claim(
     f"embedding, projection, blocks, final norm and output make {count(full):,}",
     sum(sizes[part][1] for part in outer) == count(full) == 8_940_768,
 )
-print(f"the two tables of words hold {tables / count(full):.0%} of them")
-print(f"all attention together holds {3 * sizes['attention'][1] / count(full):.0%}")
+grammar_model = Decoder(ModelConfig(vocab_size=V))
+for name, one in {"with 10,000 words": full, f"with {V:,} words": grammar_model}.items():
+    words, attention = count(one.embedding, one.output), 3 * sizes["attention"][1]
+    print(
+        f"{name}: {count(one):,} parameters, {words / count(one):.0%} in the two tables of words, "
+        f"{attention / count(one):.0%} in attention"
+    )
 
 # %% [markdown]
-# Attention, the famous part, is a small share. Two thirds of the model are its vocabulary, which is read once on the way in and once
-# on the way out. **Weight tying** uses one table for both
+# Attention, the famous part, is a small share of the full model. Two thirds of it are its vocabulary, which is read once on the way in
+# and once on the way out. (The grammar stories have fewer words, and a smaller model.) **Weight tying** uses one table for both
 # ([Press & Wolf 2017](https://arxiv.org/abs/1608.05859)): a word is scored by its own vector. What would it save, and what does it
 # cost?
 
@@ -436,7 +443,7 @@ print(f"tying would save {saved:,} parameters of the full model, {saved / count(
 # %% tags=["nbval-ignore-output"]
 table(
     [[name, *(f"{loss:.2f}" for loss in found)] for name, found in tying.items()],
-    ["loss after 80 steps, nats per token", "seed 0", "seed 1", "seed 2"],
+    ["mean loss of steps 71 to 80, nats per token", "seed 0", "seed 1", "seed 2"],
 )
 
 # %%
@@ -444,9 +451,9 @@ behind = np.mean(tying["tied"]) - np.mean(tying["two tables"])
 claim(f"after 80 steps the tied models are ≈{behind:.2f} nats behind, mean of three", behind > 0)
 
 # %% [markdown]
-# Eighty steps of a small model say who starts faster, not who ends lower. Tying saves a third of our parameters. It asks one vector to
-# do two jobs, to say what a word *means* when it is read and when it is *expected* next. We keep two tables, because our word vectors
-# come from fastText, which only knows the first job.
+# Eighty steps of a small model say who starts faster, not who ends lower. Tying saves a third of the full model. But one vector then has
+# two jobs: to say what a word means when it is *read*, and when it is *expected* next. We keep two tables. Both may start from fastText
+# vectors (notebook 04), and each then learns its own job.
 #
 # ## The residual stream
 #
@@ -585,8 +592,6 @@ def gradients(kind, depth, seed):
 
 
 # %% [markdown]
-# A large gradient in the last blocks is not a good sign here: the first steps then move those blocks far.
-#
 # **Predict.** In which kind does the *last* block get the larger gradient? And what happens to it when the stack gets
 # deeper?
 
@@ -626,10 +631,11 @@ claim(
 )
 
 # %% [markdown]
-# A point is the length of the loss' gradient at the last block's last matrix, the mean of five random starts. In post-norm
-# it hardly depends on the depth. In pre-norm it falls about as $1/\sqrt{L}$. That is theorem 1 of Xiong et al.: a deep post-norm stack
-# starts with large gradients in its last blocks, and this, they argue, is why it needs a learning rate that warms up slowly. The
-# figure shows the moment before the first step, and nothing of what follows. Does it matter?
+# A point is the length of the gradient of the loss with respect to the last block's last matrix, the mean of five random starts; the
+# dotted line is a guide. In post-norm the gradient hardly depends on the depth. In pre-norm it falls about as $1/\sqrt{L}$. Both are
+# what theorem 1 of Xiong et al. bounds. The last blocks of a deep post-norm stack start with large gradients, and this, they argue, is why
+# it needs a learning rate that warms up slowly. Our figure alone cannot prove that: at three blocks the gradient is as large. It shows the
+# moment before the first step, and nothing of what follows. What does follow?
 #
 # **Predict.** The same data and the same learning rate (0.002, no warm-up); three blocks and twelve, pre-norm and
 # post-norm. Which of the four learn?
@@ -659,12 +665,12 @@ figures.save_figure(
         },
         landmarks={"word counts alone": unigram},
         y_label="training loss (nats per token, mean of 10 steps)",
-        title="At this rate, twelve post-norm blocks learn word counts only",
+        title="At this rate, twelve post-norm blocks get no further than word counts",
     ),
     "03_first_steps",
     alt=(
-        "Training loss of four stacks over 80 steps, means of three seeds: three fall, the "
-        "post-norm stack of 12 blocks stays at the level of word counts."
+        "Training loss of four stacks over 80 steps, means of three seeds: three fall below "
+        "the line of word counts, the post-norm stack of 12 blocks stops just above it."
     ),
 )
 
@@ -685,10 +691,10 @@ claim(f"3 blocks: the two kinds end ≈{abs(three):.2f} nats apart, less than 0.
 claim(f"12 blocks: for every seed pre-norm ends at least ≈{twelve:.1f} nats lower", twelve > 0.5)
 
 # %% [markdown]
-# The grey line is the best loss of a model that knows only how frequent each word is. The deep post-norm stack comes
-# down to it, for every seed, and goes no further in 80 steps. With **three** blocks, our depth, the two kinds learn alike: we could
-# have taken either. The figure does not show that post-norm is worse once it trains. With a lower learning rate twelve blocks of
-# it do learn (the second experiment under *Try it*). It is easier to get wrong.
+# The grey line is the best loss of a model that knows only how frequent each word is. The deep post-norm stack stops a little above
+# it, for every seed. With **three** blocks, our depth, the two kinds learn nearly alike in these 80 steps. The figure does not show that
+# post-norm is worse once it trains: it only says that at this learning rate, and without warm-up, a deep stack of it does not start.
+# (Try another rate below.)
 #
 # What does pre-norm cost? Nothing in it holds the stream back.
 
@@ -748,8 +754,8 @@ initial = sum(losses) / len(losses)
 print(f"ln V = ln {V:,} = {math.log(V):.2f} nats; mean of ten random starts: ≈{initial:.2f}")
 
 # %% [markdown]
-# A little more. The logits are not all equal: they scatter at random, and a random opinion costs. We can say how much.
-# The loss is $\ln \sum_w e^{z_w} - z_{\text{next}}$. The second term is 0 on average. In the first, the sum over many words is
+# A little more. The logits are not all equal: they scatter at random, and being wrong at random costs. We can say how much.
+# With the logits $z$ the loss is $\ln \sum_w e^{z_w} - z_{\text{next}}$. Over random starts, the second term is 0 on average. In the first, the sum over many words is
 # close to $V$ times the mean of $e^z$, so the loss is close to $\ln V + \ln \operatorname{mean}(e^z)$.
 #
 # How much do logits scatter? After the final norm each token's $D$ numbers have variance 1. Xavier's rule draws the output's
@@ -773,8 +779,8 @@ claim(
 
 # %% [markdown]
 # A single start scatters around this value, because the few frequent words of the text happen to have logits a little
-# above or below the mean. A first loss that is far away means a bug. A missing final norm, or weights drawn too large,
-# show here, before a minute of training is spent.
+# above or below the mean. A first loss that is far away means a bug: weights that were drawn too large, for example, show here, before
+# a minute of training is spent.
 #
 # ## One batch by heart
 #
@@ -836,10 +842,10 @@ claim(
 )
 
 # %% [markdown]
-# The floor does more. Suppose that a bug lets the model see the future, because the mask was forgotten. The loss falls even
-# better, and nobody complains.
+# The floor does more. Suppose that the mask was forgotten, so that the model sees the future. Its loss falls even faster, and nobody
+# complains.
 #
-# **Predict.** Where will its loss end?
+# **Predict.** Where will its loss end: above the floor, on it, or below it?
 
 # %%
 torch.manual_seed(0)
@@ -870,8 +876,8 @@ figures.save_figure(
 # %% [markdown]
 # The axis is logarithmic. Both curves start near $\ln V$. The honest one levels off at the floor; the cheating one falls
 # through it, because a token that sees the next one need not guess which story this is. The figure says nothing about
-# new stories: learning eight stories by heart is the opposite of what training is for. It is a test of the machine, and
-# it finds most bugs in seconds.
+# new stories: learning eight stories by heart is the opposite of what training is for. It is a test of the code, and
+# it takes seconds.
 #
 # ## Who wrote the prediction?
 #
@@ -892,7 +898,6 @@ table(
     [
         [part, *(tokenizer.word(i) for i in row[places].tolist())]
         for part, row in zip(parts, early, strict=True)
-        if part != "positions"
     ],
     ["likeliest next word, read after", *(f"… {names[t - 1]} the" for t in places)],
 )
@@ -905,7 +910,8 @@ claim(
 )
 
 # %% [markdown]
-# After the word itself nothing is decided: the three places look the same. Parts further up settle it.
+# After the word itself, the three places must look the same: the same vector was written. Read the columns downwards: once attention has
+# brought something from other words, the places differ, and the later parts keep what is right.
 #
 # Which part does how much? The stream is a sum, and the output layer is linear. Between the two is only the final norm, which is
 # *not* linear: it divides by the standard deviation of the whole stream.
@@ -978,7 +984,7 @@ figures.save_figure(
     "03_attribution",
     alt=(
         "What each part adds to the difference between the logits of two words, in two places: "
-        "words and biases agree, attention and feed-forward do not."
+        "words and biases keep their sign, most other parts change it."
     ),
 )
 
@@ -986,63 +992,22 @@ figures.save_figure(
 totals, inside = between.sum(0).tolist(), between[2:-1].sum(0).tolist()  # all parts; without ends
 claim(
     f"all parts together: ≈{totals[0]:.1f} in the first place, ≈{totals[1]:.1f} in the second",
-    first == second or totals[0] < 0 < totals[1],
+    totals[0] < 0 < totals[1],
 )
 claim(
     f"attention and feed-forward alone decide so, too: ≈{inside[0]:.1f} and ≈{inside[1]:.1f}",
-    first == second or inside[0] < 0 < inside[1],
+    inside[0] < 0 < inside[1],
 )
 
 # %% [markdown]
-# A bar to the right speaks for the second word, one to the left for the first. *Words* and *biases* say the same in both places:
-# *the* cannot know what comes next. What turns round is what attention and feed-forward wrote. And a feed-forward layer sees
-# nothing but its own token, so it can only work on what attention has brought there, and on the position.
+# A bar to the right speaks for the second word, one to the left for the first. *Words* and *biases* lean the same way in both places:
+# *the* cannot know what comes next. (Their bars differ a little if the norm divides by another number.) Positions help a little; most of
+# the difference was written by attention and feed-forward. And a feed-forward layer sees nothing but its own token, so it can only work
+# on what attention has brought there, and on the position.
 #
 # The figure does not show indirect effects. What attention wrote early was *read* by every later part, and the
 # bars do not trace that. And the model knows eight stories by heart; a bar here explains this prediction, not the
 # language.
-#
-# ## Recap
-#
-# - A decoder is: word vectors and positions, blocks that read a normed copy of the stream and add to it, a final norm, an output
-#   layer. You have it in twenty lines, with the same logits as the course's own.
-# - Pre-norm keeps deep stacks trainable, and pays with a growing stream and a final norm. At three blocks either works.
-# - Two thirds of our parameters are the two tables of words.
-# - Two losses are known beforehand: the first, $\ln V + D/(D+V)$, and the floor of one batch. A loss below the floor is a leak.
-# - With the last norm's scale held fixed, the logits are the exact sum of what every part wrote.
-#
-# ## What GPT and Llama do differently
-#
-# - **Norm.** Llama uses RMSNorm ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)): no mean is subtracted and there is no
-#   bias, which is cheaper and works as well.
-# - **Feed-forward.** Llama multiplies two widened copies, one of them through a smooth gate (SwiGLU,
-#   [Shazeer 2020](https://arxiv.org/abs/2002.05202)).
-# - **Tied tables.** GPT-2 ties input and output; in large models the tables are a small share, and many keep two.
-# - **Dropout.** GPT-2 used 0.1. Models that see each text only once need none.
-#
-# Next: [04 · Training](04_training.ipynb).
-#
-# ## Try it
-#
-# 1. Build `Decoder(ModelConfig(num_heads=4))` and count its parameters. Why is the number the same?
-# 2. Train twelve post-norm blocks more gently: `first_steps(stack("post-norm", 12, seed=1), steps=200, learning_rate=5e-4)`.
-#    Does the loss get below the level of word counts?
-# 3. Silence a part: `silent = copy.deepcopy(exact)`, then `nn.init.zeros_(silent.blocks[0].attention.output.weight)`. Does the
-#    logit of the predicted word change by its bar? Why not?
-#
-# ## References
-#
-# - [Ba et al. 2016](https://arxiv.org/abs/1607.06450), *Layer Normalization*, section 3
-# - [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html), *A Mathematical Framework for Transformer Circuits*
-# - [Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html), *Understanding the Difficulty of Training Deep Feedforward Neural Networks*
-# - [Hendrycks & Gimpel 2016](https://arxiv.org/abs/1606.08415), *Gaussian Error Linear Units*
-# - [nostalgebraist 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens), *Interpreting GPT: the Logit Lens*
-# - [Press & Wolf 2017](https://arxiv.org/abs/1608.05859), *Using the Output Embedding to Improve Language Models*
-# - [Shazeer 2020](https://arxiv.org/abs/2002.05202), *GLU Variants Improve Transformer*
-# - [Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html), *Dropout: A Simple Way to Prevent Neural Networks from Overfitting*
-# - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*, sections 3.1 and 3.3
-# - [Xiong et al. 2020](https://arxiv.org/abs/2002.04745), *On Layer Normalization in the Transformer Architecture*
-# - [Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467), *Root Mean Square Layer Normalization*
 
 # %%
 figures.save_numbers(
@@ -1063,3 +1028,48 @@ figures.save_numbers(
         "attribution": {"error": worst, "places": between},
     },
 )
+
+# %% [markdown]
+# ## Recap
+#
+# - A decoder is: word vectors and positions, blocks that read a normed copy of the stream and add to it, a final norm, an output
+#   layer. You have it in twenty lines, with the same logits as the course's own.
+# - Pre-norm lets deep stacks start, and pays with a growing stream and a final norm. At three blocks both kinds do.
+# - Two thirds of the full model are the two tables of words.
+# - Two losses are known beforehand: that of a random start, $\ln V + D/(D+V)$, and the floor of one batch. A loss below the floor is a
+#   leak.
+# - With the last norm's scale held fixed, the logits are the exact sum of what every part wrote.
+#
+# ## What GPT and Llama do differently
+#
+# - **Norm.** Llama uses RMSNorm ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)): no mean is subtracted and there is no
+#   bias, which is cheaper; its authors found the results comparable.
+# - **Feed-forward.** Llama multiplies two widened copies, one of them through a smooth gate (SwiGLU,
+#   [Shazeer 2020](https://arxiv.org/abs/2002.05202), who found lower losses and offers no explanation).
+# - **Tied tables.** GPT-2 ties input and output to save parameters; in large models the tables are a small share, and many keep two.
+# - **Dropout.** The first GPT used 0.1. Models that see each text only once have nothing to learn by heart, and usually train without.
+#
+# Next: [04 · Training](04_training.ipynb) trains this model until its loss almost meets the floor of the grammar, and looks into every
+# head.
+#
+# ## Try it
+#
+# 1. Build `Decoder(ModelConfig(num_heads=4))` and count its parameters. Why is the number the same?
+# 2. Train twelve post-norm blocks more gently: `first_steps(stack("post-norm", 12, seed=1), steps=200, learning_rate=5e-4)`.
+#    Where does the loss end, compared with the level of word counts?
+# 3. Silence a part: `silent = copy.deepcopy(exact)`, then set `silent.blocks[0].attention.output`'s weight and bias to 0. Does the
+#    difference of the two logits change by the bar of *attention 1*? What else has changed?
+#
+# ## References
+#
+# - [Ba et al. 2016](https://arxiv.org/abs/1607.06450), *Layer Normalization*, section 3
+# - [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html), *A Mathematical Framework for Transformer Circuits*
+# - [Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html), *Understanding the Difficulty of Training Deep Feedforward Neural Networks*
+# - [Hendrycks & Gimpel 2016](https://arxiv.org/abs/1606.08415), *Gaussian Error Linear Units*
+# - [nostalgebraist 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens), *Interpreting GPT: the Logit Lens*
+# - [Press & Wolf 2017](https://arxiv.org/abs/1608.05859), *Using the Output Embedding to Improve Language Models*
+# - [Shazeer 2020](https://arxiv.org/abs/2002.05202), *GLU Variants Improve Transformer*
+# - [Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html), *Dropout: A Simple Way to Prevent Neural Networks from Overfitting*
+# - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*, sections 3.1 and 3.3
+# - [Xiong et al. 2020](https://arxiv.org/abs/2002.04745), *On Layer Normalization in the Transformer Architecture*
+# - [Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467), *Root Mean Square Layer Normalization*

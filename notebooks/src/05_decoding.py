@@ -218,12 +218,11 @@ table(
 )
 
 # %% [markdown]
-# Read them for their meaning: who does what, and does the next sentence know it? **Greedy** texts are near copies of each
-# other: the likeliest friend, and a race every time. With chance most details differ; rules that share a seed may share some. At
-# **0.7** and with either filter the sentences know of each other: pronouns fit, and friends and songs come back under their own names.
-# At **1** slips appear: somebody who would not share a book says *Get your own clock*. At **1.3** grammar breaks: *who loved to
-# famished tinker at the gate*. The **last prompt** shows what the model is. Its vocabulary lacks *because*, so it reads `<unk>`, and goes
-# on as after the name of a person or an animal: *who had …*. It has learnt these stories, not English.
+# Read them for their meaning: who does what, and does the next sentence know it? **Greedy** texts hardly vary: the likeliest
+# friends, the likeliest song. With chance most details differ; rules that share a seed may share some. At **0.7**, at **1** and with
+# either filter most sentences know of each other: pronouns fit, and friends and songs come back under their own names. At **1.3** grammar
+# breaks: *and gave the man, not whenever somebody smiled*. The **last prompt** shows what the model is. Its vocabulary lacks *because*, so it
+# reads `<unk>`, and goes on as after the name of a person or an animal: *who had …*. It has learnt these stories, not English.
 #
 # Are the draws fair? Draw the next word of one prompt two thousand times, and compare with the probabilities. χ² adds up the
 # squared gaps between counts and expectations, each divided by the expectation. With eight words to draw from, fair draws
@@ -731,8 +730,8 @@ if known:
     )
 
 # %% [markdown]
-# Five beams find a likelier text than greedy for nine prompts in ten, and a less likely one for the others; ten beams against five win
-# about half of the time. So "beam search finds the likeliest text" is a hope, not a law.
+# Five beams find a likelier text than greedy for nearly every prompt. But ten beams, compared with five, lose more often than they win.
+# So "beam search finds the likeliest text" is a hope, not a law.
 
 # %% [markdown]
 # ## Beam search against sampling
@@ -1085,8 +1084,8 @@ figures.save_figure(
 # %% [markdown]
 # **No error appears, and in two of the three nearly all neighbouring words fit, while the logits are wrong.** Prefill is right in
 # all three, so the first new word is right. From the second on the logits are wrong. With wrong positions, or with another row's
-# keys, nearly all pairs of words are known from training. A careful reader notices all the same: one text begins its sentence again
-# half-way; in another, *his* becomes *her*. With an empty cache the next word depends on the last word alone; as soon as a word comes back, the text runs in
+# keys, nearly all pairs of words are known from training. A careful reader notices all the same: one text meets the same
+# gorilla twice in a row; in another, *he* becomes *she*. With an empty cache the next word depends on the last word alone; as soon as a word comes back, the text runs in
 # a circle. So do not judge a cache by its text. Compare its logits with those of one pass, on a *batch of different texts*: on a
 # single text, mixed rows would not be seen. The figure does not say how bad a difference is; a text can survive a large one.
 
