@@ -88,7 +88,7 @@ class LayerNorm(nn.Module):
 def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     """One row per position, (length, d_model): sines in the even columns, cosines in the odd ones.
 
-    Wavelengths grow geometrically from 2π to 10,000 · 2π. Vaswani et al. 2017, section 3.5.
+    Wavelengths grow geometrically from 2π to nearly 10,000 · 2π. Vaswani et al. 2017, section 3.5.
     """
     position = torch.arange(length, dtype=torch.float64)  # (T,)
     frequency = 10_000 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)  # (D/2,)
@@ -205,7 +205,8 @@ class Decoder(nn.Module):
     def initialize(self) -> None:
         """Draw word vectors with standard deviation 0.02 and Xavier-uniform matrices; zero biases.
 
-        Glorot & Bengio 2010, "Understanding the Difficulty of Training Deep Feedforward Networks".
+        Glorot & Bengio 2010, "Understanding the Difficulty of Training Deep Feedforward
+        Neural Networks".
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -368,7 +369,7 @@ class Decoder(nn.Module):
             ids: (B, T).
             cache: ids follow the tokens that it holds, and are added to it.
             padding: (B,), how many `<pad>` each row began with, counting the tokens in the cache.
-                They are not looked at, and positions count from after them.
+                No word looks at them, and positions count from after them.
             targets: (B, T), the ids that do follow; `<pad>` counts nothing.
             last_only: whether to score the last token alone; not with targets.
             return_attention: whether to return a pair, with the weights (L, B, H, T, S) second.

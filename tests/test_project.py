@@ -25,7 +25,7 @@ CODE = [
     for folder in ("helpers", "notebooks/src", "report", "tests")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-OURS = {"helpers", *(path.stem for path in CODE)}
+OURS = {"helpers", "colab", *(path.stem for path in CODE)}
 
 # Where a package is imported under another name, and where one is used without an import.
 IMPORT_NAME = {

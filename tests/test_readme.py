@@ -125,6 +125,16 @@ def test_ratios_of_speed_are_the_recorded_ones():
     )
 
 
+def test_the_shares_of_possible_stories_are_the_recorded_ones():
+    verdicts = recorded("bundled", "05")["verdicts"]
+    greedy, hot = (verdicts[name]["possible"] for name in ("greedy", "temperature 1.3"))
+    told = (
+        f"continuations {100 * greedy:.0f} in 100 could be stories, of those at temperature 1.3 "
+        f"one in {1 / hot:.0f}"
+    )
+    assert told in " ".join(README.split())
+
+
 def test_the_distance_from_the_floor_is_the_recorded_one():
     numbers = recorded("bundled")
     gap = numbers["history"][-1]["validation_loss"] - numbers["landmarks"]["entropy floor"]

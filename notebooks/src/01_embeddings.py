@@ -90,6 +90,8 @@ print(textwrap.fill(STORY, 88))
 words = ["boy", "girl", "bear", "tom", "the"]
 logits = torch.tensor([3.0, 2.0, 1.0, -1.0, -2.0])  # (V,), made up
 probabilities = logits.exp() / logits.exp().sum()  # (V,), the softmax
+
+# %%
 table(
     zip(words, logits.tolist(), probabilities.tolist(), strict=True),
     ["next word", "logit", "probability"],
@@ -141,8 +143,9 @@ claim(
 )
 
 # %% [markdown]
-# The number in brackets is what the word before it costs a reader who knows the grammar by heart; words without one cost nothing,
-# because the sentence leaves no choice. Names, days and gifts are free choices, and cost. The second *Tom* costs half a nat: it could have been *he*. Nobody who reads from left to right can do better than
+# Each number in brackets is the cost of the word on its left, for a reader who knows the grammar by heart. Words without a number cost
+# nothing, because the sentence leaves no choice. Names, days and gifts are free choices, and cost. The second *Tom* costs
+# $\ln 2 \approx 0.69$ nats: it could as well have been *he*. Nobody who reads from left to right can do better than
 # this on average. We call the mean over many stories the **floor**, and measure every model against it.
 #
 # **One story is many exercises.** The input is the story without its last piece, the target the same story *shifted by one*:
@@ -161,14 +164,16 @@ table(list(shift)[:8], ["the model reads …", "… and must predict"])
 
 # %%
 config = ModelConfig()
+
+# %%
 table(
     [
         ["B", "stories in a batch", ""],
-        ["T", "tokens (words and marks) of a story, at most", config.context_length],
-        ["S", "tokens that can be read: T, until notebook 05", ""],
+        ["T", "tokens of a story, at most; a token is a word or a mark", config.context_length],
+        ["S", "tokens that attention may read; equal to T until notebook 05", ""],
         ["V", "words in the vocabulary, at most", config.vocab_size],
         ["E", "numbers of a word vector", config.embedding_dim],
-        ["D", "numbers of a token inside the model, its width", config.d_model],
+        ["D", "the width of the model: numbers for each token inside it", config.d_model],
         ["H, K", "heads of attention (notebook 02), and the numbers of each: H · K = D", "8, 37"],
         ["F", "width of a feed-forward layer (notebook 03)", config.d_ff],
         ["L", "blocks, one after another (notebook 03)", config.num_layers],
@@ -249,6 +254,8 @@ figure = plots.compare_curves(
     title=f"Half of the text is made of {half} words",
 )
 figure.axes[0].set_xscale("log")
+
+# %%
 figures.save_figure(
     figure,
     "01_coverage",
@@ -263,8 +270,8 @@ figures.save_figure(
 #
 # ## Ids become vectors
 #
-# An id says nothing about a word, except how frequent it is: word 17 is not like word 18. So each id gets a vector of 300 numbers, one row of a table, and the
-# model computes with rows. Looking up row 17 gives the same as multiplying the table by a **one-hot** vector, which is 1 at
+# An id says nothing about a word, except how frequent it is: word 17 is not like word 18. So each id gets a vector of 300 numbers, its
+# **embedding**, one row of a table, and the model computes with rows. Looking up row 17 gives the same as multiplying the table by a **one-hot** vector, which is 1 at
 # place 17 and 0 elsewhere. A product can be differentiated, so the table can be trained like any other weight matrix.
 
 # %%
@@ -272,6 +279,8 @@ embedding = nn.Embedding(len(tokenizer), 300)  # (V, E)
 batch = torch.tensor([tokenizer.encode(STORY)])  # (B, T), B = 1
 one_hot = F.one_hot(batch, len(tokenizer)).float()  # (B, T, V)
 product = one_hot @ embedding.weight  # (B, T, E)
+
+# %%
 claim(
     f"looking up {batch.shape[1]} rows = one-hot {tuple(one_hot.shape)} @ table "
     f"{tuple(embedding.weight.shape)}, bit for bit",
@@ -314,19 +323,21 @@ def nearest(word, k=5):
     return [other for other, _ in found if other != word][:k]
 
 
-queries = ["mia", "she", "red", "ball", "said", "happy"]
+queries = ["mia", "tuesday", "mother", "sunny", "she", "said"]
 answers = {word: nearest(word) for word in queries if word in known}
+
+# %%
 table([[word, ", ".join(near)] for word, near in answers.items()], ["word", "nearest words"])
 
 # %% [markdown]
-# Names find names, toys find toys, and a colour finds colours first. Nobody told fastText so: words that occur in the same places end up
-# in similar directions. But being used alike is not the same as meaning the same: *she* lies close to *he*. And a word that is used
+# Names find names, weather finds weather. Nobody told fastText so: words that occur in the same places end up in similar directions.
+# (With days and relatives, spelling helps, too: they share n-grams.) But being used alike is not the same as meaning the same: *she* lies close to *he*. And a word that is used
 # beside everything, like *said*, has neighbours that say little.
 #
-# **Predict.** *Cakes* and *zyzzyva* are not in the vocabulary. Can they have vectors? Near which words?
+# **Predict.** *Grandmothers* and *zyzzyva* are not in the vocabulary. Can they have vectors? Near which words?
 
 # %%
-unseen = ["cakes", "zyzzyva"]
+unseen = ["grandmothers", "zyzzyva"]
 ngrams = {word: set(vectors.subwords(word)) for word in [*known, *unseen]}
 
 
@@ -335,6 +346,7 @@ def shared(word):
     return ", ".join(f"{near} ({len(ngrams[word] & ngrams[near])})" for near in nearest(word, 4))
 
 
+# %%
 table(
     [[word, "yes" if word in known else "no", shared(word)] for word in unseen],
     ["word", "in the vocabulary", "nearest words (n-grams in common)"],
@@ -346,11 +358,11 @@ for word in unseen:
     print(f"{word}: {len(alike)} of {len(known):,} words share an n-gram with it")
 
 # %% [markdown]
-# Both have a vector, built from n-grams alone. *Cakes* lies near words that share n-grams with it: *cake*, and words that end as it does.
+# Both have a vector, built from n-grams alone. *Grandmothers* lies near its relatives, all of which share n-grams with it.
 # *Zyzzyva* has next to nothing in common with the words of the stories. The rows of its n-grams were hardly ever trained, so its
 # neighbours are chance. The vector of an unseen word is a guess from its spelling, no more.
 #
-# A map of a few words shows the groups at a glance. It presses three hundred dimensions flat by keeping the two in which these words
+# A map of a few words shows some groups at a glance. It presses three hundred dimensions flat by keeping the two in which these words
 # differ most (their principal components).
 
 # %%
@@ -374,7 +386,7 @@ figures.save_figure(
         points @ directions[:2].T, *zip(*chosen, strict=True), title="Words used alike lie together"
     ),
     "01_words",
-    alt="A map of some twenty words: names, days, family, animals, colours and things form groups.",
+    alt="A map of 25 words: names, family, days and animals form groups, things lie among colours.",
 )
 
 # %% [markdown]
@@ -411,6 +423,8 @@ show_source(sinusoidal_positions)
 
 # %%
 positions = sinusoidal_positions(CONTEXT, config.d_model)  # (T, D)
+
+# %%
 figures.save_figure(
     plots.position_heatmap(positions, title="Every position has a pattern of its own"),
     "01_positions",
@@ -428,12 +442,14 @@ figures.save_figure(
 
 # %%
 similarity = positions @ positions.T  # (T, T)
+
+# %%
 figures.save_figure(
     plots.compare_curves(
         {"position 32 with …": (range(CONTEXT), similarity[32].tolist())},
         x_label="position",
         y_label="dot product (no unit)",
-        title="The nearer, the more alike",
+        title="Near positions are more alike than far ones",
     ),
     "01_similarity",
     alt="Dot product of position 32 with every position: a peak at 32, falling off on both sides.",
@@ -441,7 +457,7 @@ figures.save_figure(
 
 # %%
 moved = (similarity[10, :54] - similarity[20, 10:]).abs().max()
-claim(f"10 and 20 compare with their neighbours alike, within ≈{moved:.0e}", moved < 1e-4)
+claim(f"position 10 is as like 10 + n as 20 is like 20 + n, within ≈{moved:.0e}", moved < 1e-4)
 claim(
     f"a position with itself gives D/2 = {config.d_model / 2:.0f}, since sin² + cos² = 1",
     torch.allclose(similarity.diagonal(), torch.tensor(config.d_model / 2)),
@@ -476,7 +492,7 @@ figures.save_figure(
         title="Without √D, positions drown the words",
     ),
     "01_lengths",
-    alt="Bars: a position has length 12, a random word vector 0.35, and 6 after scaling by √D.",
+    alt="Bars: a position has length 12, a random word vector 0.35, and 5.9 after scaling by √D.",
 )
 
 # %% [markdown]
@@ -501,9 +517,11 @@ def distance(position):
 
 claim(f"without positions the averages are equal: {distance(0):.6f} apart", distance(0) < 1e-9)
 size = first.square().mean(0).norm()
+
+# %%
 claim(
-    f"with positions they are not: ≈{distance(p):.2f} apart, where the words alone have an average "
-    f"≈{size:.2f} long",
+    f"with positions they are ≈{distance(p):.2f} apart; the average of the squared words alone has "
+    f"the length ≈{size:.2f}",
     distance(p) > 0.01,
 )
 
@@ -539,7 +557,7 @@ figures.save_numbers(
 # - A grammar told our stories, so the lowest possible loss is known.
 # - A word is an id, an id selects a row of a table, and the selection is a product with a one-hot vector.
 # - fastText gives words that are used alike similar vectors, and guesses the vectors of unseen words from n-grams.
-# - A mean of vectors knows no order. Sinusoidal positions, added to the words, bring it back, and $\sqrt{D}$ makes both equally long.
+# - A mean of vectors knows no order. Sinusoidal positions, added to the words, bring it back, and $\sqrt{D}$ makes both comparable in length.
 #
 # ## What GPT and Llama do differently
 #
@@ -554,9 +572,13 @@ figures.save_numbers(
 # ## Try it
 #
 # 1. Train the tokenizer with `vocab_size=500`. Which words of `STORY` become `<unk>`? How does the unknown rate change?
-# 2. Train vectors with `maxn=0` (no n-grams). What does `vectors["cakes"]` say now?
+#    <details><summary>Answer</summary>The rare ones, mostly nouns: those that carry the story. About one word in six is then unknown.</details>
+# 2. Train vectors with `maxn=0` (no n-grams). What does `vectors["grandmothers"]` say now?
+#    <details><summary>Answer</summary>It has no vector: without n-grams an unseen word has nothing to be built from.</details>
 # 3. Replace `10_000` in the position formula by 100. Which rows of the heat-map change, and what does position 32 now
 #    resemble?
+#    <details><summary>Answer</summary>The lower rows now move within 64 words. Position 32 resembles its neighbours less, so the peak is
+#    narrower.</details>
 #
 # ## References
 #

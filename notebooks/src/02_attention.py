@@ -87,7 +87,7 @@ query = torch.tensor([1.0, 2.0])  # (K,): "ball" looks for an owner, and even mo
 
 # %%
 def one_query(query, keys, values):
-    """Attention of one word, by a loop over the words that it reads: scores, weights, mixed value."""
+    """Attention of one word, by a loop over the words that it reads: scores, weights, mean."""
     scores = []
     for key in keys:
         dot = sum(float(a) * float(b) for a, b in zip(query, key, strict=True))
@@ -121,7 +121,8 @@ table(
 #
 # $$\operatorname{Attention}(Q, K, V) = \operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d_k}}\right)V$$
 #
-# Row $t$ of the weights belongs to the word that reads, column $s$ to the word that is read.
+# Row $t$ of the weights belongs to the word that reads, column $s$ to the word that is read. ($K$ and $V$ are matrices here, as in the
+# paper, and not the sizes of our shapes. Below, we make up a query for every word; the last is that of *ball*.)
 
 # %%
 queries = torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 0.0], [1.0, 0.0], [1.0, 2.0]])  # (T, K)
@@ -151,8 +152,8 @@ def random_scores(d, count=2000, keys=10):
     """Dot products of `count` random queries with 10 random keys each, (count, keys)."""
     generator = torch.Generator().manual_seed(d)
     query = torch.randn(count, 1, d, generator=generator, dtype=torch.float64)  # (N, 1, K)
-    key = torch.randn(count, keys, d, generator=generator, dtype=torch.float64)  # (N, S, K)
-    return (query * key).sum(-1)  # (N, S)
+    key = torch.randn(count, keys, d, generator=generator, dtype=torch.float64)  # (N, 10, K)
+    return (query * key).sum(-1)  # (N, 10)
 
 
 # %%
@@ -210,7 +211,7 @@ claim(
 # Each point is an average over two thousand random queries. Undivided, the winner's weight climbs towards 1: the
 # head looks at one word, chosen by chance. Divided, it hardly depends on $d_k$, and stays well below. (It is not 1/10
 # even then, because of ten random scores one is the largest.) The figure is about random vectors, as at the start of training.
-# A trained head may well be sharp; then it is sharp for a reason, because its matrices have grown.
+# A trained head may well put nearly all weight on one word; then it does so for a reason, because its matrices have grown.
 #
 # Why is a sharp start bad? A weight $w$ changes with its score at the rate $w(1 - w)$. Near 0 and near 1 this rate is almost 0,
 # so there is almost no gradient to learn from.
@@ -328,8 +329,8 @@ claim(
 )
 
 # %% [markdown]
-# This holds through all layers, and it is what makes training efficient: one pass over a story gives a fair prediction at every
-# word. And when text is written word by word, the keys and values of the past stay as they are, so they can be kept.
+# This holds through all layers. Attention like this, in which the words of one text read each other and none reads ahead, is called
+# *causal self-attention*. It makes training efficient: one pass over a story gives a fair prediction at every word. And when text is written word by word, the keys and values of the past stay as they are, so they can be kept.
 #
 # ## Several heads are one reshape
 #
@@ -351,8 +352,8 @@ claim(
 
 # %% [markdown]
 # No number is computed and none is copied: `view` and `permute` only say how to walk through them. The order matters. A
-# direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words, so that each head gets all of one word and
-# nothing of the other.
+# direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words, so that here each head gets all of one word
+# and nothing of the other.
 
 # %%
 wrong = x.view(B, H, T, K)  # (B, H, T, K)
@@ -384,7 +385,8 @@ table(
 #
 # All parts are there, and this is the layer that every later notebook uses. One matrix makes queries, keys and values of
 # all heads; then come the reshape, scores, mask, softmax and mean; then the heads are put side by side again,
-# and a last matrix mixes them. (`remember` is for the cache of notebook 05. Until then it is None, and $S = T$.)
+# and a last matrix mixes them. (`remember` is for notebook 05, where some tokens were read before. Until then it is None, and
+# $S = T$.)
 
 # %%
 show_source(MultiHeadAttention)
@@ -541,7 +543,7 @@ figures.save_figure(
 
 # %%
 claim(
-    f"two matrices set by hand make a previous-word head: at least {worst[10]:.2f} of the weight",
+    f"two matrices set by hand make a previous-word head: at least {worst[10]:.3f} of the weight",
     worst[10] > 0.95,
 )
 
@@ -554,7 +556,7 @@ claim(
 figures.save_figure(
     attention_plots.arrows(weights, tokens, title="One step up, at every word but the first"),
     "02_previous_word_arrows",
-    alt="Arrows from each word on the left to the word one line higher on the right.",
+    alt="Arrows from each word but the first on the left to the word one line higher on the right.",
 )
 
 # %% [markdown]
@@ -653,7 +655,7 @@ id_of = {tokenizer.word(i): i for i in range(len(tokenizer))}
 
 
 def asks_for(wishes, otherwise):
-    """A table from words to words, (K, K): column = the word that reads, row = the word it wants."""
+    """A table from words to words, (K, K). Column: the word that reads; row: the word it wants."""
     matrix = torch.zeros(WIDTH, WIDTH)  # (K, K)
     for word, i in id_of.items():
         matrix[id_of[wishes.get(word, otherwise)], i] = 1
@@ -729,7 +731,7 @@ figures.save_figure(
 
 # %%
 def on_pattern(pattern, layer, head):
-    """Mean weight on the keys of a pattern, over the words of all sentences that have such a key."""
+    """Mean weight on the keys of a pattern, over all words that have such a key."""
     found = []
     for text, (_, attention) in sentences.items():
         allowed = pattern_targets([tokenizer.sos_id, *tokenizer.encode(text)])[pattern]  # (T, T)
@@ -832,7 +834,7 @@ figures.save_numbers(
 # - **Fewer keys.** In Llama 3 several heads share keys and values (grouped-query attention,
 #   [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)), which makes the memory for old keys and values smaller (notebook 05).
 # - **Positions inside attention.** Llama turns queries and keys by rotary embeddings, so the rotation that we wrote by hand is built
-#   in, and a score depends on the distance of two words without being learned.
+#   in, and scores depend on the distance between two words.
 #
 # Next: [03 · The decoder block](03_decoder_block.ipynb) puts the layer to work.
 #
@@ -840,9 +842,13 @@ figures.save_numbers(
 #
 # 1. Replace `step_back(2)` by `step_back(5)` in `heads`. Where do the first five words look, which have nothing five
 #    words back?
+#    <details><summary>Answer</summary>Most of them at `<sos>`, the nearest thing there is; one is torn between two.</details>
 # 2. Mask after the softmax, then divide each row by its sum: the leak is gone, up to rounding. Now raise the future score by 200
 #    instead of 2. What happens, and why not when the mask comes first?
+#    <details><summary>Answer</summary>The other weights become 0, and 0 divided by 0 is not a number. Masked first, the future never
+#    takes part.</details>
 # 3. Write a table for a new head with `asks_for`, in which every noun asks for its adjective.
+#    <details><summary>Answer</summary>For example <code>asks_for({"ball": "red", "tom": "sad"}, otherwise="&lt;sos&gt;")</code>.</details>
 #
 # ## References
 #

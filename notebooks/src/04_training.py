@@ -202,8 +202,8 @@ figures.save_figure(
     ),
     "04_schedule",
     alt=(
-        "Learning rate against step: ours climbs to its maximum within the warm-up, stays there, and "
-        "falls in a line to zero over the last two fifths; the assignment's is flat."
+        "Learning rate against step: ours climbs to its maximum within the warm-up, stays there, "
+        "and falls in a line to zero over the last two fifths; the assignment's is flat."
     ),
 )
 
@@ -216,7 +216,7 @@ figures.save_figure(
 # %% tags=["hide-input"]
 show_source(orthogonalize)
 
-# %% tags=["nbval-ignore-output"]
+# %%
 total, count = loss_sum(model, train_ids[:32].long(), tokenizer.pad_id)
 (total / count).backward()
 gradient = model.blocks[0].attention.output.weight.grad  # (D, D)
@@ -235,10 +235,12 @@ figures.save_figure(
     ),
     "04_muon",
     alt=(
-        "Singular values of a gradient, as shares of the largest, fall to almost nothing after a few "
-        "directions; those of the step are near 1 at first and fall slowly, over some hundred."
+        "Singular values of a gradient, as shares of the largest, fall to almost nothing after a "
+        "few directions; those of the step are near 1 at first and fall slowly, over some hundred."
     ),
 )
+
+# %% tags=["nbval-ignore-output"]
 print(
     f"directions above a tenth of the strongest: {(before > 0.1 * before[0]).sum()} of "
     f"{len(before)} before, {(after > 0.1 * after.max()).sum()} after"
@@ -518,8 +520,8 @@ figures.save_figure(
     "04_tricks",
     alt=(
         "Bars of the change in loss for each trick. Muon with a trapezoid lies furthest left, near "
-        "minus 0.18; weight decay and zero start near zero; dropout and label smoothing right of it; "
-        "random vectors furthest right, at 0.23."
+        "minus 0.18; weight decay and zero start near zero; dropout and label smoothing right of "
+        "it; random vectors furthest right, at 0.23."
     ),
 )
 
@@ -611,8 +613,8 @@ figures.save_figure(
     ),
     "04_recipes",
     alt=(
-        "Validation loss of four short runs: the default falls fastest, AdamW for all and the random "
-        "start more slowly, and the assignment's recipe stays far above."
+        "Validation loss of four short runs: the default falls fastest, AdamW for all and the "
+        "random start more slowly, and the assignment's recipe stays far above."
     ),
 )
 
@@ -746,7 +748,8 @@ expected = (
 for pattern, enough in expected.items():
     after, before = best(scores, pattern)[2], best(scores_before, pattern)[2]
     claim(
-        f"{pattern}: a head scores ≈{after:.2f} after training, above {enough}, none above 0.1 before",
+        f"{pattern}: a head scores ≈{after:.2f} after training, above {enough}, none above 0.1 "
+        "before",
         after > enough >= 0.1 > before,
     )
 if sounds:  # several heads share this work
@@ -763,7 +766,8 @@ if sounds:  # several heads share this work
 SENTENCES = [
     "Mia had a dog named Max. Mia and Max liked to play.",
     'Tom lost a red ball. "Where is the ball?" asked Tom.',
-    'a silly song, "Zim tala pom vero." Ben got lost in the misty hills. "Zim tala pom vero," Ben sang'
+    'a silly song, "Zim tala pom vero." Ben got lost in the misty hills. "Zim tala pom vero," Ben '
+    "sang"
     if sounds
     else "The girl was happy, and the boy was happy too.",
 ]
@@ -995,11 +999,11 @@ if sounds:
     print("some head costs the song more than 0.05 nats, half of the heads less: True")
 
 # %% [markdown]
-# In the run shown here the song does need its heads: without one of its *next sound* heads more than half of what was known is
+# In the run shown here the song does need its heads: without one of its *next sound* heads more than a third of what was known is
 # forgotten. A head of the first layer that reads the previous sound matters, too. Train again on another machine, and the work may fall to
 # other heads.
 #
-# With names, two heads cost most of a nat each, and others with the same pattern cost little: they repeat what has been brought already.
+# With names the work is spread over several heads, and the dearest is not the one with the highest score.
 # So a pattern is a good question, and no answer: what a head is *for* shows when it is gone. Even then the table tells of one head at a
 # time; two that stand in for each other both look superfluous.
 

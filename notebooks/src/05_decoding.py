@@ -219,10 +219,11 @@ table(
 
 # %% [markdown]
 # Read them for their meaning: who does what, and does the next sentence know it? **Greedy** texts hardly vary: the likeliest
-# friends, the likeliest song. With chance most details differ; rules that share a seed may share some. At **0.7**, at **1** and with
-# either filter most sentences know of each other: pronouns fit, and friends and songs come back under their own names. At **1.3** grammar
-# breaks: *and gave the man, not whenever somebody smiled*. The **last prompt** shows what the model is. Its vocabulary lacks *because*, so it
-# reads `<unk>`, and goes on as after the name of a person or an animal: *who had …*. It has learnt these stories, not English.
+# friends, the likeliest animals. With chance most details differ; rules that share a seed may share some. At **0.7** and with
+# either filter most sentences know of each other: pronouns fit, and friends and songs come back under their own names. At **1** a
+# sentence breaks here and there: *The musician leaned over the sunflower grew*. At **1.3** even people change: Stella becomes Freya. The
+# **last prompt** shows what the model is. Its vocabulary lacks *because*, so it reads `<unk>`, and goes on as after a word that may stand
+# there: *boy*, *ram who had …*. It has learnt these stories, not English.
 #
 # Are the draws fair? Draw the next word of one prompt two thousand times, and compare with the probabilities. χ² adds up the
 # squared gaps between counts and expectations, each divided by the expectation. With eight words to draw from, fair draws
@@ -1085,7 +1086,7 @@ figures.save_figure(
 # **No error appears, and in two of the three nearly all neighbouring words fit, while the logits are wrong.** Prefill is right in
 # all three, so the first new word is right. From the second on the logits are wrong. With wrong positions, or with another row's
 # keys, nearly all pairs of words are known from training. A careful reader notices all the same: one text meets the same
-# gorilla twice in a row; in another, *he* becomes *she*. With an empty cache the next word depends on the last word alone; as soon as a word comes back, the text runs in
+# goblin twice in one sentence; in another, *he* becomes *she*. With an empty cache the next word depends on the last word alone; as soon as a word comes back, the text runs in
 # a circle. So do not judge a cache by its text. Compare its logits with those of one pass, on a *batch of different texts*: on a
 # single text, mixed rows would not be seen. The figure does not say how bad a difference is; a text can survive a large one.
 

@@ -425,8 +425,8 @@ print(
 bits = training["bits_per_character"]
 print(
     "bits per character of the stories as written, by which the two tokenizers compare: "
-    f"{bits['words and punctuation']:.3f}, and {bits['words']:.3f} for the run without punctuation, "
-    "which pays nothing for it"
+    f"{bits['words and punctuation']:.3f}, and {bits['words']:.3f} for the run without "
+    "punctuation, which pays nothing for it"
 )
 assert last["train_loss"] < last["validation_loss"] < marks["bigram"]
 assert (
@@ -459,7 +459,7 @@ table(
 QUOTED = (
     "her favorite was a big, red car",
     "She was very excited and wanted to try it",
-    "he saw a big tree with a lot of leaves",
+    "Fluffy saw a big tree with a lot of leaves",
     "a boy who had a hat and a hat",
     "Sam saw a fish sitting on a tree",
     "a persistent monkey named Amy loved the was looking",
@@ -478,7 +478,7 @@ if corpus == "TinyStories":  # what is quoted below, stands above
 #
 # - *Greedy* is whole throughout, and tame: "her favorite was a big, red car", "She was very excited and wanted to try it". Both
 #   girls play with toys.
-# - *Temperature 0.7* keeps a person and a subject: "he saw a big tree with a lot of leaves". It still repeats itself: "a boy
+# - *Temperature 0.7* keeps a person and a subject: "Fluffy saw a big tree with a lot of leaves". It still repeats itself: "a boy
 #   who had a hat and a hat".
 # - *Temperature 1*: the sentences hold, their sense does not: "Sam saw a fish sitting on a tree".
 # - *Temperature 1.3* breaks the grammar too: "a persistent monkey named Amy loved the was looking".
@@ -696,14 +696,15 @@ for pattern in ("previous word", "same name"):
 # Two kinds of heads have a job that a pattern shows: they bring back a name, or they read the word before. Others give
 # themselves away by the words that they favour, and some by neither: a low score is said as such. On TinyStories:
 #
-# - **Names.** 1.1, 1.7, 2.1 and 3.4 read earlier names where one comes next; Lily and Timmy are what they favour. Only 1.7 is
-#   needed: without it the loss on returning names rises by more than a nat, without any one of the others by less than a
-#   quarter. They repeat what it has brought already.
-# - **The word before.** 1.4, and less clearly 1.5, which stops at quotation marks and full stops.
-# - **Who speaks.** 1.8 looks at quotation marks twenty times as often as an even spread would: whether someone is speaking
-#   depends on them.
-# - **Ends and openings.** 3.8 rests on full stops; 1.3, 3.2 and 3.3 on "one day", with which most of these stories get going.
-# - **Who it is.** 2.8 collects "they", "she" and "he".
+# - **Names.** 1.8, 2.1, 2.8 and 3.7 read earlier names where one comes next, and Lily is among their favourites. Each is needed:
+#   without it the loss on returning names rises by a third of a nat to three quarters. 1.4 and 3.4 follow the pattern less clearly, and
+#   are hardly missed.
+# - **The word before.** 1.5, which stops at quotation marks and full stops, and 1.6. Without 1.5 names suffer more than without any
+#   head that reads names: to find who was mentioned, a word must know what stood before it.
+# - **Who speaks.** 3.6 looks at quotation marks nine times as often as an even spread would, 2.3 and 3.2 seven times: whether
+#   someone is speaking depends on them.
+# - **Openings.** 2.3 and 2.7 favour "one", as in "one day", with which most of these stories get going.
+# - **Who it is.** 2.4 collects "they", "it" and "he".
 #
 # So a fine pattern and a high cost are two things, and only the second says that a head is needed. The pictures show where a
 # head looks, never what it carries away. Derived in [04 · Training](04_training.ipynb).
@@ -712,15 +713,19 @@ for pattern in ("previous word", "same name"):
 if corpus == "TinyStories":
     favoured = {head: dict(words) for head, words in training["favoured_words"].items()}
     cost = {head: row["returning names"] for head, row in training["silenced"].items()}
-    for head in ("1.1", "1.7", "2.1", "3.4"):
-        assert scores["same name"][int(head[0]) - 1, int(head[2]) - 1] > 0.4, head
-        assert {"lily", "timmy"} <= favoured[head].keys(), head
-    assert cost.pop("1.7") > 1 > 0.25 > max(cost.values())
-    assert scores["previous word"].argmax() == 3  # the fourth head of layer 1
-    assert favoured["1.8"]['"'] > 20
-    assert min(favoured["1.5"]['"'], favoured["1.5"]["."], favoured["3.8"]["."]) > 3
-    assert all({"one", "day"} & favoured[head].keys() for head in ("1.3", "3.2", "3.3"))
-    assert set(favoured["2.8"]) == {"they", "she", "he"}
+    named = ("1.8", "2.1", "2.8", "3.7")
+    for head in named:
+        assert scores["same name"][int(head[0]) - 1, int(head[2]) - 1] > 0.5, head
+        assert "lily" in favoured[head], head
+        assert 0.3 < cost[head] < 0.8, head
+    assert max(cost["1.4"], cost["3.4"]) < 0.15
+    assert scores["previous word"].argmax() == 4  # the fifth head of layer 1
+    assert max(cost, key=cost.get) == "1.5"
+    assert favoured["3.6"]['"'] > 9
+    assert min(favoured["2.3"]['"'], favoured["3.2"]['"']) > 7 - 0.05
+    assert min(favoured["1.5"]['"'], favoured["1.5"]["."]) > 4
+    assert min(favoured["2.3"]["one"], favoured["2.7"]["one"]) > 4
+    assert set(favoured["2.4"]) == {"they", "it", "he"}
 
 # %% [markdown]
 # ## Part 2.1: beam search
@@ -791,7 +796,7 @@ if corpus == "TinyStories":
         < 0.7
         < beams["sampling"]["distinct_pairs"]
     )
-    assert min(row["bleu"] for row in certain) > 2 * beams["sampling"]["bleu"]
+    assert min(row["bleu"] for row in certain) > 1.5 * beams["sampling"]["bleu"]
     assert max(row["bleu_interval"][0] for row in certain) < min(row["bleu"] for row in certain)
 
 # %% [markdown]
