@@ -290,7 +290,7 @@ def bars(
     """Horizontal bars with their values, the first label at the top.
 
     values: {label: value}, or {label: {series: value}} with a bar for each series. limit: name and
-    place of a line across all bars. intervals: {label: (low, high)}, a thin line beside each value.
+    place of a line across all bars. intervals: {label: (low, high)}, whiskers on a single series.
     """
     groups = [row if isinstance(row, Mapping) else {"": row} for row in values.values()]
     names = list(dict.fromkeys(name for row in groups for name in row))
@@ -304,11 +304,12 @@ def bars(
         rows = {place: row[name] for place, row in enumerate(groups) if name in row}
         places = [place + (number - (len(names) - 1) / 2) * height for place in rows]
         how = {"height": 0.85 * height, "color": color, "label": name or None}
+        if intervals:
+            ends = np.array([intervals[label] for label in values]).T  # (2, bars)
+            how |= {"xerr": abs(ends - list(rows.values())), "ecolor": GREY, "capsize": 3}
         drawn = axes.barh(places, list(rows.values()), **how)
         axes.bar_label(drawn, [shown(float(v)) for v in rows.values()], padding=4, fontsize=8.5)
     _name_bars(axes, list(map(_drawable, values)), xmargin=0.12, xlabel=x_label, title=title)
-    if intervals:
-        axes.hlines(range(len(values)), *zip(*(intervals[name] for name in values), strict=True))
     if limit:
         axes.axvline(limit[1], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=limit[0])
     if axes.get_legend_handles_labels()[1]:

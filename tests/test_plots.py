@@ -17,6 +17,13 @@ for row in ROWS:
     row["validation_loss"] = 10 / (row["step"] + 1) if row["step"] % 2 == 0 else None
 
 
+def test_whiskers_of_bars_end_at_the_intervals():
+    ends = {"two": (4.0, 7.0), "one": (2.0, 3.5)}
+    figure = plots.bars({"one": 3.0, "two": 5.0}, x_label="x", intervals=ends)
+    whiskers = figure.axes[0].containers[0][2][0].get_segments()
+    assert [[x for x, _ in whisker] for whisker in whiskers] == [[2.0, 3.5], [4.0, 7.0]]
+
+
 def test_titles_are_text_and_the_numbers_of_an_axis_are_formulas():
     figure = plots.bars({r"$\frac$": 1.0}, x_label="$ in $\\", title=r"$\frac{$ and $x$")
     plots.render(figure, io.BytesIO(), format="svg")  # a formula with an error would raise
