@@ -118,6 +118,7 @@ def test_bits_per_character_compares_tokenizers_with_and_without_punctuation():
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
 def test_expected_loss_is_entropy_and_divergence():
     """The sums over all stories of a small grammar, three of whose words are unknown."""
     grammar = Grammar(**SMALL)

@@ -278,6 +278,7 @@ def assert_next_words(grammar, text, nats):
     assert grammar.next_words(words) == {}
 
 
+@pytest.mark.slow
 def test_every_told_story_is_judged_possible():
     small = Grammar(**SMALL)
     for _, text, nats in enumerate_stories(small):

@@ -12,8 +12,8 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/03_decoder_block.ipynb)
 #
 # **Promise.** You will write a whole *decoder-only transformer*: a model that reads a text from left to right through a stack of
-# equal blocks, and scores every word that could come next. You will write it from its parts to a class of under thirty lines, and check it against PyTorch and
-# against two losses that it must have: before training, and after learning one batch by heart. At the end you will take a
+# equal blocks, and scores every word that could come next. You will write it from its parts, as a class of under thirty lines, and
+# check it against PyTorch and against two losses that it must have: before training, and after learning one batch by heart. At the end you will take a
 # prediction apart: how much of it came from the word, from attention, from each feed-forward layer.
 #
 # **You will be able to**

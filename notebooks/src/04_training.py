@@ -17,7 +17,7 @@
 #
 # **Prerequisites.** [03 · The decoder block](03_decoder_block.ipynb).
 #
-# **Running time.** About five minutes on two cores: most of it for the full run, the rest for short comparisons, and half a minute
+# **Running time.** Five to seven minutes on two cores: most of it for the full run, the rest for short comparisons, and half a minute
 # more for word vectors if they are not cached yet.
 
 # %% tags=["parameters"]
