@@ -223,8 +223,8 @@ print(tokenizer.decode(tokenizer.encode("Tom  saw a ZYZZYVA - and a Ball in the 
 # %% [markdown]
 # That is what is lost: unknown words, capitals in mid-sentence, double spaces, rare marks.
 #
-# The **context** is the number of tokens that the model can read. **A longer story is cut**, and then has no `<eos>`: it did not end there. How many stories are cut at our
-# context of 64?
+# The **context** is the number of tokens that the model can read. **A longer story is cut**, and then has no `<eos>`: it did
+# not end there. How many stories are cut at our context of 64?
 
 # %%
 CONTEXT = config.context_length
@@ -271,8 +271,9 @@ figures.save_figure(
 # ## Ids become vectors
 #
 # An id says nothing about a word, except how frequent it is: word 17 is not like word 18. So each id gets a vector of 300 numbers, its
-# **embedding**, one row of a table, and the model computes with rows. Looking up row 17 gives the same as multiplying the table by a **one-hot** vector, which is 1 at
-# place 17 and 0 elsewhere. A product can be differentiated, so the table can be trained like any other weight matrix.
+# **embedding**, one row of a table, and the model computes with rows. Looking up row 17 gives the same as multiplying the
+# table by a **one-hot** vector, which is 1 at place 17 and 0 elsewhere. A product can be differentiated, so the table can be
+# trained like any other weight matrix.
 
 # %%
 embedding = nn.Embedding(len(tokenizer), 300)  # (V, E)
@@ -331,8 +332,8 @@ table([[word, ", ".join(near)] for word, near in answers.items()], ["word", "nea
 
 # %% [markdown]
 # Names find names, weather finds weather. Nobody told fastText so: words that occur in the same places end up in similar directions.
-# (With days and relatives, spelling helps, too: they share n-grams.) But being used alike is not the same as meaning the same: *she* lies close to *he*. And a word that is used
-# beside everything, like *said*, has neighbours that say little.
+# (With days and relatives, spelling helps, too: they share n-grams.) But being used alike is not the same as meaning the
+# same: *she* lies close to *he*. And a word that is used beside everything, like *said*, has neighbours that say little.
 #
 # **Predict.** *Grandmothers* and *zyzzyva* are not in the vocabulary. Can they have vectors? Near which words?
 
@@ -564,20 +565,21 @@ figures.save_numbers(
 # - **Pieces.** They cut words into frequent fragments (byte-pair encoding, [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909)), in
 #   the end into bytes, so no text is ever unknown. Some 50,000 to 200,000 pieces serve many languages, where we need a row for every word.
 # - **Word vectors** start at random and are learned along with everything else: they read enough text to need no head start.
-# - **Positions.** GPT-2 learns a vector for each position, because it can: its context has a fixed length. Llama turns queries and keys by an angle that grows with the position
-#   (rotary embeddings, [Su et al. 2021](https://arxiv.org/abs/2104.09864)), which builds the rotation of notebook 02 into attention.
+# - **Positions.** GPT-2 learns a vector for each position, because it can: its context has a fixed length. Llama turns
+#   queries and keys by an angle that grows with the position (rotary embeddings, [Su et al. 2021](https://arxiv.org/abs/2104.09864)),
+#   which builds the rotation of notebook 02 into attention.
 #
 # Next: [02 · Attention](02_attention.ipynb) lets the words read each other.
 #
 # ## Try it
 #
 # 1. Train the tokenizer with `vocab_size=500`. Which words of `STORY` become `<unk>`? How does the unknown rate change?
-#    <details><summary>Answer</summary>The rare ones, mostly nouns: those that carry the story. About one word in six is then unknown.</details>
+#    <details><summary>Answer:</summary> The rare ones, mostly nouns: those that carry the story. About one word in six is then unknown.</details>
 # 2. Train vectors with `maxn=0` (no n-grams). What does `vectors["grandmothers"]` say now?
-#    <details><summary>Answer</summary>It has no vector: without n-grams an unseen word has nothing to be built from.</details>
+#    <details><summary>Answer:</summary> It has no vector: without n-grams an unseen word has nothing to be built from.</details>
 # 3. Replace `10_000` in the position formula by 100. Which rows of the heat-map change, and what does position 32 now
 #    resemble?
-#    <details><summary>Answer</summary>The lower rows now move within 64 words. Position 32 resembles its neighbours less, so the peak is
+#    <details><summary>Answer:</summary> The lower rows now move within 64 words. Position 32 resembles its neighbours less, so the peak is
 #    narrower.</details>
 #
 # ## References

@@ -330,7 +330,8 @@ claim(
 
 # %% [markdown]
 # This holds through all layers. Attention like this, in which the words of one text read each other and none reads ahead, is called
-# *causal self-attention*. It makes training efficient: one pass over a story gives a fair prediction at every word. And when text is written word by word, the keys and values of the past stay as they are, so they can be kept.
+# *causal self-attention*. It makes training efficient: one pass over a story gives a fair prediction at every word. And when
+# text is written word by word, the keys and values of the past stay as they are, so they can be kept.
 #
 # ## Several heads are one reshape
 #
@@ -702,6 +703,8 @@ layers = [hand_made_layer(sharpness=10), hand_made_layer(sharpness=1)]
 def read(text):
     """The tokens of a sentence, and what both layers read, (L, H, T, T)."""
     ids = [tokenizer.sos_id, *tokenizer.encode(text)]
+    if len(ids) > len(positions):
+        raise ValueError(f"type at most {len(positions) - 1} words")
     x, mask = embed(ids)[None], causal_mask(len(ids))  # (1, T, D), (T, T)
     names = ["<sos>", *tokenizer.split(text)]
     tokens = [a if a in id_of else f"{a} (unknown)" for a in names]
@@ -842,13 +845,13 @@ figures.save_numbers(
 #
 # 1. Replace `step_back(2)` by `step_back(5)` in `heads`. Where do the first five words look, which have nothing five
 #    words back?
-#    <details><summary>Answer</summary>Most of them at `<sos>`, the nearest thing there is; one is torn between two.</details>
+#    <details><summary>Answer:</summary> Most of them at `<sos>`, the nearest thing there is; one is torn between two.</details>
 # 2. Mask after the softmax, then divide each row by its sum: the leak is gone, up to rounding. Now raise the future score by 200
 #    instead of 2. What happens, and why not when the mask comes first?
-#    <details><summary>Answer</summary>The other weights become 0, and 0 divided by 0 is not a number. Masked first, the future never
+#    <details><summary>Answer:</summary> The other weights become 0, and 0 divided by 0 is not a number. Masked first, the future never
 #    takes part.</details>
 # 3. Write a table for a new head with `asks_for`, in which every noun asks for its adjective.
-#    <details><summary>Answer</summary>For example <code>asks_for({"ball": "red", "tom": "sad"}, otherwise="&lt;sos&gt;")</code>.</details>
+#    <details><summary>Answer:</summary> For example <code>asks_for({"ball": "red", "tom": "sad"}, otherwise="&lt;sos&gt;")</code>.</details>
 #
 # ## References
 #

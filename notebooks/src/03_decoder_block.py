@@ -13,8 +13,9 @@
 #
 # **Promise.** You will write a whole *decoder-only transformer*: a model that reads a text from left to right through a stack of
 # equal blocks, and scores every word that could come next. You will write it from its parts, as a class of under thirty lines, and
-# check it against PyTorch and against two losses that it must have: before training, and after learning one batch by heart. At the end you will take a
-# prediction apart: how much of it came from the word, from attention, from each feed-forward layer.
+# check it against PyTorch and against two losses that it must have: before training, and after learning one batch by heart.
+# At the end you will take a prediction apart: how much of it came from the word, from attention, from each feed-forward
+# layer.
 #
 # **You will be able to**
 #
@@ -674,10 +675,11 @@ claim(
 
 # %% [markdown]
 # A point is the length of the gradient of the loss with respect to the last block's last matrix, the mean of five random starts; the
-# curve named 1 / 鈭歞epth is a guide, not a measurement. In post-norm the gradient hardly depends on the depth. In pre-norm it falls about as $1/\sqrt{L}$. Theorem 1 of
-# Xiong et al. gives bounds that grow in just this way. The last blocks of a deep post-norm stack start with large gradients, and this, they argue, is why
-# it needs *warm-up*: a learning rate that begins small and rises. Our figure alone cannot prove that: at three blocks the gradient is as large. It shows the
-# moment before the first step, and nothing of what follows. What does follow?
+# curve named 1 / 鈭歞epth is a guide, not a measurement. In post-norm the gradient hardly depends on the depth. In pre-norm it
+# falls about as $1/\sqrt{L}$. Theorem 1 of Xiong et al. gives bounds that grow in just this way. The last blocks of a deep
+# post-norm stack start with large gradients, and this, they argue, is why it needs *warm-up*: a learning rate that begins
+# small and rises. Our figure alone cannot prove that: at three blocks the gradient is as large. It shows the moment before
+# the first step, and nothing of what follows. What does follow?
 #
 # **Predict.** The same data and the same learning rate (0.002, no warm-up); three blocks and twelve, pre-norm and
 # post-norm. Which of the four learn?
@@ -802,8 +804,9 @@ print(f"ln V = ln {V:,} = {math.log(V):.3f} nats; mean of five random starts: 鈮
 
 # %% [markdown]
 # A little more. The logits are not all equal: they scatter at random, and being wrong at random costs. We can say how much.
-# With the logits $z$ the loss is $\ln \sum_w e^{z_w} - z_{\text{next}}$. Over random starts, the second term is 0 on average. In the first, the sum over many words is
-# close to $V$ times the mean of $e^z$, so the loss is close to $\ln V + \ln \operatorname{mean}(e^z)$.
+# With the logits $z$ the loss is $\ln \sum_w e^{z_w} - z_{\text{next}}$. Over random starts, the second term is 0 on average.
+# In the first, the sum over many words is close to $V$ times the mean of $e^z$, so the loss is close to
+# $\ln V + \ln \operatorname{mean}(e^z)$.
 #
 # How much do logits scatter? After the final norm each token's $D$ numbers have variance 1. Xavier's rule draws the output's
 # weights with variance $\frac{2}{D+V}$ ([Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html), equation 16), so a
@@ -1115,13 +1118,13 @@ figures.save_numbers(
 # ## Try it
 #
 # 1. Build `Decoder(ModelConfig(num_heads=4))` and count its parameters. Why is the number the same?
-#    <details><summary>Answer</summary>The heads share the same matrices in another way: 4 路 74 = 8 路 37 = 296.</details>
+#    <details><summary>Answer:</summary> The heads share the same matrices in another way: 4 路 74 = 8 路 37 = 296.</details>
 # 2. Train twelve post-norm blocks more gently: `first_steps(stack("post-norm", 12, seed=1), steps=200, learning_rate=5e-4)`.
 #    Where does the loss end, compared with the level of word counts?
-#    <details><summary>Answer</summary>It starts slowly and ends below that level, where it had been stuck.</details>
+#    <details><summary>Answer:</summary> It starts slowly and ends below that level, where it had been stuck.</details>
 # 3. Silence a part: `silent = copy.deepcopy(exact)`, then set weight and bias of `silent.blocks[0].attention.output` to 0. Does the
 #    difference of the two logits change by the bar of *attention 1*?
-#    <details><summary>Answer</summary>No. Later parts read what it wrote, and the norm now divides by another number.</details>
+#    <details><summary>Answer:</summary> No. Later parts read what it wrote, and the norm now divides by another number.</details>
 #
 # ## References
 #
