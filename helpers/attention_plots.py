@@ -55,7 +55,7 @@ def heatmap(
                 fontsize=7,
                 color=ink,
             )
-    axes.set(ylabel="reads", xlabel="is read", title=title)
+    axes.set(ylabel="reads", xlabel=f"is read{_future(image)}", title=title)
     figure.colorbar(image, ax=axes, label=label, shrink=0.8)
     return figure
 
@@ -80,6 +80,7 @@ def head_grid(
     threshold: float = 0.1,
     notes: Mapping[tuple[int, int], str] | None = None,
     titles: Sequence[str] | None = None,
+    title: str = "",
 ) -> Figure:
     """Every head side by side, as heat-maps or arrows, four in a line.
 
@@ -90,6 +91,7 @@ def head_grid(
         threshold: arrows of a smaller weight are hidden.
         notes: further lines for a head's title, by (layer, head), both from 1.
         titles: instead of "layer 1, head 1", and so on.
+        title: of the whole figure.
 
     Raises:
         ValueError: if the kind is unknown, there are no words or heads, or the words do not fit.
@@ -116,8 +118,8 @@ def head_grid(
         panel.axis("off")
     for number, (layer, head) in enumerate(product(range(layers), range(heads))):
         panel, name = grid[layer, head], (first_layer + layer, head + 1)
-        title = titles[number] if titles else f"layer {name[0]}, head {name[1]}"
-        panel.set_title(f"{title}\n{notes[name]}" if name in notes else title, fontsize=9)
+        head_name = titles[number] if titles else f"layer {name[0]}, head {name[1]}"
+        panel.set_title(f"{head_name}\n{notes[name]}" if name in notes else head_name, fontsize=9)
         if kind == "heatmap":
             panel.axis("on")
             image = _draw_heatmap(
@@ -129,12 +131,22 @@ def head_grid(
         else:
             _draw_arrows(panel, attention[layer, head], tokens, threshold)
     if kind == "heatmap":
-        figure.colorbar(
-            image, ax=grid.ravel().tolist(), label="attention weight", shrink=0.4, aspect=30
-        )
-        figure.supxlabel("word that is read", fontsize=9)
-        figure.supylabel("word that reads", fontsize=9)
+        _label_grid(figure, image, grid)
+    figure.suptitle(title or None)
     return figure
+
+
+def _label_grid(figure, image, panels) -> None:
+    figure.colorbar(
+        image, ax=panels.ravel().tolist(), label="attention weight", shrink=0.4, aspect=30
+    )
+    figure.supxlabel(f"word that is read{_future(image)}", fontsize=9)
+    figure.supylabel("word that reads", fontsize=9)
+
+
+def _future(image) -> str:
+    """What the grey means, if there is any."""
+    return " (grey: the future)" if np.ma.is_masked(image.get_array()) else ""
 
 
 def _draw_heatmap(axes, matrix, rows, columns, limits=(0.0, 1.0)):

@@ -56,6 +56,7 @@ class AttentionExplorer(Explorer):
         sentences: {title: (tokens, attention[L, H, T, T])}, with the same L and H for each.
         read: makes the same of a typed sentence, or says by a ValueError what is wrong with it;
             None: nothing can be typed.
+        notes: what to look at in a head, by (layer, head), both from 1; a line above its picture.
 
     Raises ValueError if the shapes do not fit, or if there is no sentence, word, layer or head.
     """
@@ -64,7 +65,9 @@ class AttentionExplorer(Explorer):
         self,
         sentences: Mapping[str, tuple[Sequence[str], np.ndarray]],
         read: Callable[[str], tuple[Sequence[str], np.ndarray]] | None = None,
+        notes: Mapping[tuple[int, int], str] | None = None,
     ):
+        self.notes = notes = notes or {}
         self.sentences = sentences = {
             title: _checked(title, *shown) for title, shown in sentences.items()
         }
@@ -79,9 +82,12 @@ class AttentionExplorer(Explorer):
         def draw(sentence, layer, head):
             tokens, weights = sentences[sentence]
             title = f"layer {layer}, head {head}"
-            return heatmap(
-                weights[layer - 1, head - 1], tokens, title=title
-            ), f"{title.capitalize()} of {layers} × {heads}: attention of “{sentence}”"
+            note = notes.get((layer, head), "")
+            picture = heatmap(
+                weights[layer - 1, head - 1], tokens, title=f"{title}: {note}" if note else title
+            )
+            name = f"{title.capitalize()} of {layers} × {heads}: attention of “{sentence}”"
+            return picture, f"{name}. {note}" if note else name
 
         super().__init__(
             draw,

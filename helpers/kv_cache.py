@@ -1,6 +1,6 @@
 """Keys and values that decoding keeps, so that a new token needs only its own.
 
-Shape comments name the sizes: L blocks, B rows, H heads, T new tokens, S tokens held, K head width.
+Shape comments name the sizes: L blocks, B rows, H heads, T new tokens, S tokens held, d head width.
 """
 
 import torch
@@ -31,14 +31,14 @@ class KVCache:
         sizes = batch_size, config.num_heads, capacity, config.d_model // config.num_heads
         self.keys = torch.empty(
             config.num_layers, *sizes, device=device, dtype=dtype
-        )  # (L, B, H, capacity, K)
-        self.values = torch.empty_like(self.keys)  # (L, B, H, capacity, K)
+        )  # (L, B, H, capacity, d)
+        self.values = torch.empty_like(self.keys)  # (L, B, H, capacity, d)
         # Tokens that every layer holds: the last layer counts them. Fewer: the rest is forgotten.
         self.length = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes set aside: 2 · L · B · H · capacity · K · bytes per number."""
+        """Bytes set aside: 2 · L · B · H · capacity · d · bytes per number."""
         return self.keys.nbytes + self.values.nbytes
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,21 +46,21 @@ class KVCache:
 
         Args:
             layer: counted from 0.
-            keys, values: (B, H, T, K) each.
+            keys, values: (B, H, T, d) each.
 
         Returns:
-            keys and values, (B, H, S, K) each.
+            keys and values, (B, H, S, d) each.
 
         Raises:
             ValueError: if they do not fit the cache, or if it is full.
         """
-        _, B, H, capacity, K = self.keys.shape
+        _, B, H, capacity, d = self.keys.shape
         start, T = self.length, keys.shape[-2]
         end = start + T
-        if not (keys.shape == values.shape == (B, H, T, K) and end <= capacity):
+        if not (keys.shape == values.shape == (B, H, T, d) and end <= capacity):
             raise ValueError(
                 f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit a cache of "
-                f"{B} rows, {H} heads of width {K} and {capacity} tokens that holds {start}: "
+                f"{B} rows, {H} heads of width {d} and {capacity} tokens that holds {start}: "
                 "build it with KVCache(model.config, batch_size, capacity)"
             )
         self.keys[layer, :, :, start:end] = keys
@@ -75,8 +75,8 @@ class KVCache:
         Beams use it, and batches from which finished rows are dropped.
         """
         if len(rows) != self.keys.shape[1]:
-            self.keys = self.keys.index_select(1, rows)  # (L, len(rows), H, capacity, K)
-            self.values = self.values.index_select(1, rows)  # (L, len(rows), H, capacity, K)
+            self.keys = self.keys.index_select(1, rows)  # (L, len(rows), H, capacity, d)
+            self.values = self.values.index_select(1, rows)  # (L, len(rows), H, capacity, d)
             return
         # The other rows stay where they are.
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]  # (moved,)

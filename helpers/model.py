@@ -2,7 +2,7 @@
 
 Only `nn.Linear`, `nn.Embedding`, `nn.Parameter`, `nn.Dropout` and a non-linearity come from
 PyTorch. Shape comments name the sizes: B stories, T tokens, S keys (T, or more with a cache), D
-model width, E embedding width, H heads, K = D / H head width, F feed-forward width, L blocks, V
+model width, E embedding width, H heads, d = D / H head width, F feed-forward width, L blocks, V
 vocabulary.
 """
 
@@ -124,13 +124,13 @@ class MultiHeadAttention(nn.Module):
             The mixed tokens (B, T, D), and the attention weights (B, H, T, S).
         """
         B, T, D = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads)  # (B, T, 3, H, K)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
+        qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads)  # (B, T, 3, H, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, d) each
         if remember is not None:
-            k, v = remember(k, v)  # (B, H, S, K) each
+            k, v = remember(k, v)  # (B, H, S, d) each
         scores = (q * k.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask  # (B, H, T, S)
         weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
-        mixed = self.dropout(weights) @ v  # (B, H, T, K)
+        mixed = self.dropout(weights) @ v  # (B, H, T, d)
         joined = mixed.transpose(1, 2).reshape(B, T, D)  # (B, T, D), the heads side by side
         return self.output(joined), weights  # (B, T, D), (B, H, T, S)
 

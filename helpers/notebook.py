@@ -58,6 +58,7 @@ class FigureFolder:
                     {"title": title, "tokens": list(tokens), "attention": weights.round(3)}
                     for title, (tokens, weights) in explorer.sentences.items()
                 ],
+                "notes": {f"{layer},{head}": n for (layer, head), n in explorer.notes.items()},
                 "start": {
                     "sentence": explorer.sentence.index,
                     "layer": explorer.layer.value,
@@ -108,7 +109,8 @@ def load_explorer(corpus: str, name: str) -> AttentionExplorer:
     """What `save_explorer` wrote for a corpus: found, and refused, as `load_numbers` does."""
     saved = load_numbers(corpus, name)
     explorer = AttentionExplorer(
-        {s["title"]: (s["tokens"], s["attention"]) for s in saved["sentences"]}
+        {s["title"]: (s["tokens"], s["attention"]) for s in saved["sentences"]},
+        notes={tuple(map(int, place.split(","))): n for place, n in saved["notes"].items()},
     )
     explorer.sentence.index = saved["start"]["sentence"]
     explorer.layer.value, explorer.head.value = saved["start"]["layer"], saved["start"]["head"]

@@ -15,11 +15,8 @@ import argparse
 import functools
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -47,6 +44,7 @@ from helpers.training import (  # noqa: E402
     optimizer_step,
 )
 from helpers.vectors import train_vectors  # noqa: E402
+from runs import complete  # noqa: E402
 
 STEPS, SEEDS = 300, 3
 STORIES = 10_000  # to train on; the others are the development set
@@ -225,9 +223,7 @@ def losses(folder: str, name: str, seed: int) -> dict[str, float]:
     """Nats per token on both parts after training."""
     run, ids = made_run(folder, name, seed), prepared(folder)["ids"]
     run.train(ids["train"])
-    found = {part: mean_loss(run.model, ids[part], precision=run.precision) for part in PARTS}
-    on = torch.cuda.get_device_name() if run.device == "cuda" else machine(0.0)["processor"]
-    return found | {"device": f"{on}, {run.precision}"}
+    return {part: mean_loss(run.model, ids[part], precision=run.precision) for part in PARTS}
 
 
 def time_steps(folder: str, turns: int = 3) -> dict:
@@ -259,29 +255,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--time", action="store_true", help="time the steps instead")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    figures, known = FigureFolder("tinystories"), {"runs": {}}
-    with suppress(FileNotFoundError):
-        known = load_numbers("tinystories", "ablations")
     if options.time:
+        load = os.getloadavg()[0]
         found = {"machine": machine(load), "tricks": time_steps(options.folder)}
-        figures.save_numbers("ablations", known | {"seconds": found})
+        known = load_numbers("tinystories", "ablations")
+        FigureFolder("tinystories").save_numbers("ablations", known | {"seconds": found})
         return
-    todo = [
-        (name, seed)
-        for seed in range(SEEDS)
-        for name in TRICKS
-        if str(seed) not in known["runs"].get(name, {})
-    ]
-    threads = max(1, torch.get_num_threads() // options.jobs)
-    pool = {"initializer": torch.set_num_threads, "initargs": (threads,)}
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), **pool) as pool:
-        running = {pool.submit(losses, options.folder, *run): run for run in todo}
-        for done in as_completed(running):
-            name, seed = running[done]
-            known["runs"].setdefault(name, {})[str(seed)] = done.result()
-            figures.save_numbers("ablations", known)
-            print(f"{name}, seed {seed}: {done.result()['development']:.4f}", flush=True)
+    todo = [(name, seed) for seed in range(SEEDS) for name in TRICKS]
+    work = functools.partial(losses, options.folder)
+    complete("tinystories", "ablations", work, todo, options.jobs)
 
 
 if __name__ == "__main__":

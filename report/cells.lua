@@ -10,8 +10,8 @@ local names = {} -- identifier -> "Figure 4.2"
 local identifiers = {} -- every target of a link
 local repository
 
--- Cells that every notebook repeats: the corpus, and how to find the repository. They are not shown.
-local hidden = { "parameters", "setup", "remove-cell" }
+-- Cells that every notebook repeats: the corpus, how to find the repository, what is kept for notebook 07. They are not shown.
+local hidden = { "parameters", "setup", "numbers", "remove-cell" }
 -- Code that only draws or prints what was computed before: folded on a screen, left out on paper.
 local drawing = {
   "^figures%.save_", "^FigureFolder%(", "^table%(", "^display%(", "^plots%.", "^attention_plots%.", "^%w*Explorer%(", "^show_",

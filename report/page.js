@@ -49,7 +49,7 @@ function slider(parent, label, count, value, redraw) {
 }
 
 for (const figure of document.querySelectorAll(".explorer")) {
-  const { sentences, start } = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
+  const { sentences, notes, start } = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
   const still = figure.querySelector(".still");
   const live = document.createElement("div");
   live.className = "live";
@@ -64,6 +64,7 @@ for (const figure of document.querySelectorAll(".explorer")) {
     const { tokens, attention, title } = sentences[choice.value];
     const name = `layer ${layer.value}, head ${head.value}: attention of “${title}”`;
     canvas.replaceChildren(heatmap(tokens, attention[layer.value - 1][head.value - 1], name));
+    element(canvas, "p", {}, notes[`${layer.value},${head.value}`] ?? "");
   };
   choice.addEventListener("change", redraw);
   const layer = slider(controls, "layer", sentences[0].attention.length, start.layer, redraw);

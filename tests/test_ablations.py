@@ -1,6 +1,5 @@
 """The runs that compare tricks: what each changes, on which stories, and that none is lost."""
 
-import json
 
 import pytest
 import torch
@@ -101,56 +100,3 @@ def test_the_development_set_comes_after_the_training_stories(tmp_path, monkeypa
     assert [len(ids) for ids in found["ids"].values()] == [6, 4, 4]
     assert found["stories"].train == texts[:6]
     assert set(found["tokenizer"].words) == {*WORDS[:7], "."}
-
-
-def test_a_run_that_is_there_is_not_made_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("FIGURES_DIR", str(tmp_path))
-    monkeypatch.setattr(ablations, "TRICKS", dict.fromkeys(("AdamW, cosine", "new")))
-    monkeypatch.setattr(ablations, "SEEDS", 2)
-    monkeypatch.setattr(ablations, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(ablations, "as_completed", list)
-    made = []
-
-    def losses(folder, name, seed):
-        made.append((name, seed))
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        return {"development": seed, "validation": 0.5}
-
-    monkeypatch.setattr(ablations, "losses", losses)
-    monkeypatch.setattr("sys.argv", ["ablations.py", "folder"])
-    known = {"AdamW, cosine": {"0": {"development": 7.0, "validation": 7.0}}}
-    (tmp_path / "tinystories").mkdir()
-    path = tmp_path / "tinystories" / "ablations.json"
-    path.write_text(json.dumps({"runs": known}))
-    with pytest.raises(KeyboardInterrupt):
-        ablations.main()
-    assert made == [("new", 0), ("AdamW, cosine", 1), ("new", 1)]
-    kept = json.loads(path.read_text())["runs"]
-    assert kept["AdamW, cosine"]["0"] == {"development": 7.0, "validation": 7.0}
-    assert {name: sorted(runs) for name, runs in kept.items()} == {
-        "AdamW, cosine": ["0", "1"],
-        "new": ["0"],
-    }
-    ablations.main()
-    assert made[3:] == [("new", 1)]
-
-
-class Here:
-    """An executor that runs what it is given in this process."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    __enter__ = lambda self: self
-    __exit__ = lambda self, *error: None
-
-    def submit(self, function, *arguments):
-        from concurrent.futures import Future
-
-        future = Future()
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-        return future

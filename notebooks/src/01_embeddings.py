@@ -77,13 +77,13 @@ STORY = (
 print(textwrap.fill(STORY, 88))
 
 # %% [markdown]
-# No author wrote it. A **grammar** generated it: a list of sentence patterns with slots, and of words that may fill each slot
+# No author writes such stories. A **grammar** generates them: a list of sentence patterns with slots, and of words that may fill each slot
 # (`helpers/bundled_grammar.toml`). The course trains its model on ten thousand such *grammar stories*. They are useful because the
 # grammar knows something that nobody knows about other texts: the exact probability of every next word. So we can always say how
 # well any model could possibly do.
 #
-# Suppose a model has read *Tom was a small*. It gives every word that it knows a score, called a **logit**: any number, the higher
-# the likelier. To become probabilities the scores must be positive and sum to 1. The **softmax** does that: exponentiate, then
+# Suppose a model has read *Tom was a small*. It gives every word that it knows a score, called a **logit**: any real number; a higher one
+# means a likelier word. To become probabilities the scores must be positive and sum to 1. The **softmax** does that: exponentiate, then
 # divide by the sum, $p_w = e^{z_w} / \sum_v e^{z_v}$. Here are made-up logits $z$ for five words:
 
 # %%
@@ -144,9 +144,9 @@ claim(
 
 # %% [markdown]
 # Each number in brackets is the cost of the word on its left, for a reader who knows the grammar by heart. Words without a number cost
-# nothing, because the sentence leaves no choice. Names, days and gifts are free choices, and cost. The second *Tom* costs
-# $\ln 2 \approx 0.69$ nats: it could as well have been *he*. Nobody who reads from left to right can do better than
-# this on average. We call the mean over many stories the **floor**, and measure every model against it.
+# nothing, because the sentence leaves no choice. Names, days and the other choices cost. (*Apple* costs nothing here: *an* has already
+# told it, and paid for it.) The second *Tom* costs $\ln 2 \approx 0.69$ nats: it could as well have been *he*. Nobody who reads from left
+# to right can do better than this on average. We call the mean over many stories the **floor**, and measure every model against it.
 #
 # **One story is many exercises.** The input is the story without its last piece, the target the same story *shifted by one*:
 
@@ -159,8 +159,8 @@ table(list(shift)[:8], ["the model reads …", "… and must predict"])
 #
 # ## Letters for sizes
 #
-# Code that makes a tensor says its shape in a comment. The letters are the same in the whole course; some belong to parts that come
-# later:
+# The shape of each tensor stands in a comment on the line that makes it. The letters are the same in the whole course; some belong to
+# parts that come later:
 
 # %%
 config = ModelConfig()
@@ -174,7 +174,7 @@ table(
         ["V", "words in the vocabulary, at most", config.vocab_size],
         ["E", "numbers of a word vector", config.embedding_dim],
         ["D", "the width of the model: numbers for each token inside it", config.d_model],
-        ["H, K", "heads of attention (notebook 02), and the numbers of each: H · K = D", "8, 37"],
+        ["H, d", "heads of attention (notebook 02), and the numbers of each: H · d = D", "8, 37"],
         ["F", "width of a feed-forward layer (notebook 03)", config.d_ff],
         ["L", "blocks, one after another (notebook 03)", config.num_layers],
         ["N", "anything else that is counted: words, samples, stories", ""],
@@ -185,8 +185,8 @@ table(
 # %% [markdown]
 # ## A story becomes words
 #
-# Most of today's models cut words into fragments. We keep them whole, because then each number that we look at has a name. The
-# tokenizer splits at spaces, makes each punctuation mark a word of its own, and writes everything in lower case, so that *One* and
+# Most of today's models cut words into fragments. We keep them whole, because then each number that we look at has a name. The tokenizer
+# splits at spaces, makes each punctuation mark between words a token of its own, and writes everything in lower case, so that *One* and
 # *one* share a vector.
 
 # %%
@@ -249,6 +249,7 @@ for words_kept in (half, 100, 500, 1000):
 # %%
 figure = plots.compare_curves(
     {"validation words covered": (np.arange(1, len(coverage) + 1), 100 * coverage)},
+    landmarks={"half of the text": 50},
     x_label="words in the vocabulary, most frequent first (logarithmic)",
     y_label="covered (%)",
     title=f"Half of the text is made of {half} words",
@@ -294,57 +295,94 @@ claim(
 #
 # ## Vectors that know something before training
 #
-# A fresh table is random. Word vectors that were trained on text start with more: words used in similar places have
-# similar vectors. **Skip-gram** ([Mikolov et al. 2013](https://arxiv.org/abs/1301.3781)) learns them by a game: from a word's vector,
-# predict the words around it.
+# A fresh table is random. Word vectors that were trained on text start with more: words used in similar places have similar vectors.
+# **Skip-gram** ([Mikolov et al. 2013](https://arxiv.org/abs/1310.4546), section 2.2) learns them by a game: given a word and a second
+# one, say whether the second stood near the first in a story or was drawn at random. Each word has two vectors, one for each of these
+# roles, and the dot product of the two is the score: the higher, the likelier *near*. The logistic sigmoid turns a score $s$ into a
+# probability, $1 / (1 + e^{-s})$, and the loss is $-\ln p$ of the right answers, as before. Here is the whole game, with 50 numbers a
+# word:
+
+# %%
+text = torch.tensor([i for row in rows for i in row if i != tokenizer.pad_id])  # (N,)
+torch.manual_seed(0)
+given, other = (nn.Parameter(0.1 * torch.randn(len(tokenizer), 50)) for _ in range(2))  # (V, 50)
+optimizer = torch.optim.Adam([given, other], lr=0.01)
+for _ in range(300):
+    place = torch.randint(5, len(text) - 5, (4096,))  # (N,)
+    away = torch.randint(1, 6, (4096,)) * (2 * torch.randint(2, (4096,)) - 1)  # (N,): 1 to 5 words
+    word, near = text[place], text[place + away]  # (N,) each
+    drawn = text[torch.randint(len(text), (4096,))]  # (N,)
+    score_near = (given[word] * other[near]).sum(-1)  # (N,)
+    score_drawn = (given[word] * other[drawn]).sum(-1)  # (N,)
+    loss = -(F.logsigmoid(score_near) + F.logsigmoid(-score_drawn)).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+# %% [markdown]
+# (`optimizer.step()` moves each number a little against its gradient; notebook 04 takes that apart.) Has it learned anything? Ask for
+# nearest neighbours: the words whose vectors point in the most similar direction (the cosine of the angle between them is largest).
+
+# %%
+known = tokenizer.words  # without the special tokens
+queries = ["mia", "tuesday", "mother", "sunny", "she", "said"]
+
+
+def nearest(vector, table_of_words, k=5):
+    return [word for word, _ in neighbours(table_of_words, known, vector, k + 1)][1:]
+
+
+by_game = given.detach().numpy()[4:]  # (V - 4, 50)
+found = {w: nearest(by_game[known.index(w)], by_game) for w in queries if w in known}
+
+# %% tags=["nbval-ignore-output"]
+table([[word, ", ".join(near)] for word, near in found.items()], ["word", "nearest words"])
+
+# %% [markdown]
+# Names find names, and days find days. Nothing in the game says so: words that occur in the same places end up in similar directions. But
+# being used alike is not the same as meaning the same: *she* lies close to *he*. After so short a game some neighbours are still chance.
 #
 # **fastText** ([Bojanowski et al. 2017](https://arxiv.org/abs/1607.04606), section 3.2) adds the inside of the word. It cuts a
-# word, with `<` and `>` as its borders, into **n-grams**: runs of 3 to 6 letters. A word's vector is built from its own row and the rows
-# of its n-grams. (The paper adds them up. The fastText program takes their mean, and we use the program.) There are too many
-# n-grams to give each a row. So a hash function assigns every n-gram to one of a fixed number of rows, its *bucket*, and some n-grams
-# share one.
+# word, with `<` and `>` as its borders, into **n-grams**: runs of 3 to 6 letters. In the game a word's vector is the mean of its own row
+# and the rows of its n-grams, so that words with common parts learn together. (The paper adds the rows up; the fastText program, which
+# we use, takes their mean.) There are too many n-grams to give each a row. So a hash function assigns every n-gram to one of a fixed
+# number of rows, its *bucket*, and some n-grams share one.
+
+
+# %%
+def ngrams_of(word):
+    marked = f"<{word}>"
+    return {marked[i : i + n] for n in range(3, 7) for i in range(len(marked) - n + 1)}
+
 
 # %%
 vectors = train_vectors(stories.train, tokenizer)
 in_dictionary, _, _ = vectors.coverage(tokenizer)
 print(f"{in_dictionary:,} of {len(tokenizer.words):,} words have a row of their own")
-print("n-grams of 'dogs':", *vectors.subwords("dogs"))
-
-# %% [markdown]
-# Has it learned anything? Ask for nearest neighbours: the words whose vectors point in the most similar direction (the cosine
-# of the angle between them is largest).
+print("n-grams of 'dogs':", *sorted(ngrams_of("dogs")))
+claim("fastText cuts it in the same way", ngrams_of("dogs") == {*vectors.subwords("dogs")})
 
 # %%
 matrix = vectors.matrix(tokenizer)  # (V, E)
-known, rows = tokenizer.words, matrix[4:]  # special tokens left out
-
-
-def nearest(word, k=5):
-    found = neighbours(rows, known, vectors[word], k + 1)
-    return [other for other, _ in found if other != word][:k]
-
-
-queries = ["mia", "tuesday", "mother", "sunny", "she", "said"]
-answers = {word: nearest(word) for word in queries if word in known}
+answers = {w: nearest(vectors[w], matrix[4:]) for w in queries if w in known}
 
 # %%
 table([[word, ", ".join(near)] for word, near in answers.items()], ["word", "nearest words"])
 
 # %% [markdown]
-# Names find names, weather finds weather. Nobody told fastText so: words that occur in the same places end up in similar directions.
-# (With days and relatives, spelling helps, too: they share n-grams.) But being used alike is not the same as meaning the
-# same: *she* lies close to *he*. And a word that is used beside everything, like *said*, has neighbours that say little.
+# Much the same, from 300 numbers a word and a longer game. Days and relatives share n-grams, too. A word that is used beside
+# everything, like *said*, has neighbours that say little.
 #
 # **Predict.** *Grandmothers* and *zyzzyva* are not in the vocabulary. Can they have vectors? Near which words?
 
 # %%
 unseen = ["grandmothers", "zyzzyva"]
-ngrams = {word: set(vectors.subwords(word)) for word in [*known, *unseen]}
 
 
 def shared(word):
     """Its nearest words, each with the number of n-grams that the two have in common."""
-    return ", ".join(f"{near} ({len(ngrams[word] & ngrams[near])})" for near in nearest(word, 4))
+    near = [other for other, _ in neighbours(matrix[4:], known, vectors[word], 4)]
+    return ", ".join(f"{other} ({len(ngrams_of(word) & ngrams_of(other))})" for other in near)
 
 
 # %%
@@ -355,16 +393,16 @@ table(
 
 # %%
 for word in unseen:
-    alike = [other for other in known if ngrams[word] & ngrams[other]]
+    alike = [other for other in known if ngrams_of(word) & ngrams_of(other)]
     print(f"{word}: {len(alike)} of {len(known):,} words share an n-gram with it")
 
 # %% [markdown]
-# Both have a vector, built from n-grams alone. *Grandmothers* lies near its relatives, all of which share n-grams with it.
-# *Zyzzyva* has next to nothing in common with the words of the stories. The rows of its n-grams were hardly ever trained, so its
-# neighbours are chance. The vector of an unseen word is a guess from its spelling, no more.
+# Both have a vector, built from n-grams alone. *Grandmothers* lies near its relatives, all of which share n-grams with it. *Zyzzyva* has
+# next to nothing in common with the words of the stories. Some of its n-grams share a row with n-grams of other words, and the others
+# have a row that was never trained, so its neighbours are chance. The vector of an unseen word is a guess from its spelling, no more.
 #
-# A map of a few words shows some groups at a glance. It presses three hundred dimensions flat by keeping the two in which these words
-# differ most (their principal components).
+# A map of a few words shows some groups at a glance. It projects three hundred dimensions onto the two in which these words differ most
+# (their principal components).
 
 # %%
 groups = {
@@ -384,10 +422,12 @@ directions *= np.sign(directions[:, [0]])  # a direction and its opposite are eq
 # %%
 figures.save_figure(
     plots.scatter_words(
-        points @ directions[:2].T, *zip(*chosen, strict=True), title="Words used alike lie together"
+        points @ directions[:2].T,
+        *zip(*chosen, strict=True),
+        title="Most words that are used alike lie together",
     ),
     "01_words",
-    alt="A map of 25 words: names, family, days and animals form groups, things lie among colours.",
+    alt="A map of 25 words: names, family, days and animals form groups, things lie beside colours.",
 )
 
 # %% [markdown]
@@ -406,6 +446,8 @@ first, second = (
     torch.from_numpy(matrix[tokenizer.encode(text)]).double() for text in SENTENCES
 )  # (T, E) each
 apart = (first.mean(0) - second.mean(0)).norm()
+
+# %%
 claim(f"the two averages are the same: {apart:.6f} apart", apart < 1e-9)
 
 # %% [markdown]
@@ -436,7 +478,7 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# A column of both pictures together is the vector of one position. The top rows change with every word; in the lower third hardly
+# Look at one column: both pictures together are the vector of one position. The top rows change with every word; in the lower third hardly
 # anything changes within 64 words: sines stay near 0, cosines near 1. These waves would serve much longer contexts than ours.
 #
 # What are they good for? Compare positions by their dot product.
@@ -458,14 +500,17 @@ figures.save_figure(
 
 # %%
 moved = (similarity[10, :54] - similarity[20, 10:]).abs().max()
-claim(f"position 10 is as like 10 + n as 20 is like 20 + n, within ≈{moved:.0e}", moved < 1e-4)
+claim(
+    f"10 · (10 + n) = 20 · (20 + n) as dot products of positions, for every n, within ≈{moved:.0e}",
+    moved < 1e-4,
+)
 claim(
     f"a position with itself gives D/2 = {config.d_model / 2:.0f}, since sin² + cos² = 1",
     torch.allclose(similarity.diagonal(), torch.tensor(config.d_model / 2)),
 )
 
 # %% [markdown]
-# The peak is the position itself; the curve falls off on both sides, in steps. It depends on the *distance* between two
+# The peak is the position itself; the curve falls off on both sides, in steps, nearly everywhere. It depends on the *distance* between two
 # positions only. That alone does not let a model look for "the word before": the peak lies on the word itself. Notebook 02 shows the
 # missing step, one rotation that turns every position into the one before it.
 #
@@ -499,8 +544,8 @@ figures.save_figure(
 # %% [markdown]
 # Every position has the length $\sqrt{D/2}$. A word vector of random numbers with a standard deviation of 0.02 is 35 times shorter
 # (notebook 04 scales fastText vectors to the same size), and the sum would be nearly the position alone. Multiplying the words by
-# $\sqrt{D}$, as in Vaswani et al. 2017, section 3.4, makes the two comparable. The bars show the start of training only; training can change the
-# lengths of words as it needs.
+# $\sqrt{D}$, as in Vaswani et al. 2017, section 3.4, makes the two comparable. The bars show the start of training only; training can
+# change the lengths of words as it needs.
 #
 # ## Order, restored
 #
@@ -533,7 +578,8 @@ claim(
 # (Why the square? The plain mean of word + position is the mean word plus the mean position, the same for both sentences. Order
 # shows only when word and position *interact*, as they do in attention.)
 
-# %%
+# %% cellView="form" tags=["numbers"]
+# @title The numbers that notebook 07 reports
 figures.save_numbers(
     "01",
     {
@@ -555,15 +601,16 @@ figures.save_numbers(
 # - A language model turns the beginning of a text into logits, the softmax turns them into probabilities, and $-\ln p$ of the word
 #   that comes is the loss, in nats. $e^{\text{loss}}$ is the perplexity. A story of $T$ tokens, `<sos>` and `<eos>`
 #   counted, is $T - 1$ exercises.
-# - A grammar told our stories, so the lowest possible loss is known.
+# - A grammar generated our stories, so the lowest possible loss is known.
 # - A word is an id, an id selects a row of a table, and the selection is a product with a one-hot vector.
 # - fastText gives words that are used alike similar vectors, and guesses the vectors of unseen words from n-grams.
-# - A mean of vectors knows no order. Sinusoidal positions, added to the words, bring it back, and $\sqrt{D}$ makes both comparable in length.
+# - A mean of vectors knows no order. Sinusoidal positions, added to the words, bring it back, and $\sqrt{D}$ makes both comparable in
+#   length.
 #
 # ## What GPT and Llama do differently
 #
 # - **Pieces.** They cut words into frequent fragments (byte-pair encoding, [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909)), in
-#   the end into bytes, so no text is ever unknown. Some 50,000 to 200,000 pieces serve many languages, where we need a row for every word.
+#   the end into bytes, so no text is ever unknown. Some 30,000 to 200,000 pieces serve many languages, where we need a row for every word.
 # - **Word vectors** start at random and are learned along with everything else: they read enough text to need no head start.
 # - **Positions.** GPT-2 learns a vector for each position, because it can: its context has a fixed length. Llama turns
 #   queries and keys by an angle that grows with the position (rotary embeddings, [Su et al. 2021](https://arxiv.org/abs/2104.09864)),
@@ -571,10 +618,27 @@ figures.save_numbers(
 #
 # Next: [02 · Attention](02_attention.ipynb) lets the words read each other.
 #
+# ## Can you?
+#
+# 1. A model gives the word that comes a probability of 1/4. What are the loss and the perplexity?
+#    <details><summary>Answer:</summary> ln 4 ≈ 1.39 nats, and 4.</details>
+# 2. *The Mayor's dog* goes through the tokenizer and back. What may be lost?
+#    <details><summary>Answer:</summary> The capital of <em>Mayor</em>, unless it is known as a name; and any word that is not in the
+#    vocabulary, which comes back as an unknown one.</details>
+# 3. Why is looking up a row the same as a matrix product, and why does that matter?
+#    <details><summary>Answer:</summary> A one-hot vector times the table picks out one row. A product has a gradient, so the table can be
+#    trained.</details>
+# 4. Which two words would have nearly the same vector and opposite meanings?
+#    <details><summary>Answer:</summary> Words that fill the same places in sentences, such as <em>hot</em> and <em>cold</em>.</details>
+# 5. Without positions, which sentences could a weighted mean not tell apart?
+#    <details><summary>Answer:</summary> Any two that consist of the same words in another order and end with the same word, the one that
+#    reads.</details>
+#
 # ## Try it
 #
 # 1. Train the tokenizer with `vocab_size=500`. Which words of `STORY` become `<unk>`? How does the unknown rate change?
-#    <details><summary>Answer:</summary> The rare ones, mostly nouns: those that carry the story. About one word in six is then unknown.</details>
+#    <details><summary>Answer:</summary> The rare ones, mostly nouns: those that carry the story. About one word in six is then
+#    unknown.</details>
 # 2. Train vectors with `maxn=0` (no n-grams). What does `vectors["grandmothers"]` say now?
 #    <details><summary>Answer:</summary> It has no vector: without n-grams an unseen word has nothing to be built from.</details>
 # 3. Replace `10_000` in the position formula by 100. Which rows of the heat-map change, and what does position 32 now
@@ -585,7 +649,8 @@ figures.save_numbers(
 # ## References
 #
 # - [Bojanowski et al. 2017](https://arxiv.org/abs/1607.04606), *Enriching Word Vectors with Subword Information*
-# - [Mikolov et al. 2013](https://arxiv.org/abs/1301.3781), *Efficient Estimation of Word Representations in Vector Space*
+# - [Mikolov et al. 2013](https://arxiv.org/abs/1310.4546), *Distributed Representations of Words and Phrases and their Compositionality*,
+#   section 2.2
 # - [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909), *Neural Machine Translation of Rare Words with Subword Units*
 # - [Su et al. 2021](https://arxiv.org/abs/2104.09864), *RoFormer: Enhanced Transformer with Rotary Position Embedding*
 # - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*

@@ -20,7 +20,7 @@
 # - compute the attention of one word with pencil and paper, and of all words with two matrix products;
 # - say why scores are divided by $\sqrt{d_k}$ and why the mask comes before the softmax, and show what goes wrong otherwise;
 # - split a tensor into heads, and recognise the wrong `view` that raises no error;
-# - write down matrices that make a head with a given job, and combine two heads into an induction head;
+# - write down matrices that make a head with a given job, and let two heads work together;
 # - say what a picture of attention weights shows, and what it does not.
 #
 # **Prerequisites.** [01 · Embeddings](01_embeddings.ipynb), whose letters for sizes are used here.
@@ -74,14 +74,14 @@ figures = FigureFolder(CORPUS)
 # %%
 words = ["mia", "lost", "her", "red", "ball"]
 # Columns: person, describes a thing.
-keys = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 2.0], [0.0, 0.0]])  # (T, K)
+keys = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 2.0], [0.0, 0.0]])  # (T, d)
 # Columns: Mia-ness, redness.
-values = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0]])  # (T, K)
-query = torch.tensor([1.0, 2.0])  # (K,): "ball" looks for an owner, and even more for a description
+values = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0]])  # (T, d)
+query = torch.tensor([1.0, 2.0])  # (d,): "ball" looks for an owner, and even more for a description
 
 # %% [markdown]
 # There are three steps. **Score** each key by its dot product with the query (we explain the division by $\sqrt{d_k}$ soon; $d_k$ is
-# the number of entries of a key, the K of our shapes). Turn the scores into **weights** that are positive and sum to 1, with the
+# the number of entries of a key, $d$ in our shapes). Turn the scores into **weights** that are positive and sum to 1, with the
 # softmax. Take the weighted **mean** of the values.
 
 
@@ -111,7 +111,7 @@ table(
 
 # %% [markdown]
 # *Red* gets the largest weight, because its key fits the query best. The last row is what *ball* receives: more redness than
-# Mia-ness. No word is chosen; each gives its share.
+# Mia-ness. No single word wins; each contributes.
 #
 # ## All words ask at once
 #
@@ -121,17 +121,17 @@ table(
 #
 # $$\operatorname{Attention}(Q, K, V) = \operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d_k}}\right)V$$
 #
-# Row $t$ of the weights belongs to the word that reads, column $s$ to the word that is read. ($K$ and $V$ are matrices here, as in the
-# paper, and not the sizes of our shapes. Below, we make up a query for every word; the last is that of *ball*.)
+# Row $t$ of the weights belongs to the word that reads, column $s$ to the word that is read. ($V$ is a matrix here, as in the
+# paper, and not the size of the vocabulary. Below, we make up a query for every word; the last is that of *ball*.)
 
 # %%
-queries = torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 0.0], [1.0, 0.0], [1.0, 2.0]])  # (T, K)
+queries = torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 0.0], [1.0, 0.0], [1.0, 2.0]])  # (T, d)
 scores = queries @ keys.T / keys.shape[-1] ** 0.5  # (T, T)
 weights = scores.softmax(dim=-1)  # (T, T), each row sums to 1
-mixed = weights @ values  # (T, K)
+mixed = weights @ values  # (T, d)
 
 # %%
-by_loop = torch.tensor([one_query(query, keys, values)[2] for query in queries])  # (T, K)
+by_loop = torch.tensor([one_query(query, keys, values)[2] for query in queries])  # (T, d)
 difference = (mixed - by_loop).abs().max().item()
 claim(f"loop and matrix form differ by ≈{difference:.0e}, less than 1e-6", difference < 1e-6)
 
@@ -151,8 +151,8 @@ claim(f"loop and matrix form differ by ≈{difference:.0e}, less than 1e-6", dif
 def random_scores(d, count=2000, keys=10):
     """Dot products of `count` random queries with 10 random keys each, (count, keys)."""
     generator = torch.Generator().manual_seed(d)
-    query = torch.randn(count, 1, d, generator=generator, dtype=torch.float64)  # (N, 1, K)
-    key = torch.randn(count, keys, d, generator=generator, dtype=torch.float64)  # (N, 10, K)
+    query = torch.randn(count, 1, d, generator=generator, dtype=torch.float64)  # (N, 1, d)
+    key = torch.randn(count, keys, d, generator=generator, dtype=torch.float64)  # (N, 10, d)
     return (query * key).sum(-1)  # (N, 10)
 
 
@@ -172,8 +172,8 @@ claim(f"the variance is dₖ, within {worst:.0%}", worst < 0.1)
 # %% [markdown]
 # So the standard deviation of a score is $\sqrt{d_k}$, and dividing by it brings the scores back to size 1, for every $d_k$.
 #
-# **Predict.** Leave the division out. There are ten keys, all random, none better than another. What does the softmax do as $d_k$
-# grows?
+# **Predict.** Leave the division out. There are ten keys, all random, none better than another. What happens to the largest of the ten
+# weights as $d_k$ grows: does it shrink, stay near 1/10, or grow?
 
 # %%
 largest = {
@@ -182,6 +182,8 @@ largest = {
         (dots[d] / d**0.5).softmax(-1).amax(-1).mean().item() for d in widths
     ],
 }
+
+# %%
 figure = plots.compare_curves(
     {label: (widths, y) for label, y in largest.items()},
     landmarks={"uniform": 1 / 10},
@@ -208,10 +210,10 @@ claim(
 )
 
 # %% [markdown]
-# Each point is an average over two thousand random queries. Undivided, the winner's weight climbs towards 1: the
-# head looks at one word, chosen by chance. Divided, it hardly depends on $d_k$, and stays well below. (It is not 1/10
-# even then, because of ten random scores one is the largest.) The figure is about random vectors, as at the start of training.
-# A trained head may well put nearly all weight on one word; then it does so for a reason, because its matrices have grown.
+# Each point is an average over two thousand random queries. Undivided, the winner's weight climbs towards 1: the head looks at one word,
+# chosen by chance. Divided, it hardly depends on $d_k$, and stays well below. (It is not 1/10 even then, because the largest of ten
+# random scores gets more than its share.) The figure is about random vectors, as at the start of training. A trained head may well put
+# nearly all weight on one word; then it does so for a reason, because its matrices have grown.
 #
 # Why is a sharp start bad? A weight $w$ changes with its score at the rate $w(1 - w)$. Near 0 and near 1 this rate is almost 0,
 # so there is almost no gradient to learn from.
@@ -289,8 +291,8 @@ claim(
 # %% [markdown]
 # If the mask comes too late, the weights of the past carry a trace of the future, a leak that no heat-map of zeros shows.
 #
-# **Predict.** Our whole model, three layers deep, reads a sentence. Then one word in its middle is exchanged. Which of
-# the model's outputs change: those before the word, those after it, or all?
+# **Predict.** Our whole model, three layers of attention and other parts (`Decoder`, which notebook 03 builds), reads a sentence. Then
+# one word in its middle is exchanged. Which of the model's outputs change: those before the word, those after it, or all?
 
 # %%
 SENTENCES = [
@@ -335,15 +337,15 @@ claim(
 #
 # ## Several heads are one reshape
 #
-# One set of attention weights can look for one thing. So queries, keys and values, $D$ numbers each, are cut into $H$ equal shares of
-# $K$ numbers, and each share, a **head**, attends on its own (Vaswani et al. 2017, section 3.2.2). Every head still reads the whole
+# One set of attention weights can look for only one thing. So queries, keys and values, $D$ numbers each, are cut into $H$ equal shares of
+# $d$ numbers, and each share, a **head**, attends on its own (Vaswani et al. 2017, section 3.2.2). Every head still reads the whole
 # word, because $W_Q$, $W_K$ and $W_V$ come before the cut. Consecutive numbers show who gets what: two words of width six, two heads.
 
 # %%
-B, T, H, K = 1, 2, 2, 3
-x = torch.arange(B * T * H * K).view(B, T, H * K)  # (B, T, D)
-by_loop = [x[:, :, h * K : (h + 1) * K] for h in range(H)]  # H times (B, T, K)
-at_once = x.view(B, T, H, K).permute(0, 2, 1, 3)  # (B, H, T, K)
+B, T, H, d = 1, 2, 2, 3
+x = torch.arange(B * T * H * d).view(B, T, H * d)  # (B, T, D)
+by_loop = [x[:, :, h * d : (h + 1) * d] for h in range(H)]  # H times (B, T, d)
+at_once = x.view(B, T, H, d).permute(0, 2, 1, 3)  # (B, H, T, d)
 for h in range(H):
     print(f"head {h + 1}:", at_once[0, h].tolist())
 claim(
@@ -353,11 +355,11 @@ claim(
 
 # %% [markdown]
 # No number is computed and none is copied: `view` and `permute` only say how to walk through them. The order matters. A
-# direct `view(B, H, T, K)` has the right shape and the wrong content: it cuts between words, so that here each head gets all of one word
+# direct `view(B, H, T, d)` has the right shape and the wrong content: it cuts between words, so that here each head gets all of one word
 # and nothing of the other.
 
 # %%
-wrong = x.view(B, H, T, K)  # (B, H, T, K)
+wrong = x.view(B, H, T, d)  # (B, H, T, d)
 print("head 1, wrongly:", wrong[0, 0].tolist())
 claim(
     "the wrong view raises no error: its shape is right, its content is not",
@@ -370,8 +372,8 @@ claim(
 # the 3 to the front, so that the result can be unpacked into three tensors. Consecutive numbers again:
 
 # %%
-qkv = torch.arange(B * T * 3 * H * K).view(B, T, 3, H, K)  # (B, T, 3, H, K)
-q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, K) → three of (B, H, T, K)
+qkv = torch.arange(B * T * 3 * H * d).view(B, T, 3, H, d)  # (B, T, 3, H, d)
+q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, d) → three of (B, H, T, d)
 table(
     [
         [f"word {t + 1}, head {h + 1}", *(str(z[0, h, t].tolist()) for z in (q, k, v))]
@@ -384,7 +386,7 @@ table(
 # %% [markdown]
 # ## The layer of our model
 #
-# All parts are there, and this is the layer that every later notebook uses. One matrix makes queries, keys and values of
+# We now have every part, and this is the layer that every later notebook uses. One matrix makes queries, keys and values of
 # all heads; then come the reshape, scores, mask, softmax and mean; then the heads are put side by side again,
 # and a last matrix mixes them. (`remember` is for notebook 05, where some tokens were read before. Until then it is None, and
 # $S = T$.)
@@ -393,9 +395,9 @@ table(
 show_source(MultiHeadAttention)
 
 # %% [markdown]
-# One thing is new: **dropout** on the weights. In training it sets each weight to zero with a given probability and scales the others
-# up, so that the mean over many draws stays the same. A head can then not rely on a single word. In use it does nothing. (Notebook 03
-# says what it is for.)
+# One thing is new: **dropout** on the weights. In training it sets each weight to zero with a given probability and scales the others up,
+# so that the mean over many draws stays the same. A head can then not rely on a single word. When the model is used, it does nothing.
+# (Notebook 03 says what it is for.)
 
 # %%
 torch.manual_seed(0)
@@ -457,9 +459,9 @@ for name, difference in differences.items():
 # %% [markdown]
 # ## A head written by hand
 #
-# Trained models often have heads that read, at each word, the word just before it
-# ([Olsson et al. 2022](https://arxiv.org/abs/2209.11895)). Does that have to be learned? We can write down a $W_Q$ and a $W_K$ that do it,
-# for every word and every sentence.
+# Trained models often have heads that read, at each word, the word just before it ([Olsson et al.
+# 2022](https://arxiv.org/abs/2209.11895)). Does that have to be learned? We can write down a $W_Q$ and a $W_K$ that do it for every word
+# of every sentence, if they are given the positions alone.
 #
 # Let each word's key be its own position vector, $k_s = p_s$. The dot product of two position vectors is largest when they are
 # equal, so the query at $t$ should be $p_{t-1}$. But the word at $t$ only has $p_t$. We need *one* matrix that turns $p_t$ into
@@ -574,7 +576,7 @@ figures.save_figure(
 # 2. A head in the second layer asks: "who came after the word that I am?" Its query is the word itself, its keys are
 #    what the first head brought.
 #
-# Such a pair is called an **induction head** (Olsson et al. 2022). Here it is with one-hot vectors as words:
+# The second is called an **induction head** (Olsson et al. 2022). Here it is with one-hot vectors as words:
 
 
 # %%
@@ -610,7 +612,7 @@ claim(f"in {hits} of 100 texts of 20 random words, it finds what followed the ei
 
 # %% [markdown]
 # The last *tom* finds the one place that came after a *tom*, and reads *lost* there. The pair of heads never learned anything about
-# *lost*: it works for any word, even one that means nothing. Notebook 04 finds such pairs in the trained model.
+# *lost*: it works for any word, even one that means nothing. Notebook 04 looks for such pairs in the trained model.
 #
 # ## Eight heads written by hand
 #
@@ -624,7 +626,7 @@ claim(f"in {hits} of 100 texts of 20 random words, it finds what followed the ei
 # notebook 03. Here it enters as it is.)
 
 # %%
-word_places = torch.arange(config.d_model - 2 * WIDTH, config.d_model, 2)  # (K,), the slowest sines
+word_places = torch.arange(config.d_model - 2 * WIDTH, config.d_model, 2)  # (d,), the slowest sines
 loudest = positions[:16, word_places].max()
 print(f"largest position value at these places, within 16 words: {loudest:.3f}")
 
@@ -633,7 +635,7 @@ print(f"largest position value at these places, within 16 words: {loudest:.3f}")
 def embed(ids):
     """Word plus position, as in the model. ids (T,) -> (T, D)."""
     x = positions[: len(ids)].clone()  # (T, D)
-    x[:, word_places] += 4 * F.one_hot(torch.tensor(ids), WIDTH)  # (T, K)
+    x[:, word_places] += 4 * F.one_hot(torch.tensor(ids), WIDTH)  # (T, d)
     return x
 
 
@@ -642,13 +644,13 @@ def embed(ids):
 # of numbers from all.
 
 # %%
-where = torch.eye(WIDTH, config.d_model)  # (K, D), the fast hands; one number is left over
+where = torch.eye(WIDTH, config.d_model)  # (d, D), the fast hands; one number is left over
 where[2 * HANDS :] = 0
-what = torch.eye(config.d_model)[word_places]  # (K, D), the word
+what = torch.eye(config.d_model)[word_places]  # (d, D), the word
 
 
 def step_back(steps):
-    return torch.block_diag(turn_back(steps), torch.zeros(1, 1))  # (K, K)
+    return torch.block_diag(turn_back(steps), torch.zeros(1, 1))  # (d, d)
 
 
 # %%
@@ -656,8 +658,8 @@ id_of = {tokenizer.word(i): i for i in range(len(tokenizer))}
 
 
 def asks_for(wishes, otherwise):
-    """A table from words to words, (K, K). Column: the word that reads; row: the word it wants."""
-    matrix = torch.zeros(WIDTH, WIDTH)  # (K, K)
+    """A table from words to words, (d, d). Column: the word that reads; row: the word it wants."""
+    matrix = torch.zeros(WIDTH, WIDTH)  # (d, d)
     for word, i in id_of.items():
         matrix[id_of[wishes.get(word, otherwise)], i] = 1
     return matrix
@@ -716,7 +718,9 @@ sentences = {text: read(text) for text in SENTENCES}
 # %%
 tokens, attention = sentences[SENTENCES[1]]
 figures.save_figure(
-    attention_plots.head_grid(attention[0], tokens, titles=list(heads)),
+    attention_plots.head_grid(
+        attention[0], tokens, titles=list(heads), title="Eight heads, each with a job of its own"
+    ),
     "02_eight_heads",
     alt="Eight hand-made heads as heat-maps on one sentence; two of them look alike.",
 )
@@ -724,7 +728,7 @@ figures.save_figure(
 # %% [markdown]
 # Rows read, columns are read, as before. Four heads ask for places: one and two words back, the word itself, and the word ahead. *Next
 # word* may not have what it asks for, and its weight goes to the nearest thing left, the word itself. Three ask for words.
-# *Same word* finds itself and, for the full stops, the earlier ones, in equal parts. *Who is he?* sends *he*, *his* and
+# *Same word* finds itself and, for the full stops, the earlier ones, in nearly equal parts. *Who is he?* sends *he*, *his* and
 # *him* to *tom*; all others rest on `<sos>`. The last head asks for nothing, and looks everywhere evenly. These
 # patterns are clean because we made them so. A trained head may mix several, or follow none.
 #
@@ -759,12 +763,13 @@ table(
 # on. The numbers are means; the table of sharpness above gave the worst position.)
 #
 # Now look around. Layer 1 is sharp; layer 2 has the same eight heads with a tenth of the sharpness. (Both read the same
-# input; nothing is stacked yet.) Before you move a slider, say what you will see: heads 1 to 8 are in the order of the figure
-# above. **Type a sentence of your own**, press Enter, and the layers read it; they know the words of the three sentences only. (On
+# input; nothing is stacked yet.) The name of each head stands above its picture. Before you move a slider, say what you will see.
+# **Type a sentence of your own**, press Enter, and the layers read it; they know the words of the three sentences only. (On
 # paper and on GitHub you see one picture.)
 
 # %%
-explorer = AttentionExplorer(sentences, read=read)
+notes = {(layer, h): name for layer in (1, 2) for h, name in enumerate(heads, start=1)}
+explorer = AttentionExplorer(sentences, read=read, notes=notes)
 explorer.sentence.value, explorer.head.value = SENTENCES[2], 5  # the first picture
 figures.save_explorer(explorer, "02_attention")
 
@@ -773,9 +778,9 @@ figures.save_explorer(explorer, "02_attention")
 #
 # ## What attention weights do not show
 #
-# A heat-map shows where a head *reads*. It does not show what the head *does*. That is decided by the value matrix and
-# by the last matrix of the layer, and neither is in the picture ([Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html)
-# treat the two halves separately). Our previous-word head passes on the word that it reads:
+# A heat-map shows where a head *reads*. It does not show what the head *does*. That is decided by the value matrix and by the last matrix
+# of the layer, and neither is in the picture ([Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html) treat the
+# two halves separately). Our previous-word head passes on the word that it reads:
 
 # %%
 ids = [tokenizer.sos_id, *tokenizer.encode(SENTENCES[0])]
@@ -801,7 +806,8 @@ for name, W_V in {"passes on the word": what, "all zero": 0 * what}.items():
 # 0.9 of a value of length 0.1 adds 0.09, and 0.1 of a value of length 10 adds 1. And a word in layer 2 or 3 is no longer only
 # itself: its vector holds what earlier layers put there. So read a heat-map as a question, not as an explanation.
 
-# %%
+# %% cellView="form" tags=["numbers"]
+# @title The numbers that notebook 07 reports
 figures.save_numbers(
     "02",
     {
@@ -826,7 +832,8 @@ figures.save_numbers(
 # - Scores have variance $d_k$; dividing by $\sqrt{d_k}$ keeps the softmax soft at the start. The mask comes *before* the
 #   softmax, and then no output of the past moves, not by a bit, whichever words come later.
 # - Heads are a reshape of queries, keys and values. Our layer equals the loops and PyTorch's own.
-# - A turn of the clock hands as $W_Q$ makes a previous-word head by hand. With a second head it makes an induction head.
+# - A turn of the clock hands as $W_Q$ makes a previous-word head by hand. With an induction head in the next layer, it finds what
+#   followed a word the last time.
 # - Weights say where a head reads, not what it does.
 #
 # ## What GPT and Llama do differently
@@ -837,9 +844,25 @@ figures.save_numbers(
 # - **Fewer keys.** In Llama 3 several heads share keys and values (grouped-query attention,
 #   [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)), which makes the memory for old keys and values smaller (notebook 05).
 # - **Positions inside attention.** Llama turns queries and keys by rotary embeddings, so the rotation that we wrote by hand is built
-#   in, and scores depend on the distance between two words.
+#   in, and positions matter only through the distance between two words.
 #
 # Next: [03 · The decoder block](03_decoder_block.ipynb) puts the layer to work.
+#
+# ## Can you?
+#
+# 1. Two keys have the scores 0 and ln 3 (already divided by $\sqrt{d_k}$). What are the weights?
+#    <details><summary>Answer:</summary> 1/4 and 3/4: the exponentials are 1 and 3.</details>
+# 2. Why does the mask come before the softmax?
+#    <details><summary>Answer:</summary> Afterwards the future has already taken its share of the sum, so the weights of the past depend on
+#    it, and no longer sum to 1.</details>
+# 3. A colleague writes <code>x.view(B, H, T, d)</code>. What does each head get?
+#    <details><summary>Answer:</summary> All numbers of some words in place of some numbers of all words (if H does not divide T, even
+#    parts of words).</details>
+# 4. Which matrices make a head that reads the word two places back?
+#    <details><summary>Answer:</summary> A turn of all hands by two steps as W_Q, and the identity as W_K, both acting on
+#    positions.</details>
+# 5. A head puts all its weight on one word. What is still unknown?
+#    <details><summary>Answer:</summary> What it passes on: that depends on the value matrix and on the output matrix.</details>
 #
 # ## Try it
 #
@@ -850,12 +873,14 @@ figures.save_numbers(
 #    instead of 2. What happens, and why not when the mask comes first?
 #    <details><summary>Answer:</summary> The other weights become 0, and 0 divided by 0 is not a number. Masked first, the future never
 #    takes part.</details>
-# 3. Write a table for a new head with `asks_for`, in which every noun asks for its adjective.
-#    <details><summary>Answer:</summary> For example <code>asks_for({"ball": "red", "tom": "sad"}, otherwise="&lt;sos&gt;")</code>.</details>
+# 3. Write a table for a new head with `asks_for`, in which every noun asks for an adjective that stands before it.
+#    <details><summary>Answer:</summary> For example <code>asks_for({"ball": "red"}, otherwise="&lt;sos&gt;")</code>; the other nouns have
+#    none.</details>
 #
 # ## References
 #
-# - [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245), *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*
+# - [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245), *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head
+#   Checkpoints*
 # - [Dao et al. 2022](https://arxiv.org/abs/2205.14135), *FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness*
 # - [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html), *A Mathematical Framework for Transformer Circuits*
 # - [Olsson et al. 2022](https://arxiv.org/abs/2209.11895), *In-context Learning and Induction Heads*

@@ -12,10 +12,9 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/03_decoder_block.ipynb)
 #
 # **Promise.** You will write a whole *decoder-only transformer*: a model that reads a text from left to right through a stack of
-# equal blocks, and scores every word that could come next. You will write it from its parts, as a class of under thirty lines, and
-# check it against PyTorch and against two losses that it must have: before training, and after learning one batch by heart.
-# At the end you will take a prediction apart: how much of it came from the word, from attention, from each feed-forward
-# layer.
+# identical blocks, and scores every word that could come next. You will write it from its parts, as a class of under thirty lines, and
+# check it against PyTorch and against two losses that it must have: before training, and after learning one batch by heart. At the end
+# you will take a prediction apart: how much of it came from the word, from attention, from each feed-forward layer.
 #
 # **You will be able to**
 #
@@ -125,7 +124,7 @@ print([round(value, 2) for value in y], "variance", round(sum(v * v for v in y) 
 show_source(LayerNorm)
 
 # %% [markdown]
-# The loop, our class and PyTorch's class as the judge must agree.
+# The loop and our class must match PyTorch's own class.
 
 
 # %%
@@ -176,7 +175,7 @@ claim(
 # ## GELU, and the feed-forward part
 #
 # Between two linear layers there must be something that is not linear, or the two would be one. ReLU keeps a number or
-# drops it. GELU multiplies it by the probability that a standard normal number is smaller
+# drops it. GELU multiplies it by the probability that a random number, drawn from the standard normal distribution, is smaller than it
 # ([Hendrycks & Gimpel 2016](https://arxiv.org/abs/1606.08415), section 2):
 #
 # $$\operatorname{GELU}(x) = x\,\Phi(x), \qquad \Phi(x) = \tfrac{1}{2}\left(1 + \operatorname{erf}\tfrac{x}{\sqrt 2}\right)$$
@@ -270,8 +269,8 @@ show_source(DecoderBlock)
 
 # %% [markdown]
 # The judge is PyTorch's ready-made layer. It is called an *encoder* layer, but with a *causal* mask, one that hides the future, and
-# without attention to a second text, it is the block of a decoder-only model. It gets our weights, in the order in which it lists its own: attention,
-# feed-forward, norms.
+# without attention to a second text, it is the block of a decoder-only model. It gets our weights, in the order in which it lists its
+# own: attention, feed-forward, norms.
 
 
 # %%
@@ -351,8 +350,8 @@ claim(f"{ids.numel()} × 10,000 logits agree within ≈{apart:.0e}, less than 1e
 # be tried: first weights, and a loss.
 #
 # **First weights.** Word vectors are drawn with a standard deviation of 0.02, biases are 0, and matrices follow *Xavier's rule*: the more
-# numbers go in and come out, the smaller the weights, so that what comes out of a layer is about as large as what went in. The course's
-# method does it, for its class or yours:
+# numbers go in and come out, the smaller the weights, so that numbers neither explode nor vanish on their way through many layers. The
+# course's method does it, for its class or yours:
 
 # %%
 show_source(course.Decoder.initialize)
@@ -423,10 +422,12 @@ for name, one in {"with 10,000 words": full, f"with {V:,} words": grammar_model}
     )
 
 # %% [markdown]
-# Attention, the famous part, is a small share of the full model. Two thirds of it are its vocabulary, which is read once on the way in
-# and once on the way out. (The grammar stories have fewer words, and a smaller model.) **Weight tying** uses one table for both
-# ([Press & Wolf 2017](https://arxiv.org/abs/1608.05859)): a word is scored by its own vector. What would it save, and what does it
-# cost?
+# Attention, the famous part, is a small share of the full model. Two thirds of its parameters belong to the vocabulary, which is used
+# once on the way in and once on the way out. (The grammar stories have fewer words, and a smaller model.) **Weight tying** uses one table
+# for both ([Press & Wolf 2017](https://arxiv.org/abs/1608.05859)): a word is scored by its own vector. What would it save, and what does
+# it cost? To see the cost we train both kinds for a few steps. A step computes the gradient of the loss, and an **optimizer** moves every
+# parameter against it; the **learning rate** says how far. (AdamW is PyTorch's usual optimizer, and its `betas` are the defaults of this
+# course; clipping, below, shortens a gradient that is too long. Notebook 04 comes back to all of them.)
 
 
 # %%
@@ -486,10 +487,9 @@ behind = np.mean(tying["tied"]) - np.mean(tying["two tables"])
 claim(f"after 80 steps the tied models are ≈{behind:.2f} nats behind, mean of three", behind > 0)
 
 # %% [markdown]
-# Eighty steps of a small model say who starts faster, not who ends lower, and not why. (The two also start with outputs of different
-# size.) Tying saves a third of the full model. In return one vector has two jobs: to say what a word means when it is *read*, and when it is
-# *expected* next. We keep two tables. Both may start from fastText
-# vectors (notebook 04), and each then learns its own job.
+# Eighty steps of a small model show which starts faster, not which ends lower, and not why. (The two also start with outputs of different
+# size.) Tying saves a third of the full model. In return one vector has two jobs: to say what a word means when it is *read*, and when it
+# is *expected* next. We keep two tables. Both may start from fastText vectors (notebook 04), and each then learns its own job.
 #
 # ## The residual stream
 #
@@ -544,9 +544,9 @@ figure = plots.compare_curves(
     title="Each write makes the stream longer (untrained model)",
     from_zero=True,
 )
-figure.axes[0].set_xticks(places, [name.replace(" ", "\n") for name in parts])
 
 # %%
+figure.axes[0].set_xticks(places, [name.replace(" ", "\n") for name in parts])
 figures.save_figure(
     figure,
     "03_stream",
@@ -641,14 +641,15 @@ measured = {
     for depth in DEPTHS
 }
 last = {kind: [measured[kind, depth][-1].item() for depth in DEPTHS] for kind in KINDS}
-guide = [last["pre-norm"][0] * (3 / depth) ** 0.5 for depth in DEPTHS]
 
 # %%
+guide = [last["pre-norm"][0] * (3 / depth) ** 0.5 for depth in DEPTHS]
 figures.save_figure(
     plots.compare_curves(
-        {kind: (DEPTHS, values) for kind, values in last.items()} | {"1 / √depth": (DEPTHS, guide)},
+        {kind: (DEPTHS, values) for kind, values in last.items()}
+        | {"guide: 1 / √depth": (DEPTHS, guide)},
         x_label="blocks in the stack",
-        y_label="gradient of the last block (nats per unit)",
+        y_label="length of the last block's gradient",
         title="Pre-norm: the deeper the stack, the less its last block gets",
         log_x=True,
         from_zero=True,
@@ -659,13 +660,14 @@ figures.save_figure(
 
 # %%
 first_to_last = {kind: (measured[kind, 12][0] / measured[kind, 12][-1]).item() for kind in KINDS}
-shrinks = {kind: values[0] / values[-1] for kind, values in last.items()}
+shrinks = last["pre-norm"][0] / last["pre-norm"][-1]
+rises = last["post-norm"][-1] / last["post-norm"][0]
 
 # %%
 claim(
-    f"from 3 to 24 blocks the last gradient falls ≈{shrinks['pre-norm']:.1f}-fold in pre-norm, and "
-    f"changes by a factor of ≈{shrinks['post-norm']:.1f} in post-norm",
-    shrinks["pre-norm"] > 2 and 0.67 < shrinks["post-norm"] < 1.5,
+    f"from 3 to 24 blocks the last gradient falls ≈{shrinks:.1f}-fold in pre-norm, and changes by "
+    f"a factor of ≈{rises:.1f} in post-norm",
+    shrinks > 2 and 0.67 < rises < 1.5,
 )
 claim(
     f"of 12 pre-norm blocks the first gets ≈{first_to_last['pre-norm']:.1f} times the gradient of "
@@ -675,7 +677,7 @@ claim(
 
 # %% [markdown]
 # A point is the length of the gradient of the loss with respect to the last block's last matrix, the mean of five random starts; the
-# curve named 1 / √depth is a guide, not a measurement. In post-norm the gradient hardly depends on the depth. In pre-norm it
+# curve named *guide* is not a measurement. In post-norm the gradient hardly depends on the depth. In pre-norm it
 # falls about as $1/\sqrt{L}$. Theorem 1 of Xiong et al. gives bounds that grow in just this way. The last blocks of a deep
 # post-norm stack start with large gradients, and this, they argue, is why it needs *warm-up*: a learning rate that begins
 # small and rises. Our figure alone cannot prove that: at three blocks the gradient is as large. It shows the moment before
@@ -709,7 +711,7 @@ figures.save_figure(
         },
         landmarks={"word counts alone": unigram},
         y_label="training loss (nats per token, mean of 10 steps)",
-        title="At this rate, twelve post-norm blocks get no further than word counts",
+        title="In 80 steps, twelve post-norm blocks get no further than word counts",
     ),
     "03_first_steps",
     alt=(
@@ -737,12 +739,12 @@ claim(f"3 blocks: the two kinds end ≈{abs(three):.2f} nats apart, less than 0.
 claim(f"12 blocks: for every seed pre-norm ends at least ≈{twelve:.1f} nats lower", twelve > 0.5)
 
 # %% [markdown]
-# The grey line is the best loss of a model that knows only how frequent each word is. The deep post-norm stack stops a little above
-# it, for every seed. With **three** blocks, our depth, the two kinds learn nearly alike in these 80 steps. The figure does not show that
-# post-norm is worse once it trains: it only says that at this learning rate, and without warm-up, a deep stack of it gets stuck.
-# (Try another rate below.)
+# The grey line is the best loss of a model that knows only how frequent each word is. The deep post-norm stack stops a little above it,
+# for every seed. With **three** blocks, our depth, the two kinds learn nearly alike in these 80 steps. The figure does not show that
+# post-norm is worse once it trains: it only says that at this learning rate, and without warm-up, a deep stack of it learns next to
+# nothing in 80 steps. (Try another rate below.)
 #
-# What does pre-norm cost? Nothing in it holds the stream back.
+# What does pre-norm cost? Nothing in it limits the growth of the stream.
 
 
 # %%
@@ -779,7 +781,7 @@ claim(
 )
 
 # %% [markdown]
-# The stream of post-norm has the length $\sqrt{D}$ after every block. That of pre-norm grows. Later blocks write vectors of the same
+# The stream of post-norm has the length $\sqrt{D}$ after every block. That of pre-norm grows. Later blocks write vectors of similar
 # length into an ever longer stream, so each changes it less; and without the final norm the logits would grow with the depth.
 #
 # ## The loss before training
@@ -886,8 +888,8 @@ claim(
 )
 
 # %% [markdown]
-# The floor has a simple form. At the end of a story it is certain which of the eight it was. To find that out, one of eight equally likely
-# stories, costs $\ln 8$ nats in all, at whichever words the stories differ; and this happens in each of the eight.
+# The floor has a simple form. At the end of a story it is certain which of the eight it was. To learn which of eight equally likely
+# stories it is costs $\ln 8$ nats, spread over the words at which the stories differ. Each of the eight stories costs as much.
 
 # %%
 claim(
@@ -918,7 +920,7 @@ figures.save_figure(
         {"with the mask": (range(1, 101), honest), "mask forgotten": (range(1, 101), cheating)},
         landmarks={"ln V": math.log(V), "floor": floor},
         y_label="training loss (nats per token)",
-        title="One batch by heart: an honest model stops at the floor, a cheat falls through",
+        title="An honest model stops at the floor; a cheat falls through",
         log_y=True,
     ),
     "03_one_batch",
@@ -936,10 +938,10 @@ figures.save_figure(
 #
 # ## Who wrote the prediction?
 #
-# What does the model expect halfway up? The **logit lens** ([nostalgebraist 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens))
-# reads the stream early: it sends the sum of what was written so far through the final norm and the output layer, as if
-# there were no more blocks. Our story has *the* three times, followed by two different words. The same word goes in; something else
-# in the stream must tell the model which word comes out.
+# What does the model expect halfway up? The **logit lens** ([nostalgebraist
+# 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens)) reads the stream early: it sends the sum of
+# what was written so far through the final norm and the output layer, as if there were no more blocks. Our story has *the* three times,
+# followed by two different words. The same word goes in; something else in the stream must tell the model which word comes out.
 
 # %%
 exact = copy.deepcopy(model).double()  # double precision, so that rounding cannot hide a mistake
@@ -968,7 +970,7 @@ claim(
 
 # %% [markdown]
 # After the word itself, the three places must look the same: the same vector was written. Position tells them apart, but a model that
-# reads nothing else can only guess. Once attention has brought something from other words, the answer is there, and later parts keep it.
+# reads nothing else cannot always know. After the last part the answer is there, in all three places.
 #
 # Which part does how much? The stream is a sum, and the output layer is linear. Between the two is only the final norm, which is
 # *not* linear: it divides by the standard deviation of the whole stream.
@@ -1017,7 +1019,7 @@ for name, candidate in {"learned": exact, "untrained": copy.deepcopy(untrained).
     )
 
 # %% [markdown]
-# **With the last norm's scale held fixed, the logits are the exact sum of what every part wrote into the stream**, for any
+# **With the last norm's scale held fixed, the logits are the exact sum of what every part wrote into the stream, and of biases**, for any
 # weights, without an approximation.
 #
 # Now use it. Softmax does not notice when the same number is added to all logits, so a single logit means nothing. To see what
@@ -1056,22 +1058,23 @@ claim(
     totals[0] < 0 < totals[1],
 )
 claim(
-    f"attention and feed-forward alone decide so, too: ≈{inside[0]:.1f} and ≈{inside[1]:.1f}",
+    f"attention and feed-forward alone give the same answer: ≈{inside[0]:.1f} and ≈{inside[1]:.1f}",
     inside[0] < 0 < inside[1],
 )
 
 # %% [markdown]
-# A bar to the right speaks for the second word, one to the left for the first. *Words* and *biases* lean the same way in both places:
-# *the* cannot know what comes next. (The two bars of *words* are not quite equal, because the norm divides by another number in each
-# place.) Positions help a little; most of
-# the difference was written by attention and feed-forward. And a feed-forward layer sees nothing but its own token, so to tell the two
-# places apart it can only use what attention has brought there, and the position.
+# A bar to the right speaks for the second word, one to the left for the first. *Words* lean to one side in both places, and so do
+# *biases*: *the* cannot know what comes next. (The two bars of *words* differ in length, because the norm divides by a different number
+# in each place.) Positions help a little. Most of the difference, about four fifths, was written by feed-forward layers. And a
+# feed-forward layer sees nothing but its own token, so to tell the two places apart it can only use what attention has brought there, and
+# the position.
 #
 # The figure does not show indirect effects. What attention wrote early was *read* by every later part, and the
 # bars do not trace that. And the model knows eight stories by heart; a bar here explains this prediction, not the
 # language.
 
-# %%
+# %% cellView="form" tags=["numbers"]
+# @title The numbers that notebook 07 reports
 figures.save_numbers(
     "03",
     {
@@ -1096,12 +1099,13 @@ figures.save_numbers(
 #
 # - A decoder is: word vectors and positions, blocks that read a normed copy of the stream and add to it, a final norm, an output
 #   layer. You have it in under thirty lines, with the same logits as the course's own.
-# - At our learning rate, twelve pre-norm blocks learn and twelve post-norm blocks do not; at three blocks both do. Pre-norm pays with a
+# - In 80 steps at our learning rate, twelve pre-norm blocks learn much and twelve post-norm blocks no more than word counts; at three
+#   blocks both do well. Pre-norm pays with a
 #   growing stream, and needs a final norm.
 # - With 10,000 words, two thirds of the parameters are the two tables of words; with the grammar stories' vocabulary, less than a third.
 # - Two losses are known beforehand: that of a random start, $\ln V + D/(D+V)$, and the floor of one batch. A loss below the floor is a
-#   leak.
-# - With the last norm's scale held fixed, the logits are the exact sum of what every part wrote.
+#   leak, or a mistake in the loss.
+# - With the last norm's scale held fixed, the logits are the exact sum of what every part wrote, and of biases.
 #
 # ## What GPT and Llama do differently
 #
@@ -1110,10 +1114,26 @@ figures.save_numbers(
 # - **Feed-forward.** Llama multiplies two widened copies, one of them through a smooth gate (SwiGLU,
 #   [Shazeer 2020](https://arxiv.org/abs/2002.05202), who found lower losses and offers no explanation).
 # - **Tied tables.** GPT-2 ties input and output to save parameters; in large models the tables are a small share, and many keep two.
-# - **Dropout.** The first GPT used 0.1. Models that see each text only once have nothing to learn by heart, and usually train without.
+# - **Dropout.** The first GPT used 0.1. Models that see each text only once have less to learn by heart, and usually train without.
 #
 # Next: [04 · Training](04_training.ipynb) trains this model until its loss almost meets the floor of the grammar, and looks into every
 # head.
+#
+# ## Can you?
+#
+# 1. Close the notebook and write <code>Decoder</code>. What does each line of <code>forward</code> make, and of which shape?
+#    <details><summary>Answer:</summary> Word vectors (B, T, E), projected to (B, T, D) and scaled by √D; plus positions; through the
+#    blocks, with the mask; normed; scored: (B, T, V).</details>
+# 2. A vocabulary of 10,000 and a width of 296: which loss should the untrained model have, and what would a loss of 14 mean?
+#    <details><summary>Answer:</summary> ln 10,000 + 296 / 10,296 ≈ 9.24. With 14 the logits scatter far too much: first weights are too
+#    large, or a norm is missing.</details>
+# 3. The loss on one batch falls below its floor. What is wrong?
+#    <details><summary>Answer:</summary> The model sees the words that it should predict, or the loss counts something that is no
+#    target.</details>
+# 4. Which part of the full model has most parameters, and which change would save a third?
+#    <details><summary>Answer:</summary> The two tables of words; tying them.</details>
+# 5. When is "the logits are the sum of what every part wrote" exact?
+#    <details><summary>Answer:</summary> When the number by which the final norm divides is held fixed.</details>
 #
 # ## Try it
 #
@@ -1130,12 +1150,15 @@ figures.save_numbers(
 #
 # - [Ba et al. 2016](https://arxiv.org/abs/1607.06450), *Layer Normalization*, section 3
 # - [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html), *A Mathematical Framework for Transformer Circuits*
-# - [Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html), *Understanding the Difficulty of Training Deep Feedforward Neural Networks*
+# - [Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html), *Understanding the Difficulty of Training Deep Feedforward
+#   Neural Networks*
 # - [Hendrycks & Gimpel 2016](https://arxiv.org/abs/1606.08415), *Gaussian Error Linear Units*
-# - [nostalgebraist 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens), *Interpreting GPT: the Logit Lens*
+# - [nostalgebraist 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens), *Interpreting GPT: the Logit
+#   Lens*
 # - [Press & Wolf 2017](https://arxiv.org/abs/1608.05859), *Using the Output Embedding to Improve Language Models*
 # - [Shazeer 2020](https://arxiv.org/abs/2002.05202), *GLU Variants Improve Transformer*
-# - [Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html), *Dropout: A Simple Way to Prevent Neural Networks from Overfitting*
+# - [Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html), *Dropout: A Simple Way to Prevent Neural Networks from
+#   Overfitting*
 # - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*, sections 3.1 and 3.3
 # - [Xiong et al. 2020](https://arxiv.org/abs/2002.04745), *On Layer Normalization in the Transformer Architecture*
 # - [Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467), *Root Mean Square Layer Normalization*

@@ -961,10 +961,10 @@ places = {"returning names": returning} | (
 
 def cost_of_silence(layer, head):
     """By how many nats the loss rises, in each place, when one head's part is set to zero."""
-    weight = model.blocks[layer].attention.output.weight  # (D, H·K)
+    weight = model.blocks[layer].attention.output.weight  # (D, H·d)
     width = weight.shape[1] // model.config.num_heads
     columns = slice(head * width, (head + 1) * width)
-    kept = weight[:, columns].clone()  # (D, K)
+    kept = weight[:, columns].clone()  # (D, d)
     with torch.no_grad():
         weight[:, columns] = 0
         losses = losses_of_words(FEW)  # (FEW, T-1)
@@ -1132,7 +1132,8 @@ if CORPUS == "bundled":
 # %% [markdown]
 # Most sentences are whole, and people keep their names. That one sentence follows from the one before is rare.
 
-# %%
+# %% cellView="form" tags=["numbers"]
+# @title The numbers that notebook 07 reports
 figures.save_numbers(
     "04",
     {

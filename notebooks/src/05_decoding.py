@@ -848,7 +848,7 @@ for length in (20, 40):
     cache = KVCache(model.config, 1, device=device)
     with torch.no_grad():
         model(story[:, :length], cache)
-    kept.append(torch.stack([cache.keys, cache.values])[..., :20, :])  # (2, L, 1, H, 20, K)
+    kept.append(torch.stack([cache.keys, cache.values])[..., :20, :])  # (2, L, 1, H, 20, d)
 assert (kept[0] - kept[1]).abs().max() < 1e-5 * kept[0].abs().max(), (
     "old tokens change when new ones come"
 )
@@ -1090,7 +1090,8 @@ figures.save_figure(
 # a circle. So do not judge a cache by its text. Compare its logits with those of one pass, on a *batch of different texts*: on a
 # single text, mixed rows would not be seen. The figure does not say how bad a difference is; a text can survive a large one.
 
-# %%
+# %% cellView="form" tags=["numbers"]
+# @title The numbers that notebook 07 reports
 figures.save_numbers(
     "05",
     {

@@ -844,7 +844,8 @@ table(
     [f"machines like this one ({device}, fp32)", "hours an epoch, at best", "dollars"],
 )
 
-# %%
+# %% cellView="form" tags=["numbers"]
+# @title The numbers that notebook 07 reports
 figures.save_numbers(
     "06",
     {

@@ -1,0 +1,52 @@
+"""Runs whose results are recorded: those that a file lacks are made, several at a time."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from timing import machine
+
+from helpers.notebook import FigureFolder, load_numbers
+from helpers.support.hardware import pick_device, pick_precision
+
+
+def complete(
+    corpus: str, name: str, work: Callable, todo: Iterable[tuple[str, int]], jobs: int
+) -> dict:
+    """Make the runs that `<name>.json` lacks; write it after each; return all that it holds then.
+
+    Args:
+        work: work(key, seed) makes a run, and returns its numbers. A function of a module, or a
+            partial of one, because other processes call it.
+        todo: the (key, seed) of all runs.
+        jobs: how many at a time.
+    """
+    figures, known = FigureFolder(corpus), {"runs": {}}
+    with suppress(FileNotFoundError):
+        known |= load_numbers(corpus, name)
+    missing = [run for run in todo if str(run[1]) not in known["runs"].get(run[0], {})]
+    threads = max(1, torch.get_num_threads() // jobs)
+    pool = {"initializer": torch.set_num_threads, "initargs": (threads,)}
+    with ProcessPoolExecutor(jobs, get_context("spawn"), **pool) as processes:
+        running = {processes.submit(work, *run): run for run in missing}
+        for done in as_completed(running):
+            key, seed = running[done]
+            known["runs"].setdefault(key, {})[str(seed)] = done.result() | {"device": processor()}
+            figures.save_numbers(name, known)
+            print(f"{key}, seed {seed}: {done.result()}", flush=True)
+    return known
+
+
+def processor() -> str:
+    """What runs are made on: the GPU or the processor, and the precision."""
+    device = pick_device()
+    on = torch.cuda.get_device_name() if device == "cuda" else machine(os.getloadavg()[0])
+    return f"{on if device == 'cuda' else on['processor']}, {pick_precision(device)}"
