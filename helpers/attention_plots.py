@@ -8,6 +8,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from helpers.plots import COLORS, GREY, labels, subplots
 from helpers.support.checks import require
@@ -21,6 +22,7 @@ def heatmap(
     title: str = "",
     label: str = "attention weight",
     limits: tuple[float, float] = (0.0, 1.0),
+    marked: Sequence[tuple[int, int]] = (),
 ) -> Figure:
     """One head as a heat-map: each row is the word that reads, each column a word that is read.
 
@@ -30,6 +32,7 @@ def heatmap(
         matrix: [T, S].
         tokens, keys: the words of the rows and of the columns; None: the same.
         label, limits: of the colour scale; a negative limit gives two colours around zero.
+        marked: (row, column) of cells to frame.
 
     Raises:
         ValueError: if there are no words, or they do not fit the matrix.
@@ -42,6 +45,9 @@ def heatmap(
     side = max(3.2, 0.24 * max(matrix.shape))
     figure, axes = subplots(size=(side + 2.2, side * matrix.shape[0] / matrix.shape[1] + 1.2))
     image = _draw_heatmap(axes, matrix, tokens, keys, limits)
+    for row, column in marked:
+        frame = {"fill": False, "edgecolor": "#d55e00", "linewidth": 2}
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **frame))
     if matrix.size <= 100:
         for row, column in np.argwhere(~np.ma.getmaskarray(image.get_array())):
             shade = image.cmap(image.norm(matrix[row, column]))

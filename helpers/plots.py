@@ -254,6 +254,56 @@ def loss_curves(
     return compare_curves(_loss_columns(rows), landmarks=landmarks, title=title)
 
 
+def loss_and_scores(
+    rows: Sequence[Mapping],
+    landmarks: Mapping[str, float],
+    scores: Mapping[str, Sequence[float]],
+    event: tuple[str, int] | None = None,
+    *,
+    title: str = "",
+) -> Figure:
+    """The losses of one run, and below them what was scored on the way, over one logarithmic axis.
+
+    Args:
+        rows, landmarks: as for `loss_curves`.
+        scores: {label: a number for each row}.
+        event: (label, step), marked in both panels.
+    """
+    figure, (upper, lower) = subplots(2, size=(7.5, 6.2), losses=rows, scores=scores)
+    for (label, points), color, line in zip(
+        _loss_columns(rows).items(), COLORS, LINES, strict=False
+    ):
+        upper.plot(*points, label=label, color=color, linestyle=line, linewidth=1.8)
+    for value in landmarks.values():
+        upper.axhline(value, color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+    steps = [row["step"] for row in rows]
+    for (label, values), color, line in zip(
+        scores.items(), cycle(COLORS), cycle(LINES), strict=False
+    ):
+        lower.plot(steps, values, label=label, color=color, linestyle=line, linewidth=1.8)
+    for axes in (upper, lower):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        if event:
+            axes.axvline(event[1], color="black", linewidth=1)
+        axes.legend(frameon=True)
+    if event:
+        name = f"{event[0]}: step {event[1]}"
+        lower.annotate(
+            name,
+            (event[1], 0.5),
+            xytext=(-4, 0),
+            textcoords="offset points",
+            xycoords=("data", "axes fraction"),
+            ha="right",
+            fontsize=8.5,
+        )
+    _label_lines(upper, landmarks)
+    upper.set(title=title, ylabel="loss (nats per token)")
+    lower.set(xlabel="step (logarithmic)", ylabel="score of the best head")
+    return figure
+
+
 def perplexity_curve(
     rows: Sequence[Mapping], landmarks: Mapping[str, float] | None = None, *, title=""
 ) -> Figure:

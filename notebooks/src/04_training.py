@@ -11,14 +11,22 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/04_training.ipynb)
 #
-# **Promise.** You will train the decoder until its stories hold together, watch its loss pass three landmarks and come close
-# to a fourth, see it remember a song that it hears for the first time, and then look at every one of its heads and measure
-# what it does.
+# **Promise.** You will write the training loop, train the decoder with it, and watch its loss pass three landmarks and come close to a
+# fourth, the lowest loss that any model can have. You will see the model remember a song that it reads for the first time, find the
+# attention heads that do it, and switch them off.
+#
+# **You will be able to**
+#
+# - write a training loop for a language model, in fifteen lines, and say what each line is for;
+# - say what a loss of so many nats means, by landmarks that need no network;
+# - tell from samples what a model has learned so far, and what it has not;
+# - compare two recipes so that the answer is not one of chance;
+# - find what an attention head looks at, and measure whether it matters.
 #
 # **Prerequisites.** [03 · The decoder block](03_decoder_block.ipynb).
 #
-# **Running time.** Five to seven minutes on two cores: most of it for the full run, the rest for short comparisons, and half a minute
-# more for word vectors if they are not cached yet.
+# **Running time.** Five to seven minutes on two cores, most of it for one training run; half a minute more for word vectors if they
+# are not cached yet.
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
@@ -45,107 +53,83 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import display
+from torch import nn
 
 from helpers import attention_plots, plots
 from helpers.checkpoints import load_checkpoint
 from helpers.decoding import generate
 from helpers.evaluation import bits_per_character, landmarks, perplexity
 from helpers.explorers import AttentionExplorer
-from helpers.grammar import entropy_floor
-from helpers.heads import head_scores, words_after
+from helpers.grammar import bundled_grammar, entropy_floor
+from helpers.heads import head_scores, pattern_targets, words_after
 from helpers.loss import loss_sum
-from helpers.model import Decoder, ModelConfig
+from helpers.model import ModelConfig
 from helpers.muon import orthogonalize
 from helpers.notebook import ROOT, FigureFolder, claim, load_numbers, show_source, table
 from helpers.recipe import VALIDATION, new_model, save_trained, trained_path
 from helpers.stories import corpus_name, load_stories
 from helpers.tokenizer import WordTokenizer
-from helpers.training import TrainingConfig, encode_stories, learning_rate_at, train
+from helpers.training import (
+    TrainingConfig,
+    encode_stories,
+    epoch_order,
+    learning_rate_at,
+    make_optimizer,
+    train,
+)
 from helpers.vectors import train_vectors
 
+# %%
 figures = FigureFolder(CORPUS)
 stories = load_stories(CORPUS, validation=VALIDATION)
 tokenizer = WordTokenizer.train(stories.train, vocab_size=10_000)
-print(
-    f"{len(stories.train):,} training stories, {len(stories.validation):,} validation stories, "
-    f"{len(tokenizer):,} tokens"
-)
+V = len(tokenizer)
+print(f"{len(stories.train):,} training and {len(stories.validation):,} validation stories")
 
 # %% [markdown]
-# ## The exercise: say what comes next
+# ## The loss of a batch
 #
-# A story of 64 tokens is 63 exercises at once. The input is the story without its last token, the target the story without
-# its first: at each place the model reads what stands there and before, and must say what stands one place further. It
-# always reads the true words, not its own guesses: *teacher forcing*. Thanks to the causal mask all 63 answers come from one
-# pass.
-#
-# A longer story is cut at 64, and then has no `<eos>`: it did not end there. About three in four of the bundled stories fit, so
-# their model learns to end. Of TinyStories hardly any do: that model knows beginnings only.
+# A story of 64 tokens is 63 exercises at once, as in notebook 01: the input is the story without its last token, the target the story
+# without its first. The model always reads the true words, never its own guesses (**teacher forcing**), and the causal mask lets one
+# pass answer all 63. Stories in a batch differ in length, so short ones are filled up with `<pad>`. A filler is no exercise: the loss is
+# the sum over real targets, divided by *their* number.
 
 # %%
 train_ids = encode_stories(tokenizer, stories.train, ModelConfig.context_length)  # (N, T)
 validation_ids = encode_stories(tokenizer, stories.validation, ModelConfig.context_length)  # (M, T)
-
-row = tokenizer.encode_story("The girl was happy.", 9)
-table(
-    [[t, tokenizer.word(a), tokenizer.word(b)] for t, (a, b) in enumerate(pairwise(row))],
-    ["position", "input", "target"],
-)
-
-# %% [markdown]
-# The last rows ask for `<pad>` after `<eos>`: that is filling, not text, and must not count. So the loss is a sum over
-# real targets, divided by *their* number. `output_loss` computes the output layer and its loss together, a few hundred
-# rows at a time, so that the logits of a whole batch never exist at once.
-
-# %%
-show_source(loss_sum)
-
-# %% [markdown]
-# Check it against the plain way: all logits, then PyTorch's cross-entropy with `<pad>` ignored. And see what a mean that
-# counts the padding would have said.
-
-# %%
+batch = train_ids[:32].long()  # (B, T)
 model = new_model(stories, tokenizer)
-batch = torch.tensor(
-    [
-        tokenizer.encode_story(text, 64)
-        for text in ("The girl was happy.", "The boy had a red ball.")
-    ]
-)
 with torch.no_grad():
-    total, count = loss_sum(model, batch, tokenizer.pad_id)
-    logits = model(batch[:, :-1]).flatten(0, 1)  # (B·(T-1), V)
-    targets = batch[:, 1:].flatten()  # (B·(T-1),)
-    reference = F.cross_entropy(logits, targets, ignore_index=tokenizer.pad_id)
-    with_padding = F.cross_entropy(logits, targets)
+    logits = model(batch[:, :-1]).flatten(0, 1)  # (B · (T-1), V)
+    targets = batch[:, 1:].flatten()  # (B · (T-1),)
+    nats = F.cross_entropy(logits, targets, reduction="none")  # (B · (T-1),)
+    by_hand = nats[targets != tokenizer.pad_id].mean()  # ()
+    total, count = loss_sum(model, batch)  # (), ()
 
-assert torch.allclose(total / count, reference, rtol=1e-5), (
-    "the loss is not the mean over real tokens"
+# %%
+claim(
+    f"{count} real targets of {len(targets)}: by hand ≈{by_hand:.4f} nats, `loss_sum` the same",
+    torch.isclose(by_hand, total / count, rtol=1e-5),
 )
-print(f"{count} real targets of {targets.numel()}")
-print(
-    "the mean over real targets is PyTorch's: True; over all targets it differs:",
-    bool((with_padding - reference).abs() > 1e-3),
-)
+print(f"a mean that counts the fillers: {nats.mean():.2f}")
 
 # %% [markdown]
+# `loss_sum` returns the sum of the losses and the number of targets. It never holds the logits of all tokens at once; notebook 06 shows
+# how.
+#
 # ## What is a good loss?
 #
-# A loss of 3 nats per token says little by itself. Landmarks make it a scale. Each is the loss of a predictor without any
-# network:
+# A loss of 3 nats per token says little by itself. Landmarks make it a scale. Each is the loss of a predictor without any network:
 #
 # - **uniform**: every word is equally likely, $\ln V$;
 # - **unigram**: words by how often they occur;
 # - **bigram**: words by how often they follow *the word before*;
-# - **entropy floor**: the bundled stories come from a grammar that knows the exact probability of each word. Nobody can
-#   predict better than that; the mean of $-\ln p$ is the lowest possible loss. Real text has a floor too, but nobody knows it.
-#   (Notebook 03 had the floor of one batch, known by heart. This is the floor for stories that nobody has seen.)
-#
-# Perplexity is $e^{\text{loss}}$: the number of equally likely words that would be as hard to guess.
+# - **entropy floor**: the mean of $-\ln p$ with the true probability $p$ of each word, which the grammar knows. On average nobody can
+#   predict better. (Notebook 03 had the floor of one batch known by heart. This is the floor of stories that nobody has seen. Real text
+#   has a floor, too, but nobody knows it.)
 
 # %%
-marks = landmarks(train_ids, validation_ids, len(tokenizer))
+marks = landmarks(train_ids, validation_ids, V)
 if stories.validation_nats is not None:
     marks["entropy floor"] = entropy_floor(stories, ModelConfig.context_length)
 table(
@@ -154,48 +138,83 @@ table(
 )
 
 # %% [markdown]
-# The step from unigram to bigram is what one word of context is worth. What lies between the bigram and the floor can
-# only be had by looking further back: a name from two sentences ago, the colour of a lost ball. That is attention's share.
+# The step from unigram to bigram is what one word of context is worth. What lies between the bigram and the floor can only be had by
+# looking further back: a name from two sentences ago, the colour of a lost ball. That is attention's share.
+#
+# ## The training loop
+#
+# A training step has five parts: take a batch, compute its loss, compute the gradient of the loss with respect to every parameter,
+# shorten the gradient if it is too long, and let the **optimizer** change the parameters. The **learning rate** says how large that change
+# may be. An **epoch** is one pass over all stories, in random order.
+
+
+# %%
+def training_loop(model, ids, config, total_steps, stop_after):
+    """The first steps of a run of `total_steps`; returns the mean loss of each batch."""
+    optimizer, losses = make_optimizer(model, config), []
+    for step in range(stop_after):
+        steps_per_epoch = math.ceil(len(ids) / config.batch_size)
+        epoch, place = divmod(step, steps_per_epoch)
+        order = epoch_order(len(ids), config.seed, epoch)  # (N,), random
+        batch = ids[order[place * config.batch_size :][: config.batch_size]].long()  # (B, T)
+        total, count = loss_sum(model, batch)  # (), ()
+        optimizer.zero_grad()
+        (total / count).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, total_steps, config) * group["share"]
+        optimizer.step()
+        losses.append(total.item() / count.item())
+    return losses
+
+
+# %% [markdown]
+# That is all. (A group's *share* lets some parameters move faster than others; the recipe below uses it.) The course's `train` also
+# measures the validation loss, saves the run, resumes it after a crash, and works on several GPUs. Does it do the same otherwise?
+# Thirty steps in 32-bit numbers:
+
+# %%
+thirty = TrainingConfig(max_steps=30, warmup_steps=10, validate_every=1, precision="fp32")
+few = replace(stories, validation=stories.validation[:4])
+model = new_model(stories, tokenizer)
+ours = training_loop(model, train_ids, thirty, total_steps=30, stop_after=30)
+model = new_model(stories, tokenizer)
+theirs = train(model, tokenizer, few, thirty).column("train_loss")
+
+# %%
+claim(
+    f"from ≈{ours[0]:.2f} to ≈{ours[-1]:.2f} nats; all {len(ours)} losses are those of `train`, to "
+    "the last digit",
+    ours == list(theirs),
+)
 
 # %% [markdown]
 # ## The recipe
 #
-# Three choices make the recipe; the section *What else was tried* takes them back one at a time.
+# Four choices make our recipe. Below, *the baseline recipe* is the plain way to do it: Adam at a constant rate of 0.0003, random
+# vectors, dropout 0.1.
 #
-# **Start.** The embedding starts from fastText vectors, trained on the training stories alone, and is tuned along. The output
-# layer starts from them too. A word's vector $e$ enters the stream as $eP$, with $P$ the projection; so the row that scores the
-# word starts as $eP$ too, less the mean over all words and scaled. Words that are used alike then start with scores alike.
+# **Start.** The embedding starts from fastText vectors, trained on the training stories alone, and is trained further. The output layer
+# starts from them, too. A word's vector $e$ enters the stream as $eP$, with $P$ the projection; so the row that scores the word starts
+# as $eP$, less the mean over all words, and scaled. Words that are used alike then start with similar scores.
+#
+# **Schedule.** The learning rate climbs for some steps, while the optimizer's averages are still poor (*warm-up*). Then it stays, and
+# falls in a line to zero over the last two fifths of the run, so that the last steps only polish
+# ([Hägele et al. 2024](https://arxiv.org/abs/2405.18392)).
 
 # %%
 vectors = train_vectors(stories.train, tokenizer)
-model = new_model(stories, tokenizer, vectors)
-print(
-    f"{model.num_parameters():,} parameters; with a vocabulary of 10,000: "
-    f"{Decoder(ModelConfig()).num_parameters():,}"
-)
-
-# %% [markdown]
-# **Schedule.** The learning rate climbs for some steps, while the optimizer's averages are still poor, stays, and falls in a
-# line to zero over the last two fifths of the run, so that the last steps only polish ([Hägele et al. 2024](https://arxiv.org/abs/2405.18392)). Gradients longer than 1 are shortened to 1: a rare hard batch may not throw the model off.
-
-# %%
 config = TrainingConfig(folder=str(ROOT / "runs" / corpus_name(CORPUS)))
+baseline = TrainingConfig.baseline()
 total_steps = config.epochs * math.ceil(len(stories.train) / config.batch_size)
 steps = range(0, total_steps, 3)
+
+# %%
 figures.save_figure(
     plots.compare_curves(
         {
-            "our default": (
-                steps,
-                [1000 * learning_rate_at(step, total_steps, config) for step in steps],
-            ),
-            "the assignment's": (
-                steps,
-                [
-                    1000 * learning_rate_at(step, total_steps, TrainingConfig.baseline())
-                    for step in steps
-                ],
-            ),
+            name: (steps, [1000 * learning_rate_at(step, total_steps, one) for step in steps])
+            for name, one in {"our recipe": config, "baseline recipe": baseline}.items()
         },
         y_label="learning rate (thousandths)",
         title="A short climb, a plateau, a long way down",
@@ -203,30 +222,67 @@ figures.save_figure(
     "04_schedule",
     alt=(
         "Learning rate against step: ours climbs to its maximum within the warm-up, stays there, "
-        "and falls in a line to zero over the last two fifths; the assignment's is flat."
+        "and falls in a line to zero over the last two fifths; the baseline's is flat."
     ),
 )
 
 # %% [markdown]
-# **Optimizer.** Adam moves each weight by itself. A matrix is more than its weights: its gradient has a few strong directions,
-# in which it would move again and again, and many weak ones. Muon ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/)) takes the momentum
-# of a matrix and makes it nearly *orthogonal* before it becomes a step: strong directions count alike, and weak ones are
-# lifted some hundredfold. That needs no decomposition, only a polynomial of matrix products, five times:
+# **Optimizer.** The gradient of one batch is noisy, and some parameters have far larger gradients than others. **Adam**
+# ([Kingma & Ba 2015](https://arxiv.org/abs/1412.6980)) keeps two running means for each number: of its gradient, and of the gradient's
+# square. It moves the number by the first, divided by the root of the second. So every number moves at about the same speed, whatever
+# the size of its gradient. Here is one of its steps by hand, beside PyTorch's *AdamW* (Adam with another weight decay, which we do not use;
+# [Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101)):
 
-# %% tags=["hide-input"]
+
+# %%
+def adam_step(p, state, rate, betas=(0.9, 0.99), eps=1e-8):
+    """Move p by its gradient. state: the two running means, and the number of steps."""
+    state["n"] += 1
+    state["mean"] = betas[0] * state["mean"] + (1 - betas[0]) * p.grad  # as p
+    state["square"] = betas[1] * state["square"] + (1 - betas[1]) * p.grad**2  # as p
+    mean = state["mean"] / (1 - betas[0] ** state["n"])  # the means start at 0: make up for it
+    square = state["square"] / (1 - betas[1] ** state["n"])
+    p.data -= rate * mean / (square.sqrt() + eps)
+
+
+# %%
+torch.manual_seed(0)
+start = torch.randn(5, 4)  # (5, 4)
+ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+adamw = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.99), weight_decay=0.0)
+state = {"n": 0, "mean": 0.0, "square": 0.0}
+for _ in range(10):
+    ours.grad = theirs.grad = torch.randn(5, 4)  # (5, 4)
+    adam_step(ours, state, 0.01)
+    adamw.step()
+apart = (ours - theirs).abs().max().item()
+
+# %%
+claim(f"after ten steps the two differ by ≈{apart:.0e}, less than 1e-6", apart < 1e-6)
+
+# %% [markdown]
+# Adam moves each number by itself. A matrix is more than its numbers: its gradient has a few strong *directions* (singular vectors), in
+# which it would move again and again, and many weak ones. **Muon** ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/))
+# takes a running mean of a matrix' gradient, and makes it nearly orthogonal before it becomes a step: all directions then count about
+# alike. It needs no decomposition of the matrix, only a polynomial of matrix products, five times:
+
+# %%
 show_source(orthogonalize)
 
 # %%
-total, count = loss_sum(model, train_ids[:32].long(), tokenizer.pad_id)
+model = new_model(stories, tokenizer, vectors)
+total, count = loss_sum(model, train_ids[:32].long())
 (total / count).backward()
 gradient = model.blocks[0].attention.output.weight.grad  # (D, D)
 model.zero_grad(set_to_none=True)
-before = torch.linalg.svdvals(gradient)  # (D,)
+before = torch.linalg.svdvals(gradient)  # (D,): the strength of each direction
 after = torch.linalg.svdvals(orthogonalize(gradient[None]))[0]  # (D,)
+
+# %%
 figures.save_figure(
     plots.compare_curves(
         {
-            "of a gradient": (range(1, len(before) + 1), (before / before[0]).tolist()),
+            "of the gradient": (range(1, len(before) + 1), (before / before[0]).tolist()),
             "of the step": (range(1, len(after) + 1), after.tolist()),
         },
         x_label="direction, by its strength",
@@ -240,74 +296,62 @@ figures.save_figure(
     ),
 )
 
-# %% tags=["nbval-ignore-output"]
-print(
-    f"directions above a tenth of the strongest: {(before > 0.1 * before[0]).sum()} of "
-    f"{len(before)} before, {(after > 0.1 * after.max()).sum()} after"
-)
-assert (after > 0.1 * after.max()).sum() > 3 * (before > 0.1 * before[0]).sum(), (
-    "the polynomial lifts the weak directions"
+# %%
+strong = [(values > 0.1 * values.max()).sum().item() for values in (before, after)]
+claim(
+    f"directions above a tenth of the strongest: ≈{strong[0]} before, ≈{strong[1]} after, more "
+    "than three times as many",
+    strong[1] > 3 * strong[0],
 )
 
 # %% [markdown]
-# Muon is for the matrices of the blocks. Word vectors, output layer, gains and biases stay with AdamW, as in the paper. The
-# figure does not say that it helps; a table below does.
+# Muon is for the matrices of the blocks. Word vectors, output layer, gains and biases stay with AdamW. The figure does not say that it
+# helps; a table below does.
 #
-# The assignment's recipe differs in more than rate, schedule and optimizer: random vectors, dropout 0.1 (ours none), no
-# clipping, and 0.999 for Adam's second beta (ours 0.99).
-#
-# **Precision.** Where the processor multiplies 16-bit *bfloat16* numbers faster than 32-bit ones, the matrix products use
-# them (mixed precision, [Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). bfloat16 keeps the range of float32 but only
-# some two to three decimal digits:
+# **Precision.** Where the processor multiplies 16-bit *bfloat16* numbers faster than 32-bit ones, the large matrix products use them
+# (mixed precision, [Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). bfloat16 keeps the range of 32-bit numbers, but only two
+# to three decimal digits, so a small change of a weight would be lost in rounding. The weights themselves, the residual stream, the norms
+# and the sums of losses therefore stay in 32 bits.
 
 # %%
 one = torch.tensor(1.0, dtype=torch.bfloat16)  # ()
-print("1 + 1/128 =", (one + 1 / 128).item(), "  1 + 1/512 =", (one + 1 / 512).item())
-
-# %% [markdown]
-# A small update to a weight would be lost in that rounding. So the weights, the residual stream, the norms and the sums of
-# losses stay in float32; large products, and what lies between two of them inside a block, are rounded. The loss of one batch
-# hardly notices:
-
-# %%
+print("in bfloat16, 1 + 1/128 =", (one + 1 / 128).item(), "and 1 + 1/512 =", (one + 1 / 512).item())
 with torch.no_grad():
-    exact, count = loss_sum(model, train_ids[:32].long(), tokenizer.pad_id)
+    exact, count = loss_sum(model, train_ids[:32].long())
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = loss_sum(model, train_ids[:32].long(), tokenizer.pad_id)
+        rounded, _ = loss_sum(model, train_ids[:32].long())
 difference = abs((exact - rounded) / count).item()
-print("difference of the mean loss below 0.01 nats:", difference < 0.01)
-assert difference < 0.01, "bfloat16 changes the loss: something small is summed in it"
+claim(f"the loss of a batch changes by ≈{difference:.4f} nats, less than 0.01", difference < 0.01)
 
 # %% [markdown]
 # ## The run
 #
-# Three epochs, 32 stories a step. The validation loss is measured every 50 steps (and more often at the start), on stories that
-# are never trained on.
-# Whenever it passes a landmark for the first time, the model writes a few stories from nothing but `<sos>`.
+# Three epochs, 32 stories a step. The validation loss is measured every 50 steps, and more often at the start. Whenever it passes a
+# landmark for the first time, the model writes sixteen stories from nothing but `<sos>`. At each measurement we also ask how far the best
+# head follows certain patterns; the section about heads explains them.
 #
 # **Predict.** What will the samples get right just after the unigram landmark? And after the bigram?
 
 # %%
-# Ids of people's and animals' names.
+# Ids of people's and animals' names, and of the words of songs, which mean nothing.
 names = words_after(r"\b(?:named|called) ([A-Z]\w+)", stories.train, tokenizer)
-# Ids of words that mean nothing; see "A song" below.
 sounds = words_after(r'song, "([^".]+)\.', stories.train, tokenizer)
-samples = {}
+samples, followed = {}, []
 
 
-def write_samples(stage: str, step: int, model: Decoder) -> None:
-    samples[stage] = {
-        "step": step,
-        "generations": generate(model, tokenizer, [""] * 16, max_new_tokens=40, seed=1),
-    }
+def write_samples(stage, step, model):
+    written = generate(model, tokenizer, [""] * 16, max_new_tokens=62, seed=1)
+    samples[stage] = {"step": step, "generations": written}
 
 
-def watch(row: dict, model: Decoder) -> None:
+def watch(row, model):
     for name in ("unigram", "bigram"):
         if name not in samples and row["validation_loss"] < marks[name]:
             write_samples(name, row["step"], model)
+    followed.append(head_scores(model, validation_ids[:32], names, sounds))
 
 
+# %%
 scores_before = head_scores(model, validation_ids[:64], names, sounds)
 write_samples("untrained", 0, model)
 
@@ -318,23 +362,18 @@ write_samples("trained", total_steps, model)
 # %%
 final = history.rows[-1]["validation_loss"]
 crossed = {
-    name: next((row["step"] for row in history.rows if row["validation_loss"] < loss), None)
+    name: next((row["step"] for row in history.rows if row["validation_loss"] < loss), math.inf)
     for name, loss in marks.items()
 }
-missed = [name for name in ("uniform", "unigram", "bigram") if crossed[name] is None]
-assert not missed, (
-    f"the loss never passed {missed}: too few stories, or too few steps, to learn from"
+claim(
+    f"the landmarks are passed in order: uniform at step ≈{crossed['uniform']}, unigram at "
+    f"≈{crossed['unigram']}, bigram at ≈{crossed['bigram']}",
+    crossed["uniform"] <= crossed["unigram"] < crossed["bigram"] < math.inf,
 )
-assert crossed["uniform"] <= crossed["unigram"] < crossed["bigram"], (
-    "the landmarks are passed in order"
+claim(
+    f"the loss ends at ≈{final:.3f} nats, half a nat or more below the bigram",
+    final < marks["bigram"] - 0.5,
 )
-assert final < marks["bigram"] - 0.5, (
-    "one word of context explains nearly all: attention has learned nothing"
-)
-print("half a nat or more below the bigram:", final < marks["bigram"] - 0.5)
-
-# %% [markdown]
-# On the bundled stories the floor is known, so we can ask what no other curve can answer: how much is left to learn?
 
 # %%
 if "entropy floor" in marks:
@@ -342,107 +381,81 @@ if "entropy floor" in marks:
     claim(f"the model ends ≈{gap:.3f} nats per token above the floor, less than 0.1", 0 < gap < 0.1)
 
 # %% [markdown]
-# The notebooks that follow read a trained model from `checkpoints/`, with `load_or_train`. The bundled one comes with the
-# repository and stays as it is; this run must land where it did. The model of any other corpus is replaced by this run's.
+# No other curve can say how much is left to learn; this one can. Where on the way did what happen? Both axes below are logarithmic in
+# the step, because most happens early. The upper panel has the loss. The lower one has three patterns of attention: *next sound* reads,
+# in a song, what followed the present sound before.
+
+# %%
+watched = [p for p in ("same name", "previous sound", "next sound") if p in followed[-1]]
+curves = {pattern: [float(found[pattern].max()) for found in followed] for pattern in watched}
+circuit = next(
+    (
+        row["step"]
+        for row, score in zip(history.rows, curves[watched[-1]], strict=True)
+        if score > 0.3
+    ),
+    None,
+)
+
+# %%
+figures.save_figure(
+    plots.loss_and_scores(
+        history.rows,
+        marks,
+        curves,
+        (f"a head follows “{watched[-1]}”", circuit) if circuit else None,
+        title="Landmark after landmark, and then the heads form",
+    ),
+    "04_loss",
+    alt=(
+        "Above: training and validation loss against the step on a logarithmic axis, falling past "
+        "the uniform, unigram and bigram lines to the floor. Below: scores of the best heads, "
+        "near zero for long, then rising."
+    ),
+)
+
+# %% [markdown]
+# Both losses fall fast to the unigram (which words exist) and past the bigram (which word follows which). Then comes the slow part, in
+# which attention learns to look back. The vertical line marks the measurement at which a head first follows the song. The training curve
+# is a mean over the steps between two measurements, so early on it lags behind. The figure does not show *what* was learned in each
+# stretch; the samples below do.
+#
+# The notebooks that follow read a trained model from `checkpoints/`, with `load_or_train`. The one for the grammar stories comes with
+# the repository, and this run must land where it did. For any other corpus this run's model is saved.
 
 # %%
 place = trained_path(CORPUS, stories)
 if CORPUS != "bundled" or not place.exists():
     save_trained(place, model, tokenizer, history, stories)
-_, words_then, then = load_checkpoint(place)
-assert words_then.words == tokenizer.words, (
-    f"other stories made {place.name}: delete it, and run this again"
-)
+_, _, then = load_checkpoint(place)
 apart = abs(final - then["validation_loss"])
 claim(f"this run and the model in {place.parent.name}/ end ≈{apart:.3f} nats apart", apart < 0.03)
-
-# %%
-figures.save_figure(
-    plots.loss_curves(
-        history.rows,
-        marks,
-        title="The loss falls past every landmark"
-        + (" and settles on the floor" if "entropy floor" in marks else ""),
-    ),
-    "04_loss",
-    alt=(
-        "Training and validation loss against steps, falling steeply past uniform, unigram and "
-        "bigram lines and levelling off."
-    ),
-)
-
-# %% [markdown]
-# Both curves fall fast to the unigram (which words exist), then past the bigram (which word follows which), and then bend: the
-# rest is slow. On the bundled stories training and validation stay together, because a grammar's stories hold little to know
-# by heart. On real stories the training curve steps down with each new epoch and ends well below the validation curve. The
-# training curve is a mean over the steps between two points, so early on it lags behind. What the curve does not show is
-# *what* was learned in each stretch; the samples below do.
-
-# %% tags=["nbval-ignore-output"]
-steps_per_epoch = total_steps // config.epochs
-floor = marks.get("entropy floor")
-table(
-    [
-        [
-            row["step"] // steps_per_epoch,
-            f"{row['train_loss']:.3f}",
-            f"{row['validation_loss']:.3f}",
-            f"{math.exp(row['validation_loss']):.2f}",
-            f"{row['validation_loss'] - floor:.3f}" if floor is not None else "",
-        ]
-        for row in history.rows
-        if row["step"] % steps_per_epoch == 0
-    ],
-    [
-        "epoch",
-        "training loss, last stretch",
-        "validation loss",
-        "validation perplexity",
-        "above the floor",
-    ],
-)
-
-# %%
-figures.save_figure(
-    plots.perplexity_curve(history.rows, marks, title="The same run as perplexity"),
-    "04_perplexity",
-    alt=(
-        "Training and validation perplexity against steps on a logarithmic axis, with the same "
-        "landmarks."
-    ),
-)
-
-# %% [markdown]
-# The same curve as perplexity, the figure that papers report. On this logarithmic axis it has the loss curve's shape; the
-# numbers at the right say between how many equally likely words the model hesitates.
 
 # %% [markdown]
 # ## What each landmark buys
 #
-# A sample shows it, but one sample may be luck. So measure three things over all sixteen of a stage: how many of their word
-# **pairs** occur anywhere in the training stories, how many of their runs of **five words** do, and how many **names** have
-# been mentioned before in the same story.
-
-
-# %%
-def ngrams(ids, n):
-    return list(zip(*(ids[i:] for i in range(n)), strict=False))
-
-
-rows = [[i for i in row if i] for row in train_ids.tolist()]
-seen = {n: {gram for row in rows for gram in ngrams(row, n)} for n in (2, 5)}
+# One sample may be luck, so measure all sixteen of each stage. How many of their word **pairs** occur in the training stories? How many
+# of the **names** in them have been mentioned before in the same story? And the grammar judges them: after how many words does a text
+# say something that **no story could say**, and how many are **complete** stories, possible from `<sos>` to `<eos>`?
 
 
 # %%
 def measure(generations):
     texts = [g.ids for g in generations]
-    known = {
-        n: np.mean([gram in seen[n] for ids in texts for gram in ngrams(ids, n)]) for n in seen
-    }
-    mentions = [word in ids[:t] for ids in texts for t, word in enumerate(ids) if word in names]
-    return {"pairs": known[2], "runs": known[5], "names": np.mean(mentions) if mentions else 0.0}
+    pairs = [pair in known_pairs for ids in texts for pair in pairwise(ids)]
+    again = [w in ids[:t] for ids in texts for t, w in enumerate(ids) if w in names]
+    found = {"known pairs": np.mean(pairs), "names again": np.mean(again) if again else 0.0}
+    if CORPUS == "bundled":
+        verdicts = [bundled_grammar().judge([*map(tokenizer.word, ids)]) for ids in texts]
+        found["possible words"] = float(np.mean([len(v.nats) for v in verdicts]))
+        ends = [ids[-1:] == [tokenizer.eos_id] for ids in texts]
+        found["complete"] = sum(
+            end and v.broken_at is None for end, v in zip(ends, verdicts, strict=True)
+        )
+    return found
 
 
+known_pairs = {pair for row in train_ids.tolist() for pair in pairwise(row)}
 measured = {stage: measure(kept["generations"]) for stage, kept in samples.items()}
 
 # %% tags=["nbval-ignore-output"]
@@ -450,55 +463,89 @@ table(
     [
         [
             stage,
-            kept["step"],
-            *(f"{value:.0%}" for value in measured[stage].values()),
-            kept["generations"][0].text,
+            samples[stage]["step"],
+            *(
+                f"{v:.0%}" if name in ("known pairs", "names again") else f"{v:.0f}"
+                for name, v in found.items()
+            ),
         ]
-        for stage, kept in samples.items()
+        for stage, found in measured.items()
     ],
     [
         "after",
         "step",
         "known pairs",
-        "known runs",
         "names again",
-        "one of the sixteen stories, from nothing",
-    ],
+        "words before an impossible one",
+        "complete, of 16",
+    ][: 2 + len(measured["trained"])],
+)
+
+# %% tags=["nbval-ignore-output"]
+table(
+    [[stage, kept["generations"][0].text] for stage, kept in samples.items()],
+    ["after", "one of the sixteen stories, from nothing"],
 )
 
 # %%
-stages = ["untrained", "unigram", "bigram", "trained"]
-pairs, runs, mentions = (
-    [measured[stage][key] for stage in stages] for key in ("pairs", "runs", "names")
+pairs = [measured[stage]["known pairs"] for stage in ("untrained", "unigram", "bigram", "trained")]
+claim(
+    "each landmark brings more pairs that exist: " + ", ".join(f"≈{share:.0%}" for share in pairs),
+    pairs == sorted(set(pairs)),
 )
-assert pairs == sorted(set(pairs)), "each landmark brings more pairs that exist"
-assert runs[3] > runs[2], "runs of five words come after the bigram"
-print("pairs rise at every landmark, runs of five come last: True")
-if (
-    "entropy floor" in marks
-):  # on real stories names return less surely, and sixteen samples are too few to tell
-    assert mentions[3] > mentions[2], "names come back only once attention works"
-    print("returning names come last too: True")
+if CORPUS == "bundled":
+    then, now = (measured[stage] for stage in ("bigram", "trained"))
+    claim(
+        f"names return and stories are possible only later: ≈{then['names again']:.0%} of names "
+        f"after the bigram, ≈{now['names again']:.0%} at the end; ≈{then['complete']} and "
+        f"≈{now['complete']} complete stories",
+        now["names again"] > then["names again"] and now["complete"] > then["complete"],
+    )
 
 # %% [markdown]
-# **Each landmark that the curve crosses changes what the samples get right.** At the unigram there are words, and hardly a
-# pair of them belongs together. Just past the bigram three pairs in four exist, but few sentences are whole, and
-# the story forgets whom it is about: no name returns, except by luck. Only well below the bigram, on the bundled stories,
-# do names and things stay the same from sentence to sentence, and stories come to their end. "Known" is no praise in itself: a model that
-# copied its training stories would score 100 %.
+# **Each landmark that the curve crosses changes what the samples get right.** At the unigram there are words, and hardly a pair of them
+# belongs together. Just past the bigram most pairs exist, but the story forgets whom it is about. Only well below the bigram do names and
+# things stay the same from sentence to sentence, and whole stories come out that the grammar could have told. "Known" is no praise in
+# itself: a model that copied its training stories would score 100 %.
+#
+# ## Overfitting
+#
+# In the figure above training and validation stay together: a grammar's stories hold little to learn by heart. Real stories do. The same
+# model and recipe on ten thousand stories of TinyStories ([Eldan & Li 2023](https://arxiv.org/abs/2305.07759)):
+
+# %%
+real = load_numbers("tinystories", "04")["history"] if CORPUS == "bundled" else history.rows
+figures.save_figure(
+    plots.loss_curves(real, title="Real stories: training pulls away from validation"),
+    "04_overfitting",
+    alt=(
+        "Training and validation loss on TinyStories over three epochs: the training loss steps "
+        "down at each new epoch and ends well below the validation loss, which levels off."
+    ),
+)
+
+# %%
+end = real[-1]
+claim(
+    f"after three epochs the training loss is {end['train_loss']:.2f}, the validation loss "
+    f"{end['validation_loss']:.2f}",
+    end["train_loss"] < end["validation_loss"] - 0.1,
+)
 
 # %% [markdown]
-# ## What else was tried
+# The training loss steps down each time the stories come round again, because the model begins to know them. The validation loss does
+# not follow. That gap is **overfitting**. It costs nothing as long as the validation loss still falls; more stories would help more than
+# more epochs. (TinyStories are longer than ours, and most are cut at 64 tokens: their model learns beginnings, and hardly ever an end.)
 #
-# "Does this trick help?" is asked of every small model, and one run does not answer it: two seeds alone differ. Here are
-# some dozens of answers, recorded on TinyStories: the model, 300 steps and three seeds are fixed, one thing is changed. Zero is
-# AdamW with half a cosine down to zero ([Loshchilov & Hutter 2017](https://arxiv.org/abs/1608.03983)). They were measured on stories that
-# no run was trained on and no result of this course is reported on, the *development set*: who chooses by the stories that he
-# reports has tuned on them. The points are the seeds; to the left of the line is better; "…" stands for "Muon × 2, trapezoid,
-# zero start", and "the recipe", the default of this course, for Muon × 2, trapezoid and a second beta of 0.99.
+# ## Does this trick help?
 #
-# **Predict.** Which moves the loss more: the optimizer, the schedule, or all that regularizes (dropout, weight decay, label
-# smoothing)?
+# One run does not answer that: two runs that differ in nothing but their random numbers end apart. Here are some dozens of answers,
+# recorded on TinyStories. Model, stories, 300 steps and three seeds are fixed, and one thing is changed. Zero is AdamW with a learning
+# rate that falls along half a cosine ([Loshchilov & Hutter 2017](https://arxiv.org/abs/1608.03983)). The loss is measured on a
+# **development set**: stories that no run was trained on, and that no result of this course is reported on. Whoever chooses by the stories
+# that he reports on has tuned on them.
+#
+# **Predict.** Which moves the loss most: the optimizer, the schedule, or regularization (dropout, weight decay, label smoothing)?
 
 # %%
 recorded = load_numbers("tinystories", "ablations")["runs"]
@@ -511,6 +558,10 @@ differences = {
     }
     for part in ("development", "validation")
 }
+mean = {part: {n: np.mean(v) for n, v in found.items()} for part, found in differences.items()}
+orders = {part: sorted(found, key=found.get) for part, found in mean.items()}
+
+# %%
 figures.save_figure(
     plots.ranked(
         differences["development"],
@@ -525,190 +576,129 @@ figures.save_figure(
     ),
 )
 
-# %%
-mean = {
-    part: {name: np.mean(values) for name, values in found.items()}
-    for part, found in differences.items()
-}
-spread = {name: np.ptp(values) for name, values in differences["development"].items()}
-print(f"the same trick with two seeds differs by {np.median(list(spread.values())):.3f} (median)")
-orders = {part: sorted(found, key=found.get) for part, found in mean.items()}
-table(
-    [
-        [
-            f"{number + 1}."
-            if number >= 0
-            else "last"
-            if number == -1
-            else f"last but {-number - 1}",
-            *(
-                f"{orders[part][number]} ({mean[part][orders[part][number]]:+.3f})"
-                for part in orders
-            ),
-        ]
-        for number in (0, 1, 2, -3, -2, -1)
-    ],
-    ["place", "on the development set", "on the validation stories"],
-)
+# %% [markdown]
+# Each bar is the mean of three seeds, and each point one of them; to the left of zero is better. "…" stands for "Muon × 2, trapezoid,
+# zero start". *The recipe* is ours: Muon × 2, trapezoid, and a second beta of 0.99.
 
 # %%
-for place in (slice(0, 3), slice(-3, None)):
-    assert set(orders["development"][place]) == set(orders["validation"][place]), (
-        "the choice would be another on the stories that are reported"
-    )
+spread = np.median([np.ptp(values) for values in differences["development"].values()])
+print(f"the largest difference between seeds of one trick: {spread:.3f} nats (median)")
+for n in (0, 1, 2, -3, -2, -1):
+    print(f"{mean['development'][orders['development'][n]]:+.3f}  {orders['development'][n]}")
+
+# %%
+both = [{*orders[part][:3], *orders[part][-3:]} for part in orders]
+claim("the first and the last three are the same on the validation stories", both[0] == both[1])
 found = mean["development"]
-assert found["the recipe, in the time of AdamW"] < found["trapezoid"] < 0, (
-    "Muon's steps cost more than they bring"
-)
-print(
-    "the first three and the last three are the same on both: the choice was not a matter of luck"
+claim(
+    f"Muon pays in the same time, too: with a fifth fewer steps it gains "
+    f"{-found['the recipe, in the time of AdamW']:.3f} nats, the trapezoid alone "
+    f"{-found['trapezoid']:.3f}",
+    found["the recipe, in the time of AdamW"] < found["trapezoid"] < 0,
 )
 
 # %% [markdown]
-# - **The optimizer is most of it.** Muon on the blocks' matrices is worth more than any other setting that was tried, and
-#   also in the same time: its steps cost about a quarter more, so one row gives it a fifth fewer of them.
-# - **The schedule is worth a third of that**, and for the same reason as averaging the last weights of a constant rate: what
-#   counts is a high rate for long, and then rest. With a cosine the average adds nothing.
-# - **The start from fastText vectors** is worth more than the schedule and the optimizer together with AdamW, and nearly as
-#   much with Muon: random vectors are the worst row of all. Most of it is the output layer, which must otherwise learn from
-#   nothing which words are alike ("vectors in the embedding only"). Frozen vectors are better than random ones and worse than
-#   tuned ones: what skip-gram knows is not quite what the decoder needs.
-# - **Regularization costs.** 300 steps see each story once, and nothing can be overfitted: dropout and label smoothing only
-#   make the task harder. In a long run on few stories they may pay; this cannot show it.
-# - **Almost nothing:** weight decay, zero start, rates of their own for embedding or output layer.
+# - **The optimizer is most of it.** Muon on the blocks' matrices is worth more than any other setting that was tried. Its steps take
+#   about a quarter more time; it still wins if it is given the same time.
+# - **The schedule** is worth about a third of that. Averaging the last weights of a run at a constant rate does the same: what counts
+#   is a high rate for long, and then rest.
+# - **The start from fastText vectors** is worth most of all: random vectors are the worst row. Most of the gain is in the output
+#   layer, which must otherwise learn from nothing which words are alike ("vectors in the embedding only"). Frozen vectors are better
+#   than random ones and worse than trained ones.
+# - **Regularization costs.** 300 steps see each story once, and nothing can be overfitted: dropout and label smoothing only make the
+#   task harder. In a long run on few stories they may pay; this table cannot show it.
+# - **No effect:** weight decay, zero start, and rates of their own for embedding or output layer.
 #
-# Live, on these stories, four of them for 40 steps:
+# Two of the recipes live, on these stories, for 40 steps:
+
+# %%
+live = TrainingConfig(max_steps=40, warmup_steps=10, validate_every=20)
+brief = replace(stories, validation=stories.validation[:80])
+plain = TrainingConfig.baseline(max_steps=40, validate_every=20, overwrite_eos=False)
 
 # %% tags=["nbval-ignore-output"]
-TRIAL_STEPS = 40
-default = TrainingConfig(max_steps=TRIAL_STEPS, warmup_steps=TRIAL_STEPS // 4, validate_every=20)
-assignment = TrainingConfig.baseline(max_steps=TRIAL_STEPS, validate_every=20, overwrite_eos=False)
-trials = {
-    "default": (default, {}),
-    "AdamW for all": (replace(default, muon=None), {}),
-    "random start": (default, None),
-    "the assignment's recipe": (assignment, None),
+runs = {
+    "our recipe": train(new_model(stories, tokenizer, vectors), tokenizer, brief, live),
+    "baseline recipe": train(new_model(stories, tokenizer), tokenizer, brief, plain),
 }
-brief = replace(stories, validation=stories.validation[:80])
-results = {}
-for name, (recipe, start) in trials.items():
-    untrained = (
-        new_model(stories, tokenizer)
-        if start is None
-        else new_model(stories, tokenizer, vectors, **start)
-    )
-    results[name] = train(untrained, tokenizer, brief, recipe)
-losses = {name: h.rows[-1]["validation_loss"] for name, h in results.items()}
-table(
-    [[name, f"{loss:.2f}", f"{math.exp(loss):.1f}"] for name, loss in losses.items()],
-    ["recipe", "validation loss", "perplexity"],
-)
+trials = {name: run.rows[-1]["validation_loss"] for name, run in runs.items()}
 
 # %%
-figures.save_figure(
-    plots.compare_curves(
-        {name: (h.column("step"), h.column("validation_loss")) for name, h in results.items()},
-        y_label="validation loss (nats per token)",
-        title="Good vectors and Muon are both a head start",
-    ),
-    "04_recipes",
-    alt=(
-        "Validation loss of four short runs: the default falls fastest, AdamW for all and the "
-        "random start more slowly, and the assignment's recipe stays far above."
-    ),
-)
-
-# %%
-assert losses["default"] < losses["random start"], "fastText vectors are the better start"
-assert losses["default"] < losses["the assignment's recipe"] - 0.5, (
-    "the default is far ahead of the assignment's recipe"
-)
-print(
-    "fastText beats the random start, and the default the assignment's recipe by more than half "
-    "a nat: True"
+claim(
+    f"after 40 steps: our recipe ≈{trials['our recipe']:.2f} nats, the baseline recipe "
+    f"≈{trials['baseline recipe']:.2f}, at least half a nat more",
+    trials["our recipe"] < trials["baseline recipe"] - 0.5,
 )
 
 # %% [markdown]
-# Forty steps of one seed reward a fast start, and only say who starts ahead. What pays later they cannot show.
+# Forty steps and one seed reward a fast start. What pays in the long run they cannot show; the three seeds of the table can.
 #
 # ## A song
 #
-# In about a third of the bundled stories there is a song whose words mean nothing: *"Zim tala pom vero."* The sounds are drawn
-# at random, so the first time nobody can foresee them. When the song comes back, they are certain, for a reader who remembers.
-# The word before does not help: any of twelve sounds may follow it. Only a look back does.
+# In about a third of the grammar stories there is a song whose words mean nothing: *"Zim tala pom vero."* The sounds are drawn at random,
+# so the first time nobody can foresee them. When the song is sung again they are certain, for a reader who remembers. The word before
+# does not help: any of twelve sounds may follow it.
 #
-# **Predict.** Twelve sounds, about equally likely: how many nats should the model lose on each, the first time? (It is a
-# logarithm.) And when the song is sung again?
+# **Predict.** Twelve sounds, about equally likely: how many nats should the model lose on each, the first time? And when the song is sung
+# again?
 
 # %%
 inputs, targets = validation_ids[:, :-1].long(), validation_ids[:, 1:].long()  # (M, T-1) each
+is_sound = torch.isin(validation_ids, torch.tensor(sorted(sounds)))  # (M, T)
+inside = is_sound[:, 1:] & is_sound[:, :-1]  # (M, T-1): a sound after a sound
+again = torch.zeros_like(inside)  # (M, T-1): … and this pair of sounds was there before
+for m, t in inside.nonzero().tolist():
+    *earlier, present = pairwise(validation_ids[m, : t + 2].tolist())
+    again[m, t] = present in earlier
 
 
+# %%
 @torch.no_grad()
 def losses_of_words(count):
     """The loss of every word of the first `count` validation stories, (count, T-1)."""
     device = model.output.weight.device
-    return torch.cat(
-        [
-            F.cross_entropy(model(rows.to(device)).mT.cpu(), wanted, reduction="none")
-            for rows, wanted in zip(
-                inputs[:count].split(50), targets[:count].split(50), strict=True
-            )
-        ]
-    )
+    found = []
+    for rows, wanted in zip(inputs[:count].split(50), targets[:count].split(50), strict=True):
+        logits = model(rows.to(device)).mT.cpu()  # (B, V, T-1)
+        found.append(F.cross_entropy(logits, wanted, reduction="none"))  # (B, T-1)
+    return torch.cat(found)
 
 
-# again: this sound has followed that one before.
-song, again = {}, torch.zeros_like(targets, dtype=torch.bool)  # (M, T-1)
+# %%
+song = {}
 if sounds:
-    is_sound = torch.isin(validation_ids, torch.tensor(sorted(sounds)))  # (M, T)
-    inside = is_sound[:, 1:] & is_sound[:, :-1]  # (M, T-1): a sound after a sound
-    for m, t in inside.nonzero().tolist():
-        pair = (inputs[m, t].item(), targets[m, t].item())
-        again[m, t] = pair in pairwise(inputs[m, : t + 1].tolist())
-    floors = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(nats[: inside.shape[1]]) for nats in stories.validation_nats],
-        batch_first=True,
-    )  # (M, T-1)
-    all_losses = losses_of_words(len(inputs))  # (M, T-1)
-    for name, places in (("the first time", inside & ~again), ("sung again", inside & again)):
-        song[name] = {
-            "model": all_losses[places].mean().item(),
-            "floor": floors[places].mean().item(),
-        }
-
-# %% tags=["nbval-ignore-output"]
-if song:
-    display(
-        table(
-            [[name, f"{loss['model']:.2f}", f"{loss['floor']:.2f}"] for name, loss in song.items()],
-            ["a sound after a sound", "model, nats", "floor, nats"],
-        )
-    )
+    true = [torch.tensor(nats[: inside.shape[1]]) for nats in stories.validation_nats]
+    true = nn.utils.rnn.pad_sequence(true, batch_first=True)  # (M, T-1)
+    lost = losses_of_words(len(inputs))  # (M, T-1)
+    for name, where in {"the first time": inside & ~again, "sung again": inside & again}.items():
+        song[name] = {"model": lost[where].mean().item(), "floor": true[where].mean().item()}
+        print(f"{name}: the grammar's cost {song[name]['floor']:.2f} nats a sound")
 
 # %%
 if song:
-    assert abs(song["the first time"]["model"] - song["the first time"]["floor"]) < 0.2, (
-        "nobody can know a new song"
+    new, known = song["the first time"], song["sung again"]
+    claim(
+        f"a new song costs the model ≈{new['model']:.2f} nats a sound, within 0.2 of what it costs "
+        "anyone",
+        abs(new["model"] - new["floor"]) < 0.2,
     )
-    assert song["sung again"]["model"] < 0.3, "the model does not remember the song"
-    print("a new song cannot be foreseen, a known one is known to less than 0.3 nats a word: True")
+    claim(f"sung again it costs ≈{known['model']:.2f}, less than 0.3", known["model"] < 0.3)
 
 # %% [markdown]
-# The first time the model loses about $\ln 12 \approx 2.5$ nats, and so would anyone. The weights cannot hold the song: it is new
-# in each story. What is known by the second time has been read from the context, a few words back. One way to do that are two
-# heads, one after the other, as notebook 02 sketched: one that hands each sound the sound before it, and one that looks for
-# the place where the present sound stood before, and reads what followed. Let us look for them.
-
-# %% [markdown]
+# The first time the model loses about $\ln 12 \approx 2.5$ nats, and so would anyone. The weights cannot hold the song, because it is new
+# in each story. What is known by the second time has been read from the context. Two heads can do that, one after the other, as notebook
+# 02 built them by hand: one tells each sound which sound stood before it, and one looks for the place where the present sound stood
+# before, and reads what followed. Let us look for them.
+#
 # ## What does each head do?
 #
-# Twenty-four heads, and nobody told them what to look at. First by number, then as pictures. The score of a head for a
-# pattern is the attention that it puts on the pattern's keys, averaged over the words that have such keys, on a scale where 0
-# is an even spread over all words and 1 is nothing else. The patterns:
+# Twenty-four heads, and nobody told them what to look at. First by number, then as pictures. The **score** of a head for a pattern is the
+# attention that it puts on the pattern's keys, averaged over the words that have such keys, on a scale where 0 is an even spread over all
+# words and 1 is nothing else. The patterns:
 #
 # - *itself*, *previous word*, *start token*: places;
-# - *same word*: earlier copies of the word; *after same word*: what followed them (an *induction head*, [Olsson et al. 2022](https://arxiv.org/abs/2209.11895));
+# - *same word*: earlier copies of the word; *after same word*: what followed them (an *induction head*,
+#   [Olsson et al. 2022](https://arxiv.org/abs/2209.11895));
 # - *same name*: where a name comes next that has been mentioned, its earlier mentions;
 # - *previous sound* and *next sound*: *previous word* and *after same word* among the words of a song.
 
@@ -716,14 +706,11 @@ if song:
 scores = head_scores(model, validation_ids[:64], names, sounds)
 
 
-def best(scores, pattern):
-    layer, head = np.unravel_index(scores[pattern].argmax(), scores[pattern].shape)
-    return layer, head, scores[pattern][layer, head]
+def best(pattern, scores=scores):
+    """The head with the highest score, (layer, head) from 0, and its score."""
+    place = np.unravel_index(scores[pattern].argmax(), scores[pattern].shape)
+    return place, scores[pattern][place]
 
-
-# %% [markdown]
-# Beside them the heads that notebook 02 made by hand, by the share of their weight on the pattern (its sentences are other ones,
-# and a share is not taken from the even spread, so compare roughly).
 
 # %% tags=["nbval-ignore-output"]
 by_hand = load_numbers("bundled", "02")["weight_on_pattern"]
@@ -731,14 +718,14 @@ table(
     [
         [
             pattern,
-            f"{best(scores_before, pattern)[2]:.2f}",
-            f"{best(scores, pattern)[2]:.2f}",
-            "layer {}, head {}".format(*(i + 1 for i in best(scores, pattern)[:2])),
+            f"{best(pattern, scores_before)[1]:.2f}",
+            f"{best(pattern)[1]:.2f}",
+            "layer {}, head {}".format(*(i + 1 for i in best(pattern)[0])),
             f"{by_hand[pattern][0]:.2f}" if pattern in by_hand else "",
         ]
         for pattern in scores
     ],
-    ["pattern", "best head before training", "best head after", "which", "made by hand in 02"],
+    ["pattern", "best head before training", "after", "which", "weight of the hand-made head (02)"],
 )
 
 # %%
@@ -746,205 +733,206 @@ expected = (
     {"next sound": 0.3, "same name": 0.5} if sounds else {"previous word": 0.2, "same name": 0.1}
 )
 for pattern, enough in expected.items():
-    after, before = best(scores, pattern)[2], best(scores_before, pattern)[2]
+    after, before = best(pattern)[1], best(pattern, scores_before)[1]
     claim(
-        f"{pattern}: a head scores ≈{after:.2f} after training, above {enough}, none above 0.1 "
-        "before",
+        f"{pattern}: the best head scores ≈{after:.2f} after training, above {enough}, and below "
+        "0.1 before",
         after > enough >= 0.1 > before,
     )
 if sounds:  # several heads share this work
-    after, before = (
-        found["previous sound"].clip(0).sum(axis=1).max() for found in (scores, scores_before)
-    )
+    together = [s["previous sound"].clip(0).sum(axis=1).max() for s in (scores, scores_before)]
     claim(
-        f"previous sound: the heads of one layer together score ≈{after:.2f}, above 0.6; before "
-        "training no layer above 0.2",
-        after > 0.6 > 0.2 > before,
-    )
-
-# %%
-SENTENCES = [
-    "Mia had a dog named Max. Mia and Max liked to play.",
-    'Tom lost a red ball. "Where is the ball?" asked Tom.',
-    'a silly song, "Zim tala pom vero." Ben got lost in the misty hills. "Zim tala pom vero," Ben '
-    "sang"
-    if sounds
-    else "The girl was happy, and the boy was happy too.",
-]
-# A song stands in the middle of a story, never at its start: the model reads this first, and the
-# pictures leave it out.
-BEFORE = {
-    SENTENCES[2]: "By the sea lived a kind boy called Ben who had a wise dog named Momo, "
-    "and they had"
-    if sounds
-    else ""
-}
-attention, next_words = {}, {}
-for text in SENTENCES:
-    before = tokenizer.encode(BEFORE.get(text, ""))
-    ids = [tokenizer.sos_id, *before, *tokenizer.encode(text)]
-    with torch.no_grad():
-        logits, weights = model(
-            torch.tensor([ids], device=model.output.weight.device), return_attention=True
-        )  # (1, T, V), (L, 1, H, T, T)
-    shown = slice(len(before) + 1 if before else 0, None)
-    tokens = [tokenizer.word(i) for i in ids[shown]]
-    attention[text] = (tokens, weights[:, 0, :, shown, shown].float().cpu().numpy())
-    next_words[text] = [
-        (word, tokenizer.word(i))
-        for word, i in zip(tokens, logits[0, shown].argmax(-1), strict=True)
-    ]
-
-# %%
-if sounds:
-    second = [t for t, (word, _) in enumerate(next_words[SENTENCES[2]]) if word == "zim"][1]
-    guesses = next_words[SENTENCES[2]][second : second + 3]
-    print(
-        "in the second song, the likeliest word after",
-        ", after ".join(f"{a} is {b}" for a, b in guesses),
-    )
-    assert [b for _, b in guesses] == ["tala", "pom", "vero"], (
-        "the model does not remember this song"
+        f"previous sound: the heads of one layer together score ≈{together[0]:.2f}, above 0.6; "
+        "before training no layer above 0.2",
+        together[0] > 0.6 > 0.2 > together[1],
     )
 
 # %% [markdown]
-# Each head by its own best pattern; how many words it looks back on average (from the words after the twentieth); and which
-# words it favours, as a multiple of what an even spread would give them.
+# Now the pictures, on sentences of our own. A song stands in the middle of a story, never at its start, so before the third sentence the
+# model reads the beginning of a story, which the pictures leave out.
 
 # %%
-heads = [
-    (layer, head) for layer in range(len(model.blocks)) for head in range(model.config.num_heads)
-]
-own = {place: max(scores, key=lambda pattern: scores[pattern][place]) for place in heads}
+if CORPUS == "bundled":
+    SENTENCES = [
+        "Tom was a small boy. One sunny day, Tom met a hungry man. Tom gave the man an apple.",
+        'Tom lost a red ball. "Where is the ball?" asked Tom.',
+        'a silly song, "Zim tala pom vero." Ben got lost in the misty hills. "Zim tala pom vero," '
+        "Ben sang",
+    ]
+    lead = "By the sea lived a kind boy called Ben who had a wise dog named Momo, and they had"
+else:
+    SENTENCES = [
+        "Once upon a time, there was a girl named Lily. One day, Lily saw a big dog.",
+        'Tom lost his ball. "Where is it?" he asked. Mia said, "Look, Tom! It is in the tree."',
+        "Ben and Sue were sad. They wanted to play, but it was dark. Then they saw the moon.",
+    ]
+    lead = ""
+
+# %%
+attention, ids_of = {}, {}
+for text, before in zip(SENTENCES, ["", "", lead], strict=True):
+    before = [tokenizer.sos_id, *tokenizer.encode(before)]
+    ids = torch.tensor([before + tokenizer.encode(text)])  # (1, T)
+    with torch.no_grad():
+        _, weights = model(ids.to(model.output.weight.device), return_attention=True)
+    shown = slice(len(before) if len(before) > 1 else 0, None)
+    ids_of[text] = ids[0, shown].tolist()
+    tokens = [tokenizer.word(i) for i in ids_of[text]]
+    attention[text] = tokens, weights[:, 0, :, shown, shown].float().cpu().numpy()
+
+# %%
+if sounds:
+    heard = torch.tensor(
+        [[tokenizer.sos_id, *tokenizer.encode(f"{lead} {SENTENCES[2]}")]]
+    )  # (1, T)
+    with torch.no_grad():
+        guesses = model(heard.to(model.output.weight.device))[0].argmax(-1).tolist()  # (T,)
+    at = [t for t, i in enumerate(heard[0].tolist()) if tokenizer.word(i) == "zim"][1]
+    sung = [tokenizer.word(i) for i in guesses[at : at + 3]]
+    claim(
+        f"after the second “zim” the likeliest words are {', '.join(sung)}",
+        sung == ["tala", "pom", "vero"],
+    )
+
+# %% [markdown]
+# Four heads, each the best of its pattern. In each picture a frame marks the cell with most weight among those that the pattern names.
+
+
+# %%
+def show_head(pattern, number):
+    text, ((layer, head), _) = SENTENCES[number], best(pattern)
+    tokens, weights = attention[text]
+    allowed = pattern_targets(ids_of[text], names, sounds)[pattern]  # (T, T)
+    allowed[0] = False  # the first word has nothing else to read
+    cell = np.unravel_index((weights[layer, head] * allowed).argmax(), allowed.shape)
+    reads = f"“{tokens[cell[0]]}” reads “{tokens[cell[1]]}”"
+    title = f"{pattern}: layer {layer + 1}, head {head + 1}"
+    return figures.save_figure(
+        attention_plots.heatmap(weights[layer, head], tokens, title=title, marked=[cell]),
+        f"04_head_{pattern.replace(' ', '_')}",
+        alt=f"Heat-map of one head, {title}; framed: {reads}, weight "
+        f"{weights[layer, head][cell]:.2f}.",
+    )
+
+
+# %%
+show_head("same name", 0)
+
+# %% [markdown]
+# *Same name.* Rows of words after which a name comes, such as a full stop or *and*, read the earlier mentions of that name. Such a head
+# can bring a name back. Whether the model needs it shows when the head is switched off, below.
+
+# %%
+show_head("previous sound" if sounds else "previous word", 2)
+
+# %% [markdown]
+# *Previous sound* (in real stories, *previous word*). In the rows of the songs, weight lies one step left of the diagonal. After this
+# head, each sound knows which sound stood before it.
+
+# %%
+show_head("next sound" if sounds else "same word", 2)
+
+# %% [markdown]
+# *Next sound* (in real stories, *same word*). In the rows of the second song, the weight lies one word *further* than the earlier copy of
+# the row's word: *tala* reads the first *pom*. To find it by its content, the key there must say what stood before it, and the head above
+# can have told it. The pictures fit that account; they do not prove it.
+
+# %%
+show_head("itself", 1)
+
+# %% [markdown]
+# *Itself.* Weight on the diagonal: the word reads its own place. Such a head passes the word on, or waits for a place where it has
+# something to read.
+#
+# Now all heads at once, by numbers. How many words does each look back, on average? Which words does it favour, as a multiple of what an
+# even spread would give them?
+
+# %%
+heads = [(layer, h) for layer in range(3) for h in range(model.config.num_heads)]
 jobs = {
     place: [p for p in sorted(scores, key=lambda p: -scores[p][place]) if scores[p][place] > 0.3]
     for place in heads
 }
-notes = {
-    (layer + 1, head + 1): "\n".join(jobs[layer, head][:2])
-    for layer, head in heads
-    if jobs[layer, head]
-}
-
+keys = validation_ids[:64].long()  # (B, T)
 with torch.no_grad():
-    _, weights = model(
-        validation_ids[:64].long().to(model.output.weight.device), return_attention=True
-    )
+    _, weights = model(keys.to(model.output.weight.device), return_attention=True)
 weights = weights.float().cpu()  # (L, B, H, T, T)
-# Query minus key.
-distance = torch.arange(weights.shape[-1])[:, None] - torch.arange(weights.shape[-1])  # (T, T)
+places = torch.arange(keys.shape[1])  # (T,)
+distance = places[:, None] - places  # (T, T), query minus key
 back = (weights * distance).sum(-1)[..., 20:].mean(dim=(1, 3))  # (L, H)
 
-keys = validation_ids[:64].long()  # (B, T)
+# %%
 real = (keys != tokenizer.pad_id).float()  # (B, T)
-# By each key from all words after it.
-received = torch.einsum("lbhts,bt->lhbs", weights, real)  # (L, H, B, T)
-even = torch.einsum(
-    "bt,ts->bs", real / torch.arange(1, real.shape[1] + 1), (distance >= 0).float()
-)  # (B, T)
-rare = (tokenizer.pad_id, tokenizer.eos_id)  # nothing reads them, but for themselves
-common = [i for i in keys.unique().tolist() if i not in rare and (keys == i).sum() >= 30]
+received = torch.einsum("lbhts,bt->lhbs", weights, real)  # (L, H, B, T): by each key
+even = torch.einsum("bt,ts->bs", real / (places + 1), (distance >= 0).float())  # (B, T)
+common = [
+    i for i in keys.unique().tolist() if i > tokenizer.eos_id and (keys == i).sum() >= 30
+]  # <pad> and <eos> are read by nothing but themselves
 favours = torch.stack(
     [received[..., keys == i].sum(-1) / even[keys == i].sum() for i in common], dim=-1
 )  # (L, H, words)
-reads = {
-    place: [
-        (tokenizer.word(common[j]), favours[place][j].item())
-        for j in favours[place].argsort(descending=True)[:3]
-    ]
-    for place in heads
-}
+reads = {}
+for place in heads:
+    most = favours[place].argsort(descending=True)[:3].tolist()
+    reads[place] = [(tokenizer.word(common[j]), favours[place][j].item()) for j in most]
 
 # %% tags=["nbval-ignore-output"]
 table(
     [
         [
             f"{i + 1}.{h + 1}",
-            own[i, h],
-            f"{scores[own[i, h]][i, h]:.2f}",
+            ", ".join(jobs[i, h]) or "–",
             f"{back[i, h]:.0f}",
             ", ".join(f"{word} {times:.1f} ×" for word, times in reads[i, h]),
         ]
         for i, h in heads
     ],
-    ["layer.head", "its best pattern", "score", "words back", "favours"],
+    ["layer.head", "patterns with a score above 0.3", "words back", "favours"],
 )
 
+# %% [markdown]
+# A dash means that no pattern of ours fits. Many heads of the first layer look back a few words and gather the phrase that is being
+# written. Others are mixed, and neither numbers nor pictures can say what they carry. All heads on the sentence of the song
+# (the notes are their patterns):
 
 # %%
-def show_heads(number):
-    tokens, weights = attention[SENTENCES[number]]
-    alt = f"Heat-maps of all {weights.shape[0] * weights.shape[1]} heads for: {SENTENCES[number]}"
-    return figures.save_figure(
-        attention_plots.head_grid(weights, tokens, notes=notes), f"04_heads_{number + 1}", alt=alt
-    )
-
-
-# %%
-show_heads(0)
-
-# %%
-show_heads(1)
-
-# %%
-show_heads(2)
+tokens, weights = attention[SENTENCES[2]]
+notes = {(i + 1, h + 1): "\n".join(jobs[i, h][:2]) for i, h in heads if jobs[i, h]}
+figures.save_figure(
+    attention_plots.head_grid(weights, tokens, notes=notes, title="Every head, one sentence"),
+    "04_heads",
+    alt=f"Heat-maps of all {len(heads)} heads for: {SENTENCES[2]}",
+)
 
 # %% [markdown]
-# Each row is a word that reads, each column a word that is read. Under a title stand the head's best patterns, at
-# most two, with a score above 0.3.
+# The same with sliders, live in Jupyter and Colab. It opens on the head that scores highest for names. **Type a sentence of your own**, and
+# press Enter.
+
+
+# %%
+@torch.no_grad()
+def read(text):
+    ids = [tokenizer.sos_id, *tokenizer.encode(text)][: ModelConfig.context_length]
+    given = torch.tensor([ids], device=model.output.weight.device)  # (1, T)
+    _, weights = model(given, return_attention=True)
+    return [tokenizer.word(i) for i in ids], weights[:, 0].float().cpu().numpy()
+
+
+flat = {place: note.replace("\n", ", ") for place, note in notes.items()}
+explorer = AttentionExplorer(attention, read=read, notes=flat)
+explorer.layer.value, explorer.head.value = (int(i) + 1 for i in best("same name")[0])
+figures.save_explorer(explorer, "04_attention")
+
+# %% [markdown]
+# None of these pictures shows *what* is carried: that is in the values and the output matrix, and a dark square can carry nothing of use.
 #
-# - **Same name.** Dark squares in the columns of names, in rows where a name may come next: after a full stop, after *and*,
-#   after *asked*. Several heads do it; where a name comes next, the strongest does hardly anything else. Such a head can bring
-#   a name back, and names do come back in the samples; whether it is needed for that shows when it is switched off, below.
-# - **Previous sound, next sound** (bundled stories). In the third picture, look at the rows of the second song. A *next sound* head
-#   has a dark square one word further than the earlier copy of the row's word: *tala* reads the first *pom*, *pom* the first
-#   *vero*. To find it by its content, the key there must say what stood before it, and a *previous sound* head in an earlier
-#   layer can tell it. Here several heads of layer 1 share that work. The pictures fit that account; they do not prove it.
-# - **A previous-word head for all words**, like the one made by hand, is what the bundled stories do not teach: its score
-#   over all words stays low. The same model, trained on TinyStories, comes closer to one (its score is below).
-# - **Heads without a name.** Some, most of them in layer 1, look back a few words and gather the phrase that is being written.
-#   Those that look further are mixed: no pattern of ours fits them, and the pictures alone cannot say what they carry.
-
-# %%
-if CORPUS == "bundled":
-    elsewhere = np.max(load_numbers("tinystories", "04")["head_scores"]["after"]["previous word"])
-    print(f"previous word, best head of the model trained on TinyStories: {elsewhere:.2f}")
-
-# %% [markdown]
-# The same as arrows:
-
-
-# %%
-def show_arrows(number):
-    tokens, weights = attention[SENTENCES[number]]
-    figure = attention_plots.head_grid(weights, tokens, kind="arrows", notes=notes)
-    heads = weights.shape[0] * weights.shape[1]
-    alt = f"Word-to-word arrows of all {heads} heads for: {SENTENCES[number]}"
-    return figures.save_figure(figure, f"04_arrows_{number + 1}", alt=alt)
-
-
-# %%
-show_arrows(0)
-
-# %%
-show_arrows(1)
-
-# %%
-show_arrows(2)
-
-# %% [markdown]
-# An arrow goes from the word that reads to the word that is read; its width is the weight, and weights below 0.1 are
-# hidden. None of these pictures shows *what* is carried along an arrow: that is in the values and the output matrix, and a
-# wide arrow can carry nothing of use.
-
-# %% [markdown]
 # ## Switch a head off
 #
-# A score says where a head looks, not whether that matters. So take its part away: set its columns of the output matrix to zero,
-# and measure how much worse the model does, on the words that the head seems to be for.
+# A score says where a head looks, not whether that matters. So set the head's columns of the output matrix to zero, and measure how
+# much worse the model does on the words that the head seems to be for.
 #
-# **Predict.** The best same-name head hardly does anything else where a name comes next. How much will the loss on names
-# that return rise without it?
+# **Predict.** The best same-name head puts most of its weight on the right name. How much will the loss on returning names rise without
+# it: by less than 0.1 nats, or by more than 1?
 
 # %%
 FEW = 80
@@ -953,15 +941,16 @@ returning = torch.tensor(
         [w in names and w in row[: t + 1] for t, w in enumerate(row[1:])]
         for row in validation_ids[:FEW].tolist()
     ]
-)
-places = {"returning names": returning} | (
-    {"the song sung again": again[:FEW]} if sounds else {}
-)  # (FEW, T-1) each
+)  # (FEW, T-1)
+where = {"returning names": returning}
+if sounds:
+    where["the song sung again"] = again[:FEW]
 
 
+# %%
 def cost_of_silence(layer, head):
     """By how many nats the loss rises, in each place, when one head's part is set to zero."""
-    weight = model.blocks[layer].attention.output.weight  # (D, H·d)
+    weight = model.blocks[layer].attention.output.weight  # (D, H · d)
     width = weight.shape[1] // model.config.num_heads
     columns = slice(head * width, (head + 1) * width)
     kept = weight[:, columns].clone()  # (D, d)
@@ -969,7 +958,7 @@ def cost_of_silence(layer, head):
         weight[:, columns] = 0
         losses = losses_of_words(FEW)  # (FEW, T-1)
         weight[:, columns] = kept
-    return {name: (losses - whole)[where].mean().item() for name, where in places.items()}
+    return {name: (losses - whole)[places].mean().item() for name, places in where.items()}
 
 
 whole = losses_of_words(FEW)  # (FEW, T-1)
@@ -978,159 +967,25 @@ silence = {place: cost_of_silence(*place) for place in heads}
 # %% tags=["nbval-ignore-output"]
 table(
     [
-        [
-            name,
-            f"{layer + 1}.{head + 1}",
-            ", ".join(jobs[layer, head]) or "–",
-            f"+{silence[layer, head][name]:.2f}",
-        ]
-        for name in places
-        for layer, head in sorted(heads, key=lambda place: -silence[place][name])[:4]
+        [name, f"{i + 1}.{h + 1}", ", ".join(jobs[i, h]) or "–", f"{silence[i, h][name]:+.2f}"]
+        for name in where
+        for i, h in sorted(heads, key=lambda place: -silence[place][name])[:4]
     ],
     ["loss on", "without head", "its patterns", "rises by, nats"],
 )
 
 # %%
-if sounds:
-    costs = sorted(silence[place]["the song sung again"] for place in heads)
-    assert costs[-1] > 0.05 > costs[len(costs) // 2], (
-        "no head is needed for the song, or half of them are"
-    )
-    print("some head costs the song more than 0.05 nats, half of the heads less: True")
-
-# %% [markdown]
-# In the run shown here the song does need its heads: without one of its *next sound* heads more than a third of what was known is
-# forgotten. A head of the first layer that reads the previous sound matters, too. Train again on another machine, and the work may fall to
-# other heads.
-#
-# With names the work is spread over several heads, and the dearest is not the one with the highest score.
-# So a pattern is a good question, and no answer: what a head is *for* shows when it is gone. Even then the table tells of one head at a
-# time; two that stand in for each other both look superfluous.
-
-# %% [markdown]
-# ## All heads, with sliders
-#
-# Live in Jupyter and Colab; elsewhere a picture.
-
-# %%
-figures.save_explorer(AttentionExplorer(attention), "04_attention")
-
-# %% [markdown]
-# ## TinyStories, beside the assignment's recipe
-#
-# The assignment's recipe and ours on real stories, under one protocol: words without punctuation, and the last token of a cut
-# story overwritten by `<eos>`. That flatters the perplexity, and is used for this comparison only. It takes five runs, so
-# with the bundled stories this section shows what was recorded on TinyStories.
-
-
-# %%
-def compare():
-    plain = WordTokenizer.train(stories.train, keep_punctuation=False)
-    plain_vectors = train_vectors(stories.train, plain)
-    ours = TrainingConfig(overwrite_eos=True)
-    recipes = {"the assignment's recipe": TrainingConfig.baseline()}
-    recipes |= {f"ours, seed {seed}": replace(ours, seed=seed) for seed in range(3)}
-    recipes["ours in 300 steps"] = replace(ours, max_steps=300)
-    runs = {}
-    for name, recipe in recipes.items():
-        start = plain_vectors if name.startswith("ours") else None
-        compared = new_model(stories, plain, start, seed=recipe.seed)
-        runs[name] = train(compared, plain, stories, replace(recipe, validate_every=100)).rows
-        if name == "ours, seed 0":
-            bits["words"] = bits_per_character(compared, plain, stories.validation)
-    return runs
-
-
-# %%
-bits = {"words and punctuation": bits_per_character(model, tokenizer, stories.validation)}
-protocol = {} if CORPUS == "bundled" else compare()
-recorded = (
-    load_numbers("tinystories", "04")
-    if CORPUS == "bundled"
-    else {"protocol": protocol, "steps": total_steps, "bits_per_character": bits}
-)
-ends = [recorded["steps"] // 3 * epoch for epoch in (1, 2, 3)]
-perplexities = {
-    name: {row["step"]: math.exp(row["validation_loss"]) for row in rows}
-    for name, rows in recorded["protocol"].items()
-}
-table(
-    [
-        [
-            name,
-            *(f"{by_step[end]:.2f}" if end in by_step else "" for end in ends),
-            f"{list(by_step.values())[-1]:.2f}",
-        ]
-        for name, by_step in perplexities.items()
-    ],
-    ["validation perplexity", "epoch 1", "epoch 2", "epoch 3", "last step"],
-)
-
-# %%
-median = np.median([perplexities[f"ours, seed {seed}"][ends[2]] for seed in range(3)])
-reached = perplexities["the assignment's recipe"][ends[2]]
-print(
-    f"ours, median of three seeds: {median:.2f}; in 300 steps: "
-    f"{perplexities['ours in 300 steps'][300]:.2f}"
-)
-assert median < 0.75 * reached, "three epochs of our recipe are not far ahead of the assignment's"
-assert perplexities["ours in 300 steps"][300] < reached, "a third of the steps is not enough"
-
-# %%
-figures.save_figure(
-    plots.compare_curves(
-        {
-            name: (list(perplexities[name]), list(perplexities[name].values()))
-            for name in ("the assignment's recipe", "ours, seed 0", "ours in 300 steps")
-        },
-        y_label="validation perplexity",
-        title="Real stories: ours passes the assignment's end in a third of the steps",
-        log_y=True,
-    ),
-    "04_protocol",
-    alt=(
-        "Validation perplexity of three runs on TinyStories on a logarithmic axis: ours is below "
-        "the assignment's recipe throughout."
-    ),
-)
-
-# %% [markdown]
-# All runs train on the same stories, cut to 64 tokens, with the same number of parameters; the word vectors of ours have seen
-# the rest of those stories too. Three seeds of our recipe differ in the order of the
-# stories and in the random weights: the spread in the table is what chance alone does. With the schedule fitted to 300 steps,
-# less than one epoch, our recipe ends below the assignment's three. The curve does not say which part of the recipe did it;
-# the table of tricks above changes one at a time.
-#
-# A perplexity is one per token, and with punctuation there are other tokens: the two models' perplexities must not be
-# compared. Their bits can, spread over the characters of the stories as they are written. Each model pays for its tokens, for
-# the letters of words that it does not know, and for the end; both get the capitals for nothing, and the one without
-# punctuation gets that too.
-
-# %%
-table(
-    [
-        [name, f"{found:.3f}", lost]
-        for (name, found), lost in zip(
-            recorded["bits_per_character"].items(),
-            ["capitals", "capitals and punctuation"],
-            strict=True,
-        )
-    ],
-    ["tokens", "bits per character", "what is lost, and costs nothing"],
-)
-
-# %% [markdown]
-#
-# What our model writes after three epochs of TinyStories, with punctuation, from nothing:
-
-# %%
-if CORPUS == "bundled":
-    display(
-        table([[text] for text in recorded["samples"]["trained"][:3]], ["the first three samples"])
+for name in where:
+    costs = sorted(costs[name] for costs in silence.values())
+    claim(
+        f"{name}: the dearest head costs ≈{costs[-1]:.2f} nats, half of the heads less than 0.05",
+        costs[-1] > 0.05 > costs[len(costs) // 2],
     )
 
 # %% [markdown]
-# Most sentences are whole, and people keep their names. That one sentence follows from the one before is rare.
+# The table says which heads this run needs. Train again on another machine, and the work may fall to other heads. Often the dearest head is
+# not the one with the highest score: a pattern is a good question, and no answer. What a head is *for* shows when it is gone. And even then
+# the table tells of one head at a time: two heads that can stand in for each other both look superfluous.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
@@ -1138,53 +993,81 @@ figures.save_numbers(
     "04",
     {
         "parameters": model.num_parameters(),
-        "vocabulary": len(tokenizer),
+        "vocabulary": V,
         "steps": total_steps,
         "landmarks": marks,
         "history": history.rows,
+        "followed": curves,
         "validation_perplexity": perplexity(model, tokenizer, stories.validation),
+        "bits_per_character": bits_per_character(model, tokenizer, stories.validation),
         "samples": {
             stage: [g.text for g in kept["generations"][:4]] for stage, kept in samples.items()
         },
         "sample_measures": measured,
-        "trials": losses,
+        "trials": trials,
         "head_scores": {"before": scores_before, "after": scores},
         "sentences": SENTENCES,
         "song": song,
         "words_back": back,
-        "favoured_words": {
-            f"{layer + 1}.{head + 1}": words for (layer, head), words in reads.items()
-        },
-        "silenced": {f"{layer + 1}.{head + 1}": costs for (layer, head), costs in silence.items()},
-        "protocol": protocol,
-        "bits_per_character": bits,
+        "favoured_words": {f"{i + 1}.{h + 1}": words for (i, h), words in reads.items()},
+        "silenced": {f"{i + 1}.{h + 1}": costs for (i, h), costs in silence.items()},
     },
 )
 
 # %% [markdown]
 # ## Recap
 #
-# - One story is 63 exercises; padding is not one of them, and the loss is a mean over real tokens.
+# - A training step: batch, loss, gradient, clipping, optimizer. Padding is no target, and the loss is a mean over real tokens.
 # - Landmarks turn a loss into a statement: uniform, unigram, bigram, and, where it is known, the floor.
-# - Muon for the matrices, fastText vectors, a high rate that falls late, and no dropout get far below the assignment's recipe in
-#   the same number of steps. Which of them does it, three seeds say; one does not.
+# - Muon on the blocks' matrices, fastText vectors, and a high rate that falls late get far below the baseline recipe in the same number
+#   of steps. That takes three seeds to say.
 # - What is new in a story, as a song is, can only be read from the context, and is.
-# - After training some heads have a job that one number shows; before training none has. Whether the job matters shows when the
-#   head is switched off.
+# - After training some heads have a job that one number shows; before training none has. Whether the job matters shows when the head is
+#   switched off.
 #
-# The next notebook will turn the model's probabilities into text, in more ways than one.
+# ## What GPT and Llama do differently
+#
+# - **Text.** They see each text once or a few times, and far more of it: trillions of tokens. Overfitting is then no issue, and dropout is
+#   left out.
+# - **Optimizer.** AdamW with a cosine was the rule for years. Muon and other optimizers for matrices are used in large runs since 2025
+#   ([Liu et al. 2025](https://arxiv.org/abs/2502.16982)), and schedules that fall late are common.
+# - **Batches** hold millions of tokens, spread over thousands of GPUs, each of which holds a part of the model (notebook 06).
+# - **The floor** of their text is unknown. How far the loss can fall is extrapolated from smaller models
+#   ([Hoffmann et al. 2022](https://arxiv.org/abs/2203.15556)).
+#
+# Next: [05 · Decoding](05_decoding.ipynb) turns the model's probabilities into text, in more ways than one.
+#
+# ## Can you?
+#
+# 1. Write the loop: which five things does a step do, and in which order?
+#    <details><summary>Answer:</summary> Batch, loss, gradient (after setting the old one to zero), clipping, step of the optimizer with the
+#    rate of this step.</details>
+# 2. A model's loss equals the bigram's. What may it have learned, and what not?
+#    <details><summary>Answer:</summary> It predicts no better than by the last word. It may use more here and there, but on average it
+#    does not gain by it.</details>
+# 3. The samples contain existing pairs of words, but no name returns. Where on the curve are we?
+#    <details><summary>Answer:</summary> Near the bigram.</details>
+# 4. A friend reports that dropout improves his loss by 0.01, in one run. What do you ask?
+#    <details><summary>Answer:</summary> How far two seeds differ without it, and on which stories it was chosen and measured.</details>
+# 5. A head scores 0.9 for a pattern. Is it needed?
+#    <details><summary>Answer:</summary> That does not follow. Switch it off and measure.</details>
 #
 # ## Try it
 #
 # 1. Set `max_steps=150` in `config`. Which landmark is out of reach, and which patterns have no head yet?
-# 2. Train `Decoder(ModelConfig(vocab_size=len(tokenizer), num_layers=1))`. How well does one layer remember the song? Has it
-#    a *next sound* head, and what would such a head have to do without a *previous sound* head below it (notebook 02)?
-# 3. Write a sentence with a name that is not in the vocabulary. What does the same-name head look at?
+#    <details><summary>Answer:</summary> The loss ends well above the floor, and the heads for songs have not formed.</details>
+# 2. Write a sentence with a name that is not in the vocabulary. What does the same-name head look at?
+#    <details><summary>Answer:</summary> At any <code>&lt;unk&gt;</code> before it, if at anything: all unknown words look alike.</details>
 #
 # ## References
 #
-# - [Kingma & Ba 2015](https://arxiv.org/abs/1412.6980), *Adam*; [Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101), *Decoupled Weight Decay*
+# - [Eldan & Li 2023](https://arxiv.org/abs/2305.07759), *TinyStories: How Small Can Language Models Be and Still Speak Coherent English?*
 # - [Hägele et al. 2024](https://arxiv.org/abs/2405.18392), *Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations*
+# - [Hoffmann et al. 2022](https://arxiv.org/abs/2203.15556), *Training Compute-Optimal Large Language Models*
 # - [Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/), *Muon: An optimizer for hidden layers in neural networks*
+# - [Kingma & Ba 2015](https://arxiv.org/abs/1412.6980), *Adam: A Method for Stochastic Optimization*
+# - [Liu et al. 2025](https://arxiv.org/abs/2502.16982), *Muon is Scalable for LLM Training*
+# - [Loshchilov & Hutter 2017](https://arxiv.org/abs/1608.03983), *SGDR: Stochastic Gradient Descent with Warm Restarts*
+# - [Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101), *Decoupled Weight Decay Regularization*
 # - [Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740), *Mixed Precision Training*
 # - [Olsson et al. 2022](https://arxiv.org/abs/2209.11895), *In-context Learning and Induction Heads*
