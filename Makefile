@@ -64,6 +64,7 @@ torture: $(READY)
 
 record: $(READY)
 	@test -n $(call quoted,CORPUS) || { echo 'say which stories: make record CORPUS=path (or CORPUS=tinystories)' >&2; exit 2; }
+	$(PY) report/protocol.py $(call quoted,CORPUS)
 	$(PY) report/execute.py --corpus $(call quoted,CORPUS)
 
 publish: $(READY)

@@ -4,6 +4,7 @@ Shape comments name the sizes: N texts, M validation texts, T tokens, V vocabula
 """
 
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -389,6 +390,22 @@ def judge_continuations(
         "words": float(np.median(before)) if before else math.nan,
         "nats": float(np.concatenate(nats).mean()),
     }
+
+
+def quotable(texts: Sequence[str], stories: Sequence[str], longest: int = 12) -> list[str]:
+    """Texts as they may be published: cut, with "…", before more than `longest` words in a row that
+    one of the stories has."""
+    told = "\n".join(" ".join(re.findall(r"\w+", story.lower())) for story in stories)
+    found = []
+    for text in texts:
+        words = list(re.finditer(r"\w+", text))
+        for i in range(len(words) - longest):
+            run = " ".join(word[0].lower() for word in words[i : i + longest + 1])
+            if run in told:
+                text = f"{text[: words[i + longest].start()].rstrip()} …"
+                break
+        found.append(text)
+    return found
 
 
 def _as_generated(

@@ -11,7 +11,7 @@ ITERATIONS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:  # (P, N, M) -> (P, N, M)
-    """The same singular vectors, and all singular values near 1: between about 0.7 and 1.2.
+    """The same singular vectors, and values between about 0.7 and 1.2, unless they were tiny.
 
     A Newton–Schulz iteration applies the polynomial ax + bx³ + cx⁵ to every singular value by
     matrix products alone, in bfloat16 under autocast. These a, b and c stop short of 1, but lift

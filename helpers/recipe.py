@@ -6,9 +6,11 @@
 
 import argparse
 import ast
+import hashlib
+import json
 import os
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
 
@@ -59,6 +61,17 @@ def new_model(
     if vectors is not None:
         model.start_from_vectors(vectors.matrix(tokenizer, rows=own), **start)
     return model
+
+
+def made_from(stories: Stories, tokenizer: WordTokenizer) -> dict[str, str]:
+    """Digests of what a recorded number rests on: the default recipe, the tokenizer, the stories.
+
+    A recording with other digests is one that the present defaults no longer make.
+    """
+    settings = asdict(TrainingConfig()) | asdict(ModelConfig())
+    recipe = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    digests = {"recipe": recipe, "tokenizer": tokenizer.digest, "stories": stories.digest}
+    return {name: digest[:12] for name, digest in digests.items()}
 
 
 def trained_path(corpus: str | Path, stories: Stories | None = None) -> Path:

@@ -31,7 +31,7 @@ from helpers import muon  # noqa: E402
 from helpers.loss import mean_loss  # noqa: E402
 from helpers.model import Decoder, ModelConfig  # noqa: E402
 from helpers.notebook import FigureFolder, load_numbers  # noqa: E402
-from helpers.recipe import VALIDATION, new_model  # noqa: E402
+from helpers.recipe import VALIDATION, made_from, new_model  # noqa: E402
 from helpers.stories import Stories, load_stories  # noqa: E402
 from helpers.support.hardware import pick_device, pick_precision  # noqa: E402
 from helpers.tokenizer import WordTokenizer  # noqa: E402
@@ -263,7 +263,9 @@ def main() -> None:
         return
     todo = [(name, seed) for seed in range(SEEDS) for name in TRICKS]
     work = functools.partial(losses, options.folder)
-    complete("tinystories", "ablations", work, todo, options.jobs)
+    data = prepared(options.folder)
+    origin = made_from(data["stories"], data["tokenizer"])
+    complete("tinystories", "ablations", work, todo, options.jobs, origin)
 
 
 if __name__ == "__main__":

@@ -179,10 +179,10 @@ def steps_to(goal: float, rows: list[dict]) -> float:
 
 def time_to_goal(picked: str, turns: int, batch: int = BATCH, **vectors) -> dict:
     """Recorded steps times the time of a step as measured now, ours in the precision picked."""
-    recorded = load_numbers("tinystories", "04")
+    runs = load_numbers("tinystories", "protocol")["runs"]
     steps = {
-        "ours": steps_to(GOAL, recorded["protocol"]["ours in 300 steps"]),
-        "the earlier deliverable": float(recorded["steps"]),
+        "ours": steps_to(GOAL, runs["our recipe in 300 steps"]["0"]["rows"]),
+        "the earlier deliverable": float(runs["baseline recipe"]["0"]["rows"][-1]["step"]),
     }
     recipe = our_step(SIZE, picked, batch, muon=TrainingConfig.muon)
     runs = {"ours": recipe, "the earlier deliverable": earlier_step(SIZE, batch)}
@@ -341,7 +341,10 @@ def measure_scaling(precision: str, turns: int, quick: bool = False) -> dict[str
 
     series = {
         "stories in a batch": (lambda n: our_step(SIZE, precision, n), (8, 16, 32, 64)),
-        "tokens of context": (changed("context_length"), (32, 64, 128, 256)),
+        "tokens of context, 8 stories": (
+            lambda n: our_step(ModelConfig(context_length=n), precision, min(batch, 8)),
+            (32, 64, 128, 256, 512, 1024),
+        ),
         "blocks": (changed("num_layers"), (1, 3, 6, 12)),
         "words in the vocabulary": (changed("vocab_size"), (2_500, 5_000, 10_000, 20_000)),
         "tokens in the cache": (decoding_step, (64, 256, 512, 1024)),

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.evaluation import bits_per_character
-from helpers.recipe import VALIDATION, new_model
+from helpers.recipe import VALIDATION, made_from, new_model
 from helpers.stories import load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import TrainingConfig, train
@@ -53,7 +53,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options = parser.parse_args()
     work = functools.partial(made_run, options.corpus)
-    complete(options.corpus, "protocol", work, TODO, options.jobs)
+    stories = load_stories(options.corpus, validation=VALIDATION)
+    tokenizer = WordTokenizer.train(stories.train, keep_punctuation=False)
+    origin = made_from(stories, tokenizer)
+    complete(options.corpus, "protocol", work, TODO, options.jobs, origin)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,12 @@ from helpers.support.hardware import pick_device, pick_precision
 
 
 def complete(
-    corpus: str, name: str, work: Callable, todo: Iterable[tuple[str, int]], jobs: int
+    corpus: str,
+    name: str,
+    work: Callable,
+    todo: Iterable[tuple[str, int]],
+    jobs: int,
+    made_from: dict[str, str],
 ) -> dict:
     """Make the runs that `<name>.json` lacks; write it after each; return all that it holds then.
 
@@ -28,10 +33,14 @@ def complete(
             partial of one, because other processes call it.
         todo: the (key, seed) of all runs.
         jobs: how many at a time.
+        made_from: digests of stories, tokenizer and recipe. Runs that were made from others do not
+            count.
     """
     figures, known = FigureFolder(corpus), {"runs": {}}
     with suppress(FileNotFoundError):
         known |= load_numbers(corpus, name)
+    if known.get("made_from") != made_from:
+        known |= {"runs": {}, "made_from": made_from}
     missing = [run for run in todo if str(run[1]) not in known["runs"].get(run[0], {})]
     threads = max(1, torch.get_num_threads() // jobs)
     pool = {"initializer": torch.set_num_threads, "initargs": (threads,)}

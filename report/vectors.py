@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.loss import mean_loss
-from helpers.recipe import VALIDATION, new_model
+from helpers.recipe import VALIDATION, made_from, new_model
 from helpers.stories import Stories, load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import TrainingConfig, encode_stories, train
@@ -73,7 +73,9 @@ def main() -> None:
         for seed, amount, start, kind in product(range(SEEDS), AMOUNTS, STARTS, KINDS)
     ]
     work = functools.partial(made_run, options.folder, options.vectors)
-    complete("tinystories", "vectors", work, todo, options.jobs)
+    data = prepared(options.folder, options.vectors, max(AMOUNTS))
+    origin = made_from(data["stories"], data["tokenizer"])
+    complete("tinystories", "vectors", work, todo, options.jobs, origin)
 
 
 if __name__ == "__main__":

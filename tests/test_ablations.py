@@ -1,6 +1,5 @@
 """The runs that compare tricks: what each changes, on which stories, and that none is lost."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -39,6 +39,15 @@ def test_a_heatmap_shows_the_matrix_and_hides_a_future_without_weight():
         heatmap(weights, LABELS[:5])
 
 
+def test_a_heatmap_frames_cells_and_says_what_is_grey():
+    weights = causal_weights()[0, 0]
+    axes = heatmap(weights, LABELS, marked=[(3, 1), (5, 5)]).axes[0]
+    assert [patch.get_xy() for patch in axes.patches] == [(0.5, 2.5), (4.5, 4.5)]
+    assert axes.get_xlabel() == "is read (grey: the future)"
+    axes = heatmap(weights.T, LABELS).axes[0]
+    assert (axes.get_xlabel(), len(axes.patches)) == ("is read", 0)
+
+
 @pytest.mark.parametrize("kind", ["heatmap", "arrows"])
 def test_the_grid_has_a_numbered_panel_for_every_head(kind):
     attention, notes = causal_weights(3, 5), {(3, 5): "reads names"}

@@ -22,6 +22,7 @@ from helpers.evaluation import (
     judge_continuations,
     landmarks,
     perplexity,
+    quotable,
 )
 from helpers.grammar import Grammar, bundled_grammar, entropy_floor
 from helpers.stories import Stories
@@ -363,3 +364,10 @@ def test_another_models_tokenizer_is_refused_by_every_measure():
     ):
         with pytest.raises(ValueError, match="the tokenizer is another model's"):
             measure()
+
+
+def test_a_quoted_text_shares_no_long_run_of_words_with_a_story():
+    stories = ["One two three, four. Five!", "six"]
+    same, longer = "Zero two THREE four six", "zero, one two three four zero"
+    assert quotable([same, longer, ""], stories, longest=3) == [same, "zero, one two three …", ""]
+    assert quotable([longer], [], longest=3) == [longer]

@@ -175,11 +175,13 @@ def test_numbers_hold_words_that_utf_8_cannot(folder):
 @pytest.mark.usefixtures("folder")
 def test_a_saved_explorer_is_the_same_again():
     sentences = {"first": (LABELS, HEADS), "second": (LABELS[:3], causal_weights(words=3))}
-    explorer = AttentionExplorer(sentences)
+    explorer = AttentionExplorer(sentences, notes={(1, 3): "reads names"})
     explorer.sentence.value, explorer.head.value = "second", 3
+    assert repr(explorer).endswith("attention of “second”. reads names")
     assert FigureFolder("mine").save_explorer(explorer, "02_heads") is explorer
     again = load_explorer("mine", "02_heads")
     assert (again.sentence.value, again.layer.value, again.head.value) == ("second", 1, 3)
+    assert again.notes == explorer.notes
     for title, (tokens, weights) in explorer.sentences.items():
         assert again.sentences[title][0] == tokens
         assert np.abs(again.sentences[title][1] - weights).max() <= 0.0005

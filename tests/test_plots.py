@@ -211,3 +211,19 @@ def test_distributions_share_one_axis():
     assert {axes.get_xlim() for axes in figure.axes} == {(0.0, 0.55)}
     widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
     assert widths == [[0.3, 0.2], [0.5, 0.0]]
+
+
+def test_losses_and_scores_share_an_axis_and_an_event():
+    rows = [{"step": n, "train_loss": 3.0 / n, "validation_loss": 4.0 / n} for n in (1, 2, 4, 8)]
+    scores = {"same name": [0.0, 0.1, 0.4, 0.5], "next sound": [0.0, 0.0, 0.2, 0.6]}
+    figure = plots.loss_and_scores(rows, {"floor": 0.5}, scores, ("it forms", 4), title="Two")
+    upper, lower = figure.axes
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in [*upper.lines, *lower.lines]}
+    assert drawn["validation"] == [4.0, 2.0, 1.0, 0.5]
+    assert drawn["next sound"] == scores["next sound"]
+    for axes in figure.axes:
+        assert [4, 4] in [list(line.get_xdata()) for line in axes.lines]
+    assert "it forms: step 4" in [text.get_text() for text in lower.texts]
+    without = plots.loss_and_scores(rows, {}, scores)
+    assert len(without.axes[1].lines) == 2

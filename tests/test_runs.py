@@ -8,6 +8,7 @@ import torch
 from support import TOKENIZER, made_model, made_stories, report_script
 
 runs, vectors = report_script("runs"), report_script("vectors")
+ORIGIN = {"recipe": "r", "tokenizer": "t", "stories": "s"}
 
 
 class Here:
@@ -42,10 +43,12 @@ def test_a_run_that_is_there_is_not_made_again(tmp_path, monkeypatch):
 
     path = tmp_path / "tinystories" / "tried.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({"runs": {"old": {"0": {"loss": 7.0}}}, "other": 1}))
+    path.write_text(
+        json.dumps({"runs": {"old": {"0": {"loss": 7.0}}}, "other": 1, "made_from": ORIGIN})
+    )
     todo = [(name, seed) for seed in range(2) for name in ("old", "new")]
     with pytest.raises(KeyboardInterrupt):
-        runs.complete("tinystories", "tried", work, todo, 1)
+        runs.complete("tinystories", "tried", work, todo, 1, ORIGIN)
     assert made == [("new", 0), ("old", 1), ("new", 1)]
     kept = json.loads(path.read_text())
     assert kept["other"] == 1
@@ -55,9 +58,12 @@ def test_a_run_that_is_there_is_not_made_again(tmp_path, monkeypatch):
         "new": ["0"],
     }
     assert kept["runs"]["new"]["0"] == {"loss": 0, "device": runs.processor()}
-    known = runs.complete("tinystories", "tried", work, todo, 1)
+    known = runs.complete("tinystories", "tried", work, todo, 1, ORIGIN)
     assert made[3:] == [("new", 1)]
     assert sorted(known["runs"]["new"]) == ["0", "1"]
+    # Of other stories nothing counts.
+    runs.complete("tinystories", "tried", work, todo, 1, ORIGIN | {"stories": "others"})
+    assert len(made) == 4 + len(todo)
 
 
 @pytest.mark.parametrize("kind", ["tuned", "frozen"])

@@ -55,10 +55,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# %%
 from helpers import attention_plots, plots
 from helpers.checkpoints import load_checkpoint
 from helpers.decoding import generate
-from helpers.evaluation import bits_per_character, landmarks, perplexity
+from helpers.evaluation import bits_per_character, landmarks, perplexity, quotable
 from helpers.explorers import AttentionExplorer
 from helpers.grammar import bundled_grammar, entropy_floor
 from helpers.heads import head_scores, pattern_targets, words_after
@@ -66,7 +67,7 @@ from helpers.loss import loss_sum
 from helpers.model import ModelConfig
 from helpers.muon import orthogonalize
 from helpers.notebook import ROOT, FigureFolder, claim, load_numbers, show_source, table
-from helpers.recipe import VALIDATION, new_model, save_trained, trained_path
+from helpers.recipe import VALIDATION, made_from, new_model, save_trained, trained_path
 from helpers.stories import corpus_name, load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import (
@@ -125,13 +126,16 @@ print(f"a mean that counts the fillers: {nats.mean():.2f}")
 # - **unigram**: words by how often they occur;
 # - **bigram**: words by how often they follow *the word before*;
 # - **entropy floor**: the mean of $-\ln p$ with the true probability $p$ of each word, which the grammar knows. On average nobody can
-#   predict better. (Notebook 03 had the floor of one batch known by heart. This is the floor of stories that nobody has seen. Real text
-#   has a floor, too, but nobody knows it.)
+#   predict better: whoever uses another distribution loses more, by an amount that is never negative, and that notebook 05 measures.
+#   (Notebook 03 had the floor of one batch known by heart. This is the floor of stories that nobody has seen. Real text has a floor, too,
+#   but nobody knows it.)
 
 # %%
 marks = landmarks(train_ids, validation_ids, V)
 if stories.validation_nats is not None:
     marks["entropy floor"] = entropy_floor(stories, ModelConfig.context_length)
+
+# %%
 table(
     [[name, f"{loss:.2f}", f"{math.exp(loss):,.1f}"] for name, loss in marks.items()],
     ["landmark", "nats per token", "perplexity"],
@@ -174,7 +178,9 @@ def training_loop(model, ids, config, total_steps, stop_after):
 # Thirty steps in 32-bit numbers:
 
 # %%
-thirty = TrainingConfig(max_steps=30, warmup_steps=10, validate_every=1, precision="fp32")
+thirty = TrainingConfig(
+    max_steps=30, warmup_steps=10, validate_every=1, precision="fp32", device="cpu"
+)
 few = replace(stories, validation=stories.validation[:4])
 model = new_model(stories, tokenizer)
 ours = training_loop(model, train_ids, thirty, total_steps=30, stop_after=30)
@@ -195,8 +201,8 @@ claim(
 # vectors, dropout 0.1.
 #
 # **Start.** The embedding starts from fastText vectors, trained on the training stories alone, and is trained further. The output layer
-# starts from them, too. A word's vector $e$ enters the stream as $eP$, with $P$ the projection; so the row that scores the word starts
-# as $eP$, less the mean over all words, and scaled. Words that are used alike then start with similar scores.
+# starts from them, too: the row that scores a word starts as the word's vector seen through the projection, less the mean of all words.
+# So words that are used alike start with similar scores.
 #
 # **Schedule.** The learning rate climbs for some steps, while the optimizer's averages are still poor (*warm-up*). Then it stays, and
 # falls in a line to zero over the last two fifths of the run, so that the last steps only polish
@@ -227,11 +233,11 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# **Optimizer.** The gradient of one batch is noisy, and some parameters have far larger gradients than others. **Adam**
-# ([Kingma & Ba 2015](https://arxiv.org/abs/1412.6980)) keeps two running means for each number: of its gradient, and of the gradient's
-# square. It moves the number by the first, divided by the root of the second. So every number moves at about the same speed, whatever
-# the size of its gradient. Here is one of its steps by hand, beside PyTorch's *AdamW* (Adam with another weight decay, which we do not use;
-# [Loshchilov & Hutter 2019](https://arxiv.org/abs/1711.05101)):
+# **Optimizer.** The gradient of one batch is noisy, and some parameters have far larger gradients than others. **Adam** ([Kingma & Ba
+# 2015](https://arxiv.org/abs/1412.6980)) keeps two running means for each number: of its gradient, and of the gradient's square. It moves
+# the number by the first, divided by the root of the second. So the size of a gradient does not matter, only how steady it is. Here is
+# one of its steps by hand, beside PyTorch's *AdamW* (Adam with another weight decay, which we do not use; [Loshchilov & Hutter
+# 2019](https://arxiv.org/abs/1711.05101)):
 
 
 # %%
@@ -263,8 +269,8 @@ claim(f"after ten steps the two differ by ≈{apart:.0e}, less than 1e-6", apart
 # %% [markdown]
 # Adam moves each number by itself. A matrix is more than its numbers: its gradient has a few strong *directions* (singular vectors), in
 # which it would move again and again, and many weak ones. **Muon** ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/))
-# takes a running mean of a matrix' gradient, and makes it nearly orthogonal before it becomes a step: all directions then count about
-# alike. It needs no decomposition of the matrix, only a polynomial of matrix products, five times:
+# takes a running mean of the gradient of a matrix, and makes it nearly orthogonal before it becomes a step: strong directions then count
+# alike, and weak ones are lifted far. It needs no decomposition of the matrix, only a polynomial of matrix products, five times:
 
 # %%
 show_source(orthogonalize)
@@ -315,20 +321,24 @@ claim(
 
 # %%
 one = torch.tensor(1.0, dtype=torch.bfloat16)  # ()
+
+# %%
 print("in bfloat16, 1 + 1/128 =", (one + 1 / 128).item(), "and 1 + 1/512 =", (one + 1 / 512).item())
 with torch.no_grad():
     exact, count = loss_sum(model, train_ids[:32].long())
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16):  # large products in bfloat16
         rounded, _ = loss_sum(model, train_ids[:32].long())
 difference = abs((exact - rounded) / count).item()
+
+# %%
 claim(f"the loss of a batch changes by ≈{difference:.4f} nats, less than 0.01", difference < 0.01)
 
 # %% [markdown]
 # ## The run
 #
-# Three epochs, 32 stories a step. The validation loss is measured every 50 steps, and more often at the start. Whenever it passes a
-# landmark for the first time, the model writes sixteen stories from nothing but `<sos>`. At each measurement we also ask how far the best
-# head follows certain patterns; the section about heads explains them.
+# Three epochs, 32 stories a step. The validation loss is measured every 50 steps, and more often at the start. At the first measurement
+# below the unigram, and below the bigram, the model writes sixteen stories from nothing but `<sos>`. At each measurement we also ask how
+# far the best head follows certain patterns; the section about heads explains them.
 #
 # **Predict.** What will the samples get right just after the unigram landmark? And after the bigram?
 
@@ -339,6 +349,7 @@ sounds = words_after(r'song, "([^".]+)\.', stories.train, tokenizer)
 samples, followed = {}, []
 
 
+# %%
 def write_samples(stage, step, model):
     written = generate(model, tokenizer, [""] * 16, max_new_tokens=62, seed=1)
     samples[stage] = {"step": step, "generations": written}
@@ -365,6 +376,8 @@ crossed = {
     name: next((row["step"] for row in history.rows if row["validation_loss"] < loss), math.inf)
     for name, loss in marks.items()
 }
+
+# %%
 claim(
     f"the landmarks are passed in order: uniform at step ≈{crossed['uniform']}, unigram at "
     f"≈{crossed['unigram']}, bigram at ≈{crossed['bigram']}",
@@ -381,9 +394,9 @@ if "entropy floor" in marks:
     claim(f"the model ends ≈{gap:.3f} nats per token above the floor, less than 0.1", 0 < gap < 0.1)
 
 # %% [markdown]
-# No other curve can say how much is left to learn; this one can. Where on the way did what happen? Both axes below are logarithmic in
-# the step, because most happens early. The upper panel has the loss. The lower one has three patterns of attention: *next sound* reads,
-# in a song, what followed the present sound before.
+# On other texts nobody can say how much is left to learn; here we can. Where on the way did what happen? Both panels below have a
+# logarithmic axis for the step, because most happens early. The upper panel has the loss. The lower one has three patterns of attention:
+# *next sound* reads, in a song, what followed the present sound before.
 
 # %%
 watched = [p for p in ("same name", "previous sound", "next sound") if p in followed[-1]]
@@ -415,10 +428,10 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Both losses fall fast to the unigram (which words exist) and past the bigram (which word follows which). Then comes the slow part, in
-# which attention learns to look back. The vertical line marks the measurement at which a head first follows the song. The training curve
-# is a mean over the steps between two measurements, so early on it lags behind. The figure does not show *what* was learned in each
-# stretch; the samples below do.
+# Both losses fall fast to the unigram (how often each word occurs) and past the bigram (which word follows which). Then comes the slow
+# part, in which attention learns to look back. The vertical line marks the measurement at which a head's score for *next sound* first
+# exceeds 0.3. The training curve is a mean over the steps between two measurements, so early on it lags behind. The figure does not show
+# *what* was learned in each stretch; the samples below do.
 #
 # The notebooks that follow read a trained model from `checkpoints/`, with `load_or_train`. The one for the grammar stories comes with
 # the repository, and this run must land where it did. For any other corpus this run's model is saved.
@@ -455,6 +468,7 @@ def measure(generations):
     return found
 
 
+# %%
 known_pairs = {pair for row in train_ids.tolist() for pair in pairwise(row)}
 measured = {stage: measure(kept["generations"]) for stage, kept in samples.items()}
 
@@ -476,7 +490,7 @@ table(
         "step",
         "known pairs",
         "names again",
-        "words before an impossible one",
+        "possible words at the start",
         "complete, of 16",
     ][: 2 + len(measured["trained"])],
 )
@@ -489,6 +503,8 @@ table(
 
 # %%
 pairs = [measured[stage]["known pairs"] for stage in ("untrained", "unigram", "bigram", "trained")]
+
+# %%
 claim(
     "each landmark brings more pairs that exist: " + ", ".join(f"≈{share:.0%}" for share in pairs),
     pairs == sorted(set(pairs)),
@@ -503,18 +519,21 @@ if CORPUS == "bundled":
     )
 
 # %% [markdown]
-# **Each landmark that the curve crosses changes what the samples get right.** At the unigram there are words, and hardly a pair of them
-# belongs together. Just past the bigram most pairs exist, but the story forgets whom it is about. Only well below the bigram do names and
-# things stay the same from sentence to sentence, and whole stories come out that the grammar could have told. "Known" is no praise in
-# itself: a model that copied its training stories would score 100 %.
+# **Each landmark that the curve crosses changes what the samples get right.** After the unigram words are as frequent as they should be,
+# and few pairs of them belong together. After the bigram most pairs exist, but the story forgets whom it is about. Only well below the
+# bigram do names and things more often stay the same from sentence to sentence, and whole stories come out that the grammar could have
+# told. "Known" is no praise in itself: a model that copied its training stories would score 100 %.
 #
 # ## Overfitting
 #
 # In the figure above training and validation stay together: a grammar's stories hold little to learn by heart. Real stories do. The same
-# model and recipe on ten thousand stories of TinyStories ([Eldan & Li 2023](https://arxiv.org/abs/2305.07759)):
+# blocks and recipe, with a larger vocabulary, on ten thousand stories of TinyStories ([Eldan & Li
+# 2023](https://arxiv.org/abs/2305.07759)):
 
 # %%
 real = load_numbers("tinystories", "04")["history"] if CORPUS == "bundled" else history.rows
+
+# %%
 figures.save_figure(
     plots.loss_curves(real, title="Real stories: training pulls away from validation"),
     "04_overfitting",
@@ -533,17 +552,17 @@ claim(
 )
 
 # %% [markdown]
-# The training loss steps down each time the stories come round again, because the model begins to know them. The validation loss does
-# not follow. That gap is **overfitting**. It costs nothing as long as the validation loss still falls; more stories would help more than
-# more epochs. (TinyStories are longer than ours, and most are cut at 64 tokens: their model learns beginnings, and hardly ever an end.)
+# The training loss steps down each time the stories come round again, because the model begins to know them. The validation loss does not
+# follow. That gap is **overfitting**. It costs nothing as long as the validation loss still falls. (TinyStories are longer than ours, and
+# most are cut at 64 tokens: their model learns beginnings, and hardly ever an end.)
 #
 # ## Does this trick help?
 #
-# One run does not answer that: two runs that differ in nothing but their random numbers end apart. Here are some dozens of answers,
-# recorded on TinyStories. Model, stories, 300 steps and three seeds are fixed, and one thing is changed. Zero is AdamW with a learning
-# rate that falls along half a cosine ([Loshchilov & Hutter 2017](https://arxiv.org/abs/1608.03983)). The loss is measured on a
-# **development set**: stories that no run was trained on, and that no result of this course is reported on. Whoever chooses by the stories
-# that he reports on has tuned on them.
+# One run does not answer that: two runs that differ in nothing but their random numbers end apart. Here are almost fifty answers,
+# recorded on TinyStories. Model, stories, 300 steps and three seeds are fixed; each row changes one thing, or builds on the rows before
+# it. (One row runs fewer steps, and says so.) Zero is AdamW with a learning rate that falls along half a cosine ([Loshchilov & Hutter
+# 2017](https://arxiv.org/abs/1608.03983)). The loss is measured on a **development set**: stories that no run was trained on, and that no
+# final result of this course is reported on. A recipe that was chosen on the stories that it is reported on looks better than it is.
 #
 # **Predict.** Which moves the loss most: the optimizer, the schedule, or regularization (dropout, weight decay, label smoothing)?
 
@@ -566,19 +585,22 @@ figures.save_figure(
     plots.ranked(
         differences["development"],
         x_label="nats per token more than AdamW with a cosine",
-        title="The optimizer and the start decide; regularization costs",
+        title="Start and optimizer decide; dropout costs",
     ),
     "04_tricks",
     alt=(
-        "Bars of the change in loss for each trick. Muon with a trapezoid lies furthest left, near "
-        "minus 0.18; weight decay and zero start near zero; dropout and label smoothing right of "
+        "Bars of the change in loss for each trick. The recipe lies furthest left, near "
+        "minus 0.19; weight decay and zero start near zero; dropout and label smoothing right of "
         "it; random vectors furthest right, at 0.23."
     ),
 )
 
 # %% [markdown]
-# Each bar is the mean of three seeds, and each point one of them; to the left of zero is better. "…" stands for "Muon × 2, trapezoid,
-# zero start". *The recipe* is ours: Muon × 2, trapezoid, and a second beta of 0.99.
+# Each bar is the mean of three seeds, and each point one of them; to the left of zero is better. *Trapezoid* is the schedule above. *Muon
+# × 2* means: at twice AdamW's learning rate. *Zero start* sets the last matrix of each part of a block to zero. *Weight decay* pulls
+# weights towards zero a little at each step. *Label smoothing* asks the model to be sure of the right word by 0.9 only. *Betas* say how
+# long Adam's two means remember. "…" stands for "Muon × 2, trapezoid, zero start". *The recipe* is ours: Muon × 2, trapezoid, and a
+# second beta of 0.99.
 
 # %%
 spread = np.median([np.ptp(values) for values in differences["development"].values()])
@@ -588,8 +610,12 @@ for n in (0, 1, 2, -3, -2, -1):
 
 # %%
 both = [{*orders[part][:3], *orders[part][-3:]} for part in orders]
+
+# %%
 claim("the first and the last three are the same on the validation stories", both[0] == both[1])
 found = mean["development"]
+
+# %%
 claim(
     f"Muon pays in the same time, too: with a fifth fewer steps it gains "
     f"{-found['the recipe, in the time of AdamW']:.3f} nats, the trapezoid alone "
@@ -598,8 +624,8 @@ claim(
 )
 
 # %% [markdown]
-# - **The optimizer is most of it.** Muon on the blocks' matrices is worth more than any other setting that was tried. Its steps take
-#   about a quarter more time; it still wins if it is given the same time.
+# - **The optimizer.** Muon on the blocks' matrices gains more than any other optimizer setting or schedule that was tried.
+#   Its steps take about a quarter more time; it still wins if it is given the same time.
 # - **The schedule** is worth about a third of that. Averaging the last weights of a run at a constant rate does the same: what counts
 #   is a high rate for long, and then rest.
 # - **The start from fastText vectors** is worth most of all: random vectors are the worst row. Most of the gain is in the output
@@ -607,7 +633,7 @@ claim(
 #   than random ones and worse than trained ones.
 # - **Regularization costs.** 300 steps see each story once, and nothing can be overfitted: dropout and label smoothing only make the
 #   task harder. In a long run on few stories they may pay; this table cannot show it.
-# - **No effect:** weight decay, zero start, and rates of their own for embedding or output layer.
+# - **No effect, or little:** weight decay has none; zero start, and rates of their own for embedding or output layer, have little.
 #
 # Two of the recipes live, on these stories, for 40 steps:
 
@@ -631,7 +657,7 @@ claim(
 )
 
 # %% [markdown]
-# Forty steps and one seed reward a fast start. What pays in the long run they cannot show; the three seeds of the table can.
+# Forty steps and one seed reward a fast start. What pays in the long run they cannot show.
 #
 # ## A song
 #
@@ -712,8 +738,10 @@ def best(pattern, scores=scores):
     return place, scores[pattern][place]
 
 
-# %% tags=["nbval-ignore-output"]
+# %%
 by_hand = load_numbers("bundled", "02")["weight_on_pattern"]
+
+# %% tags=["nbval-ignore-output"]
 table(
     [
         [
@@ -819,33 +847,27 @@ def show_head(pattern, number):
 show_head("same name", 0)
 
 # %% [markdown]
-# *Same name.* Rows of words after which a name comes, such as a full stop or *and*, read the earlier mentions of that name. Such a head
+# *Same name.* Rows after which a name comes, such as a comma or a full stop, read an earlier mention of that name. Such a head
 # can bring a name back. Whether the model needs it shows when the head is switched off, below.
 
 # %%
 show_head("previous sound" if sounds else "previous word", 2)
 
 # %% [markdown]
-# *Previous sound* (in real stories, *previous word*). In the rows of the songs, weight lies one step left of the diagonal. After this
-# head, each sound knows which sound stood before it.
+# *Previous sound* (in real stories, *previous word*). In the rows of a song, look one step left of the diagonal. Where a square there is
+# dark, the sound knows afterwards which sound stood before it. No head does that in every row: several share the work.
 
 # %%
 show_head("next sound" if sounds else "same word", 2)
 
 # %% [markdown]
-# *Next sound* (in real stories, *same word*). In the rows of the second song, the weight lies one word *further* than the earlier copy of
-# the row's word: *tala* reads the first *pom*. To find it by its content, the key there must say what stood before it, and the head above
-# can have told it. The pictures fit that account; they do not prove it.
-
-# %%
-show_head("itself", 1)
+# *Next sound* (in real stories, *same word*). The framed square lies one word *further* than the earlier copy of the row's word. To find
+# it by its content, the key there must say what stood before it, and heads of an earlier layer may have told it. The pictures do not
+# prove that account.
 
 # %% [markdown]
-# *Itself.* Weight on the diagonal: the word reads its own place. Such a head passes the word on, or waits for a place where it has
-# something to read.
-#
-# Now all heads at once, by numbers. How many words does each look back, on average? Which words does it favour, as a multiple of what an
-# even spread would give them?
+# Now all heads at once, by numbers. How many words does each look back, on average over all places from the 21st on? Which words does it
+# favour, as a multiple of what an even spread would give them?
 
 # %%
 heads = [(layer, h) for layer in range(3) for h in range(model.config.num_heads)]
@@ -867,7 +889,7 @@ received = torch.einsum("lbhts,bt->lhbs", weights, real)  # (L, H, B, T): by eac
 even = torch.einsum("bt,ts->bs", real / (places + 1), (distance >= 0).float())  # (B, T)
 common = [
     i for i in keys.unique().tolist() if i > tokenizer.eos_id and (keys == i).sum() >= 30
-]  # <pad> and <eos> are read by nothing but themselves
+]  # special tokens left out
 favours = torch.stack(
     [received[..., keys == i].sum(-1) / even[keys == i].sum() for i in common], dim=-1
 )  # (L, H, words)
@@ -891,13 +913,28 @@ table(
 )
 
 # %% [markdown]
-# A dash means that no pattern of ours fits. Many heads of the first layer look back a few words and gather the phrase that is being
-# written. Others are mixed, and neither numbers nor pictures can say what they carry. All heads on the sentence of the song
-# (the notes are their patterns):
+# A dash means that no pattern of ours fits. The head that looks back least gathers the phrase that is being written:
+
+# %%
+local = min(heads, key=lambda place: back[place].item())
+tokens, weights = attention[SENTENCES[1]]
+shown = weights[local]  # (T, T)
+title = f"layer {local[0] + 1}, head {local[1] + 1}: {back[local]:.0f} words back on average"
+figures.save_figure(
+    attention_plots.heatmap(shown, tokens, title=title),
+    "04_head_local",
+    alt=f"Heat-map of one head: {title}; the weight lies near the diagonal.",
+)
+
+# %% [markdown]
+# Other heads are mixed, and neither numbers nor pictures can say what they carry. All heads on the sentence of the song (the notes are
+# their patterns):
 
 # %%
 tokens, weights = attention[SENTENCES[2]]
 notes = {(i + 1, h + 1): "\n".join(jobs[i, h][:2]) for i, h in heads if jobs[i, h]}
+
+# %%
 figures.save_figure(
     attention_plots.head_grid(weights, tokens, notes=notes, title="Every head, one sentence"),
     "04_heads",
@@ -918,6 +955,7 @@ def read(text):
     return [tokenizer.word(i) for i in ids], weights[:, 0].float().cpu().numpy()
 
 
+# %%
 flat = {place: note.replace("\n", ", ") for place, note in notes.items()}
 explorer = AttentionExplorer(attention, read=read, notes=flat)
 explorer.layer.value, explorer.head.value = (int(i) + 1 for i in best("same name")[0])
@@ -931,8 +969,8 @@ figures.save_explorer(explorer, "04_attention")
 # A score says where a head looks, not whether that matters. So set the head's columns of the output matrix to zero, and measure how
 # much worse the model does on the words that the head seems to be for.
 #
-# **Predict.** The best same-name head puts most of its weight on the right name. How much will the loss on returning names rise without
-# it: by less than 0.1 nats, or by more than 1?
+# **Predict.** The best same-name head puts most of its weight on the right name, when one returns. How much will the loss on returning
+# names rise without it: by about 0.1 nats, by a half, or by more than 1?
 
 # %%
 FEW = 80
@@ -961,6 +999,7 @@ def cost_of_silence(layer, head):
     return {name: (losses - whole)[places].mean().item() for name, places in where.items()}
 
 
+# %%
 whole = losses_of_words(FEW)  # (FEW, T-1)
 silence = {place: cost_of_silence(*place) for place in heads}
 
@@ -974,24 +1013,30 @@ table(
     ["loss on", "without head", "its patterns", "rises by, nats"],
 )
 
+# %% tags=["nbval-ignore-output"]
+place, score = best("same name")
+print(f"the best same-name head ({score:.2f}): {silence[place]['returning names']:+.2f} nats")
+
 # %%
 for name in where:
     costs = sorted(costs[name] for costs in silence.values())
     claim(
-        f"{name}: the dearest head costs ≈{costs[-1]:.2f} nats, half of the heads less than 0.05",
+        f"{name}: the costliest head costs ≈{costs[-1]:.2f} nats, half of the heads less than 0.05",
         costs[-1] > 0.05 > costs[len(costs) // 2],
     )
 
 # %% [markdown]
-# The table says which heads this run needs. Train again on another machine, and the work may fall to other heads. Often the dearest head is
-# not the one with the highest score: a pattern is a good question, and no answer. What a head is *for* shows when it is gone. And even then
-# the table tells of one head at a time: two heads that can stand in for each other both look superfluous.
+# The table says which heads cost most, switched off alone. Train again on another machine, and the work may fall to other heads. Often
+# the costliest head is not the one with the highest score: a pattern is a good question, and no answer. And the table tells of one head
+# at a time: two heads that can stand in for each other both look superfluous.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
+others = () if CORPUS == "bundled" else stories.train  # the bundled stories are ours to quote
 figures.save_numbers(
     "04",
     {
+        "made_from": made_from(stories, tokenizer),
         "parameters": model.num_parameters(),
         "vocabulary": V,
         "steps": total_steps,
@@ -1001,7 +1046,8 @@ figures.save_numbers(
         "validation_perplexity": perplexity(model, tokenizer, stories.validation),
         "bits_per_character": bits_per_character(model, tokenizer, stories.validation),
         "samples": {
-            stage: [g.text for g in kept["generations"][:4]] for stage, kept in samples.items()
+            stage: quotable([g.text for g in kept["generations"][:4]], others)
+            for stage, kept in samples.items()
         },
         "sample_measures": measured,
         "trials": trials,
@@ -1019,8 +1065,8 @@ figures.save_numbers(
 #
 # - A training step: batch, loss, gradient, clipping, optimizer. Padding is no target, and the loss is a mean over real tokens.
 # - Landmarks turn a loss into a statement: uniform, unigram, bigram, and, where it is known, the floor.
-# - Muon on the blocks' matrices, fastText vectors, and a high rate that falls late get far below the baseline recipe in the same number
-#   of steps. That takes three seeds to say.
+# - Muon on the blocks' matrices, fastText vectors, and a high rate that falls late are our recipe. How much each of them is worth, three
+#   seeds say; one does not.
 # - What is new in a story, as a song is, can only be read from the context, and is.
 # - After training some heads have a job that one number shows; before training none has. Whether the job matters shows when the head is
 #   switched off.
@@ -1054,8 +1100,8 @@ figures.save_numbers(
 #
 # ## Try it
 #
-# 1. Set `max_steps=150` in `config`. Which landmark is out of reach, and which patterns have no head yet?
-#    <details><summary>Answer:</summary> The loss ends well above the floor, and the heads for songs have not formed.</details>
+# 1. Train a second model with `replace(config, max_steps=150)`. Where does its loss end, and which patterns have no head yet?
+#    <details><summary>Answer:</summary> Well above the floor. The heads for names and songs have hardly begun to form.</details>
 # 2. Write a sentence with a name that is not in the vocabulary. What does the same-name head look at?
 #    <details><summary>Answer:</summary> At any <code>&lt;unk&gt;</code> before it, if at anything: all unknown words look alike.</details>
 #

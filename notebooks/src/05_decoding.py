@@ -57,12 +57,17 @@ from IPython.display import display
 
 from helpers import plots
 from helpers.decoding import beam_search, filtered_distribution, generate, token_by_token
-from helpers.evaluation import against_truth, evaluate_continuations, judge_continuations
+from helpers.evaluation import (
+    against_truth,
+    evaluate_continuations,
+    judge_continuations,
+    quotable,
+)
 from helpers.explorers import SamplingExplorer
 from helpers.grammar import bundled_grammar
 from helpers.kv_cache import KVCache
 from helpers.notebook import FigureFolder, claim, load_numbers, show_source, table
-from helpers.recipe import VALIDATION, load_or_train
+from helpers.recipe import VALIDATION, load_or_train, made_from
 from helpers.stories import load_stories
 from helpers.training import encode_stories
 
@@ -85,6 +90,7 @@ PROMPT = "Tom was a small boy who had a wise dog named Momo. One sunny"
 NEVER = tokenizer.excluded_ids(model.config.vocab_size)
 
 
+# %%
 @torch.no_grad()
 def next_logits(ids):
     """Scores of every word to come after these ids, (V,)."""
@@ -93,6 +99,7 @@ def next_logits(ids):
     return logits
 
 
+# %%
 START = [tokenizer.sos_id, *tokenizer.encode(PROMPT)]
 logits = next_logits(START)
 order = logits.argsort(descending=True)[:9].tolist()
@@ -116,6 +123,7 @@ def keep_top_k(logits, k):  # (V,) -> (V,)
     return torch.full_like(logits, -torch.inf).scatter(-1, kept.indices, kept.values)
 
 
+# %%
 def keep_top_p(logits, p):  # (V,) -> (V,)
     ranked, words = logits.softmax(-1).sort(descending=True)  # (V,) each
     likelier = ranked.cumsum(-1) - ranked  # (V,), the probability of all likelier words
@@ -151,6 +159,8 @@ figures.save_figure(
 
 # %%
 ratio = {name: (p[order[0]] / p[order[1]]).item() for name, p in rules.items()}
+
+# %%
 claim(
     f"the likeliest word is ≈{ratio['as it is']:.2f} times as likely as the second, ≈"
     f"{ratio['top-k 3']:.2f} times after top-k, ≈{ratio['temperature 0.5']:.2f} times at "
@@ -170,6 +180,8 @@ held_out_ids = encode_stories(
 with torch.no_grad():
     largest = model(held_out_ids[:, :-1].long().to(device)).softmax(-1).amax(-1).cpu()  # (N, T-1)
 sure = (largest[held_out_ids[:, 1:] != tokenizer.pad_id] > 0.9).float().mean().item()
+
+# %%
 print(f"in 100 stories the likeliest word has more than 0.9 at {sure:.0%} of the places")
 
 # %% [markdown]
@@ -204,9 +216,9 @@ def write(ids, limit, uniform=None, temperature=1.0, top_k=None, top_p=None):
 
 
 # %% [markdown]
-# That is the whole of it. The course's `generate` writes many texts at once, with a cache, and leaves a row out when it has ended. Each
-# prompt draws from a random stream of its own, made from the seed and the place in the list. Given the same random numbers, the two must
-# write the same words:
+# That is the whole of it. The course's `generate` writes many texts at once, keeps what it has computed (*The cache*, below), and leaves
+# a row out when it has ended. Each prompt draws from a random stream of its own, made from the seed and the place in the list. Given the
+# same random numbers, the two must write the same words:
 
 # %%
 settings = {
@@ -231,7 +243,7 @@ claim(f"{len(same)} texts by hand are those of `generate`, word for word", all(s
 show_source(token_by_token, fold="The course's loop, from helpers/decoding.py")
 
 # %% [markdown]
-# What does each rule write? Read for meaning: who does what, and does the next sentence know it?
+# What does each rule write? Read for meaning: who does what, and does the next sentence agree?
 
 # %%
 PROMPTS = ["Once upon a time, there was a", "Mia was a little girl who", "Tom was sad because"]
@@ -267,22 +279,26 @@ claim(
     "a text does not depend on its neighbours: the first of three is the same alone",
     all(ids == texts[name][0].ids for name, ids in alone.items()),
 )
+
+# %%
 unknown = [
     w for p in PROMPTS for w in tokenizer.split(p) if tokenizer.encode(w) == [tokenizer.unk_id]
 ]
+
+# %%
 print("words of the prompts that the model does not know:", ", ".join(unknown) or "none")
 
 # %% [markdown]
-# **Greedy** texts hardly vary: the likeliest friends, the likeliest animals. With chance more details differ. At **0.7** and with either
-# filter most sentences know of each other: pronouns fit, and friends and songs come back under their own names. At **1** a sentence breaks
+# **Greedy** texts hardly vary: the likeliest friends, the likeliest animals. Sampled texts differ more. At **0.7** and with either filter
+# most sentences agree with each other: pronouns fit, and friends and songs come back under their own names. At **1** a sentence breaks
 # here and there, and at **1.3** even people change. The **last prompt** shows what the model is. If a word is not in its vocabulary it
 # reads `<unk>`, and goes on as after some word that may stand there. It has learned these stories, not English.
 #
 # ## The grammar as a judge
 #
 # Could such a text be a story at all? For real stories people must read them, or a larger model must. The grammar stories have a judge.
-# After any beginning the grammar knows every word that may come next, and the exact probability of each. A text is **impossible** from
-# the first word on that has probability zero, such as the name of somebody who is not in the story.
+# After any beginning the grammar knows every word that may come next, and the exact probability of each. A text becomes **impossible**
+# with the first word that has probability zero there, such as the name of somebody who is not in the story.
 
 # %%
 GRAMMAR = bundled_grammar() if CORPUS == "bundled" else None  # nobody knows that of other stories
@@ -303,7 +319,8 @@ if GRAMMAR:
 # First the model itself, before any rule chooses from it. At each word of a story we know two distributions: $p$, the grammar's, and $q$,
 # the model's. Their **Kullback–Leibler divergence** $\sum_w p(w) \ln \frac{p(w)}{q(w)}$ is what the model loses there on average,
 # whichever word comes. So its mean over many stories must be the mean loss less the mean of $-\ln p$: the gap to the floor of notebook
-# 04, measured in another way.
+# 04, measured in another way. (It is never negative: only $q = p$ loses nothing.) Two such means agree if they differ by a few *standard
+# errors*, the distance by which a mean of so many numbers scatters by chance.
 
 # %%
 if GRAMMAR:
@@ -446,6 +463,7 @@ for row in train_ids.tolist():
             counts[tuple(row[end - before : end])][row[end]] += 1
 
 
+# %%
 def trigram(ids):
     """Probabilities (V,) of the next token, each table smoothed towards the one before it."""
     probabilities = np.full(model.config.vocab_size, 1 / model.config.vocab_size)  # (V,)
@@ -498,6 +516,7 @@ measured = {
 }
 
 
+# %%
 def score_table(measured):
     rows = []
     for name, found in measured.items():
@@ -523,11 +542,15 @@ greedy, sampled, hot, true, simple = (
         "trigram model",
     )
 )
+
+# %%
 claim(
     f"perplexity rises with chance: greedy ≈{greedy:.2f}, temperature 1 ≈{sampled:.2f}, 1.3 "
     f"≈{hot:.2f}",
     greedy < sampled < hot,
 )
+
+# %%
 claim(
     f"greedy text is less surprising than the truth (≈{true:.2f}), trigram text far more "
     f"(≈{simple:.1f})",
@@ -541,13 +564,13 @@ claim(
 score_table({name: recorded["continuations"][name] for name in measured} if recorded else measured)
 
 # %% [markdown]
-# **Low perplexity is not good writing.** Greedy text and beams lie *below* the true continuation, on both corpora: they are less surprising
-# than real stories are. Text drawn at temperature 1 should surprise the model about as much as real text does, if its probabilities are
-# right, and nearly does.
+# **Low perplexity is not the aim.** Greedy text, beams, temperature 0.7 and both filters lie *below* the true continuation, on both
+# corpora: they are less surprising than real stories are. Text drawn at temperature 1 should surprise the model about as much as real
+# text does, if its probabilities are right. It comes closest on the grammar stories.
 #
-# BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. It rewards what is common. And
-# neither number shows whether a story makes sense: the trigram model, which makes none, gets its part of the BLEU, too. The grammar told
-# rules apart for which BLEU's intervals overlap.
+# BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. On real stories it is the
+# higher, the less chance a rule has. And it does not show whether a story makes sense: the trigram model, which makes none, scores nearly
+# as well. The grammar told rules apart for which BLEU's intervals overlap.
 #
 # ## Beam search
 #
@@ -567,6 +590,7 @@ def candidates_of(beams, start, width):
     return sorted(found, key=lambda candidate: -candidate[0])[: 2 * width]
 
 
+# %%
 def slow_beams(start, width, steps):
     """The likeliest beginnings of `steps` words, best first; and the candidates of each step."""
     beams, history = [(0.0, [])], []
@@ -590,8 +614,8 @@ claim(
 
 # %% [markdown]
 # `generate` does the same for many prompts at once: all beams of all prompts are rows of one batch. Twice the width is ranked, because up
-# to `width` of the candidates may end in `<eos>`; those are set aside with their score, and a prompt stops when no running beam can still
-# win.
+# to `width` of the candidates may end in `<eos>`. Those among the best are set aside with their score, and a prompt stops when no running
+# beam can still beat them.
 
 # %%
 show_source(beam_search, fold="The course's beam search, from helpers/decoding.py")
@@ -604,6 +628,8 @@ tree = [
     ]
     for step in history
 ]
+
+# %%
 figures.save_figure(
     plots.beam_tree(tree, title=f"Three beams after “… {PROMPT[-12:]}”"),
     "05_beams",
@@ -618,7 +644,7 @@ figures.save_figure(
 # Follow greedy's path, the best word of the best word: it need not stay on top. If all blue boxes of a column hang on one parent, the other
 # beginnings have died: wide as it is, the search then goes on from one of them.
 #
-# **Length.** Log-probabilities only fall, so long texts lose against short ones. The **length penalty** $\alpha$ compares
+# **Length.** Log-probabilities only fall, so long texts are at a disadvantage. The **length penalty** $\alpha$ compares
 # $\log p \,/\, \text{length}^{\alpha}$ instead ([Wu et al. 2016](https://arxiv.org/abs/1609.08144), section 7, use a similar formula).
 # Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts. Two texts that have ended, with made-up numbers:
 
@@ -628,6 +654,8 @@ scored_by = {
     alpha: {name: total / length**alpha for name, (total, length) in finished.items()}
     for alpha in (0.0, 0.5, 1.0)
 }
+
+# %%
 table(
     [
         [f"{alpha:g}", *(f"{value:.2f}" for value in found.values()), max(found, key=found.get)]
@@ -659,18 +687,27 @@ table(differ[:2], ["prompt", "α = 0", "α = 1"])
 
 # %%
 if GRAMMAR:
-    claim(f"of 50 prompts ≈{len(differ)} get another complete story, at least one", differ)
+    claim(f"of 50 prompts ≈{len(differ)} get another text that ends, at least one", differ)
 
 # %% [markdown]
 # **A wider beam is not always better**, even by its own measure. A beginning that would have led to the best text is pushed out by others
-# that look better for a while. Here are the beginnings of a hundred stories, continued by 30 words.
+# that look better for a while. Here are the beginnings of a hundred stories, continued by 30 words, and compared by $\log p$ itself
+# ($\alpha = 0$).
 #
 # **Predict.** Of a hundred prompts, for how many will five beams find a likelier text than greedy? And ten than five?
 
 # %%
 hundred = [" ".join(tokenizer.split(text)[:5]) for text in stories.validation[:100]]
 found = {
-    width: generate(model, tokenizer, hundred, max_new_tokens=30, strategy="beam", num_beams=width)
+    width: generate(
+        model,
+        tokenizer,
+        hundred,
+        max_new_tokens=30,
+        strategy="beam",
+        num_beams=width,
+        length_penalty=0.0,
+    )
     for width in (1, 2, 5, 10)
 }
 gains, widths_compared = {}, {}
@@ -696,20 +733,26 @@ table(
 
 # %%
 case = int(gains[1, 2].argmin())
+
+# %%
 claim(
     f"a wider beam that loses: two beams end ≈{-gains[1, 2][case]:.1f} nats below greedy after “"
     f"{hundred[case]}”",
     gains[1, 2][case] < -0.1,
 )
 row = widths_compared["2 and 5"]
+
+# %%
 claim(
-    f"on the whole, wider is likelier: five beams beat two ≈{row['likelier']} times, and lose "
+    f"up to five beams, wider is mostly likelier: five beat two ≈{row['likelier']} times, and lose "
     f"≈{row['less likely']} times",
     row["likelier"] > row["less likely"],
 )
 
 # %% [markdown]
-# So "beam search finds the likeliest text" is a hope, not a law. And the likeliest text is not the best one, as the numbers above showed.
+# Ten beams even lose to five more often than they win here: a beginning that looks likelier at first may tell a story that costs more
+# later. So "beam search finds the likeliest text" is a hope, not a law. And likelier text is less varied, and less surprising than the
+# truth.
 #
 # ## Beam search against sampling
 #
@@ -743,10 +786,12 @@ def tokens_per_second(runs, repeats=5):
     return {name: float(np.median(values)) for name, values in speeds.items()}
 
 
+# %%
 def counted(options):
     return lambda: int(evaluate_continuations(model, tokenizer, five, **options).tokens.sum())
 
 
+# %%
 speeds = tokens_per_second({name: counted(options) for name, options in rivals.items()})
 
 
@@ -756,6 +801,7 @@ def distinct(found):
     return len(set(pairs)) / len(pairs)
 
 
+# %%
 trade = {
     name: {
         "tokens_per_second": speeds[name],
@@ -767,8 +813,10 @@ trade = {
     for name, found in compared.items()
 }
 
-# %% tags=["nbval-ignore-output"]
+# %%
 print(f"on {device.type}, {torch.get_num_threads()} threads")
+
+# %% tags=["nbval-ignore-output"]
 table(
     [
         [
@@ -864,6 +912,8 @@ show_source(KVCache, fold="The course's cache, from helpers/kv_cache.py")
 # %%
 cache, c = KVCache(model.config, batch_size=20), model.config
 formula = 2 * c.num_layers * 20 * c.context_length * c.d_model * 4
+
+# %%
 claim(
     f"2 · {c.num_layers} layers · 20 texts · {c.context_length} places · width {c.d_model} · 4 "
     f"bytes = {cache.nbytes:,} bytes; the model has {4 * model.num_parameters():,}",
@@ -880,6 +930,7 @@ TWENTY = [" ".join(tokenizer.split(text)[:4]) for text in stories.validation[:20
 LENGTHS = (7, 15, 30, 59)
 
 
+# %%
 def ids_of(use_cache, length, **options):
     found = generate(
         model, tokenizer, TWENTY, max_new_tokens=length, use_cache=use_cache, **options
@@ -887,10 +938,12 @@ def ids_of(use_cache, length, **options):
     return [one.ids for one in found]
 
 
+# %%
 def count_of(use_cache, length):
     return lambda: sum(map(len, ids_of(use_cache, length, strategy="greedy")))
 
 
+# %%
 speed = {
     n: tokens_per_second(
         {"with cache": count_of(True, n), "without": count_of(False, n)}, repeats=3
@@ -982,6 +1035,7 @@ def right(cache, tokens, number):
     return model(tokens, cache)[:, -1]  # (B, V)
 
 
+# %%
 def positions_again(cache, tokens, number):
     positions = model.positions.clone()  # (T, D)
     model.positions[cache.length] = positions[0]  # for this step
@@ -990,6 +1044,7 @@ def positions_again(cache, tokens, number):
     return logits
 
 
+# %%
 def never_filled(cache, tokens, number):
     return model(tokens, KVCache(model.config, len(tokens), device=device))[:, -1]  # (B, V)
 
@@ -1017,6 +1072,7 @@ def greedy_with(step, prompts, count, words=None):
     return torch.stack(ids, 1), torch.stack(logits[:-1], 1)  # (B, count), (B, count, V)
 
 
+# %%
 never = [*NEVER, tokenizer.eos_id]
 out = torch.tensor(never, device=device)  # (excluded,)
 
@@ -1028,6 +1084,8 @@ out = torch.tensor(never, device=device)  # (excluded,)
 NEW = 30
 openings = [" ".join(tokenizer.split(text)[:12]) for text in stories.validation[:20]]
 prompts = [[tokenizer.sos_id, *tokenizer.encode(text)] for text in openings]
+
+# %%
 known_pairs = {pair for row in train_ids.tolist() for pair in pairwise(row)}
 chosen, _ = greedy_with(right, prompts, NEW)  # (B, NEW)
 with torch.no_grad():
@@ -1073,6 +1131,8 @@ figures.save_figure(
 
 # %%
 broken = list(ways)[1:]
+
+# %%
 claim(
     f"the right cache stays within ≈{max(drift['right']):.0e} of one pass",
     max(drift["right"]) < 1e-3,
@@ -1083,29 +1143,33 @@ claim(
     all(drift[name][0] < 1e-3 and min(drift[name][1:]) > 0.1 for name in broken),
 )
 claim(
-    f"yet two of them look fluent: ≈{100 * fluent[broken[0]]:.0f} % and ≈"
+    f"yet two of them write known pairs: ≈{100 * fluent[broken[0]]:.0f} % and ≈"
     f"{100 * fluent[broken[2]]:.0f} % of their pairs are known, above 70 %",
     min(fluent[broken[0]], fluent[broken[2]]) > 0.7,
 )
 
 # %% [markdown]
-# **A broken cache writes fluent text; only the logits tell.** Prefill is right in all three, so the first new word is right. From the
+# **A broken cache may write fluent text; the logits always tell.** Prefill is right in all three, so the first new word is right. From the
 # second on the logits are wrong, and no error appears. With wrong positions, or with another row's keys, most pairs of words are known
-# from training; one has to read with care to see that people and things change. With an empty cache the next word depends on the last
-# word alone, and the text soon runs in a circle. So do not judge a cache by its text. Compare its logits with those of one pass, on a
-# *batch of different texts*: on a single text, mixed rows would not be seen.
+# from training; one has to read with care to see what is wrong. (Known pairs are a weak measure: a text that repeats itself has them,
+# too.) With an empty cache the next word depends on the last word alone, and the text soon runs in a circle. So do not judge a cache by
+# its text. Compare its logits with those of one pass, on a *batch of different texts*: on a single text, mixed rows would not be seen.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
+others = () if CORPUS == "bundled" else stories.train  # the bundled stories are ours to quote
 figures.save_numbers(
     "05",
     {
+        "made_from": made_from(stories, tokenizer),
         "distribution": {name: p[order].tolist() for name, p in rules.items()},
         "words": list(likeliest),
         "continuations": measured,
         "verdicts": verdicts,
         "prompts": PROMPTS,
-        "samples": {name: [one.text for one in found] for name, found in texts.items()},
+        "samples": {
+            name: quotable([one.text for one in found], others) for name, found in texts.items()
+        },
         "beams": trade,
         "widths_compared": widths_compared,
         "cache_speed": speed,
@@ -1127,8 +1191,9 @@ figures.save_numbers(
 #
 # ## What GPT and Llama do differently
 #
-# - **They sample** with a temperature and top-p, hardly ever with beams, and often score several samples by another model.
-# - **The cache is the bottleneck.** For long contexts it is larger than the model. Heads share keys and values ([Ainslie et al.
+# - **They sample** with a temperature and top-p, hardly ever with beams, because the likeliest text is dull; and often another model
+#   chooses among several samples.
+# - **The cache is the bottleneck.** For long contexts it can be larger than the model. Heads share keys and values ([Ainslie et al.
 #   2023](https://arxiv.org/abs/2305.13245)), entries are stored in 8 bits or fewer, and memory is given out in small pages.
 # - **Drafts.** A small model guesses several words ahead, and the large one checks them all in one pass: the same distribution, in fewer
 #   steps ([Leviathan et al. 2023](https://arxiv.org/abs/2211.17192)).

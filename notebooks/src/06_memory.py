@@ -11,16 +11,16 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/06_memory.ipynb)
 #
-# **Promise.** You will take one step on 128 stories in about a quarter of the memory. You will throw away most of what the backward pass
-# needs, compute it a second time, and get the same gradient to the last bit. You will see memory as a line that rises and falls, and the
-# same arithmetic spread over several machines.
+# **Promise.** You will take one step on 128 stories in about a quarter of the memory that such a step adds. You will throw away most of
+# what the backward pass needs, compute it a second time, and get the same gradient to the last bit. You will see memory as a line that
+# rises and falls, and the same arithmetic spread over several machines.
 #
 # **You will be able to**
 #
 # - write gradient accumulation, and show when the mean of means is wrong;
 # - say what a larger batch buys, and what it costs;
 # - write gradient checkpointing, and say what it must replay;
-# - choose the number of segments, and say why it is not the square root;
+# - choose how many blocks to recompute together, and say why it is not the square root;
 # - compute a loss without ever holding all logits.
 #
 # **Prerequisites.** [04 · Training](04_training.ipynb).
@@ -62,7 +62,7 @@ from helpers.loss import OutputLoss, loss_sum, output_loss
 from helpers.memory import checkpoint, measure_peak_memory, memory_timeline
 from helpers.model import Decoder, ModelConfig
 from helpers.notebook import FigureFolder, claim, load_numbers, show_source, table
-from helpers.recipe import VALIDATION, load_or_train, new_model
+from helpers.recipe import VALIDATION, load_or_train, made_from, new_model
 from helpers.stories import load_stories
 from helpers.support.hardware import pick_device, pick_precision
 from helpers.training import TrainingConfig, encode_stories, optimizer_step, train
@@ -82,6 +82,7 @@ ids = encode_stories(tokenizer, stories.train[:512], trained.config.context_leng
 # accumulation**:
 #
 # ```python
+# optimizer.zero_grad()
 # tokens = (batch[:, 1:] != pad_id).sum()          # of the whole batch
 # for part in batch.split(16):                     # a mini-batch at a time
 #     total, _ = loss_sum(model, part)             # a sum, not a mean
@@ -140,6 +141,8 @@ off_by = {
     "sum of sums": difference(sum_of_sums, whole),
     "mean of means": difference(mean_of_means, whole),
 }
+
+# %%
 claim(
     f"the sum of sums is off by ≈{off_by['sum of sums']:.0e} of the largest gradient, less than "
     "1e-12",
@@ -164,7 +167,7 @@ table(
 # %% [markdown]
 # Hugging Face's `transformers` had this bug until October 2024 ([the fix](https://github.com/huggingface/transformers/pull/34191)): the
 # loss function returned a mean, and dividing by the number of mini-batches seemed right. It shows only if mini-batches differ in their
-# number of tokens. The course's `optimizer_step` does what the five lines do, and clips; its lines about processes have their turn at the
+# number of tokens. The course's `optimizer_step` does what these lines do, and clips; its lines about processes have their turn at the
 # end of this notebook.
 
 # %%
@@ -193,14 +196,15 @@ claim(
 
 # %% [markdown]
 # What does it save? The backward pass needs what the forward pass computed, and that grows with the mini-batch. `measure_peak_memory`
-# counts the bytes of the tensors that a call makes, at their peak. Parameters, and the moments that the optimizer keeps of each, come on
-# top. They do not depend on the batch, and are left out here.
+# counts the bytes of the tensors that a call makes, at their peak. Parameters, and the *moments* that the optimizer keeps of each (the
+# running means of notebook 04), come on top. They do not depend on the batch, and are left out here.
 
 # %%
 config = TrainingConfig(batch_size=16, precision="fp32")
 full = Decoder(ModelConfig()).to(device).train()  # 10,000 words: 8,940,768 parameters
 
 
+# %%
 def step_of(model, stories_at_once, accumulation_steps, precision="fp32"):
     """One step with a learning rate of 0, as a function to measure. No moments."""
     batch = ids[: stories_at_once * accumulation_steps].to(model.output.weight.device)  # (B, T)
@@ -216,6 +220,8 @@ for name, how in {"16 alone": (16, 1), "8 times 16": (16, 8), "128 at once": (12
     full.zero_grad(set_to_none=True)
     print(f"{name:12} {step_peaks[name] / 1e6:4.0f} MB")
 share = step_peaks["8 times 16"] / step_peaks["128 at once"]
+
+# %%
 claim(f"8 times 16 needs ≈{share:.0%} of the memory of 128 at once, less than 30 %", share < 0.3)
 
 # %% [markdown]
@@ -226,7 +232,7 @@ claim(f"8 times 16 needs ≈{share:.0%} of the memory of 128 at once, less than 
 #
 # Mini-batches of 16 stories, accumulated over 1, 2, 4 and 8, so that a step sees 16 to 128 stories. One epoch each, from the same random
 # start, with warm-up and schedule fitted to the number of steps. AdamW moves all of the model here, without Muon: the rule below for its
-# rate is known for Adam alone.
+# rate is known for Adam and its relatives.
 #
 # **Predict.** All four see the same stories once. Which has learned most at the end?
 
@@ -237,6 +243,7 @@ ACCUMULATION = (1, 2, 4, 8)
 BASE_RATE = 7e-4  # for 16 stories; small, since the shortest run has few steps to warm up in
 
 
+# %%
 def run(accumulation_steps, learning_rate):
     steps = math.ceil(len(some.train) / (16 * accumulation_steps))
     recipe = TrainingConfig(
@@ -260,6 +267,7 @@ final = {
 }
 
 
+# %%
 def against(column, runs, unit=1):
     """{label: (tokens or steps, validation losses)}"""
     return {
@@ -293,13 +301,13 @@ figures.save_figure(
     ),
     "06_accumulation_steps",
     alt=(
-        "The same four curves against optimizer steps: the larger the batch, the lower it "
-        "starts, and the sooner and higher it ends."
+        "The same four curves against optimizer steps: larger batches start "
+        "lower, and end sooner and higher."
     ),
 )
 
 # %% [markdown]
-# The same four runs, seen twice. Against tokens the smallest batch wins: it takes eight times as many steps in the same data. Against
+# The same four runs, seen twice. Against tokens the smallest batch wins: it takes seven times as many steps in the same data. Against
 # steps the larger batch starts ahead. Its warm-up, a tenth of its steps, could explain this alone: the first step of 16 × 8 has the full
 # rate, that of 16 × 1 a part of it. Then the rate of the larger batch falls to zero, and its curve flattens. So the figure cannot tell
 # how much a less noisy gradient helps; nor does it show what happens after many epochs, when the noise of small batches begins to cost.
@@ -341,6 +349,7 @@ runner = new_model(stories, tokenizer).to(device).train()
 precision = pick_precision(device)
 
 
+# %%
 def seconds(steps, repeats=3):
     """Median seconds of each function, in turns, after one run to warm up."""
     taken = {name: [] for name in steps}
@@ -385,7 +394,7 @@ table(
 )
 
 # %% [markdown]
-# The same mini-batches are read each way, so the times should differ by no more than this machine's noise. (We timed plain gradient
+# The same mini-batches are read each way, so the times should differ by little more than this machine's noise. (We timed plain gradient
 # descent, whose own step costs almost nothing. AdamW's costs more, and is taken an eighth as often with an accumulation of 8.) What
 # accumulation buys is batch size, for the memory of one set of gradients. If the batch need not be large, it buys nothing.
 #
@@ -403,6 +412,7 @@ own = {p.data_ptr() for p in [*block.parameters(), mask]}
 kept = {}
 
 
+# %%
 def look(tensor):
     storage = tensor.untyped_storage()
     if storage.data_ptr() not in own:
@@ -410,6 +420,7 @@ def look(tensor):
     return tensor
 
 
+# %%
 with saved_tensors_hooks(look, lambda tensor: tensor):
     y, _ = block(x, mask)
 
@@ -419,6 +430,8 @@ for tensor in kept.values():
     sizes.setdefault(tuple(tensor.shape), []).append(tensor.untyped_storage().nbytes())
 inside = sum(map(sum, sizes.values()))
 kept.clear()
+
+# %%
 table(
     [
         [str(shape), len(each), f"{sum(each) / 1e6:.1f}"]
@@ -480,6 +493,7 @@ def all_gradients(model, way):
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
+# %%
 def plainly(function, x):
     return function(x)
 
@@ -557,6 +571,7 @@ deep = Decoder(ModelConfig(num_layers=12, dropout=0.1)).to(device).train()
 batch = ids[:16].to(device)  # (B, T)
 
 
+# %%
 def training_pass(model, segments, batch=batch):
     model.set_recomputation(*segments)
     model.zero_grad(set_to_none=True)
@@ -564,6 +579,7 @@ def training_pass(model, segments, batch=batch):
     loss_sum(model, batch)[0].backward()
 
 
+# %%
 timelines, gradients = {}, {}
 for name, segments in {"all kept": (), "3 segments": (3,), "12 segments": (12,)}.items():
     timelines[name] = memory_timeline(partial(training_pass, deep, segments))
@@ -579,6 +595,7 @@ gradients.clear()
 deep.zero_grad(set_to_none=True)
 
 
+# %%
 def outline(line, points=300):
     """The peak in each of `points` equal parts: (number of operations, MB)."""
     ends = [len(line) * i // points for i in range(points + 1)]
@@ -604,6 +621,8 @@ figures.save_figure(
 low, middle, high = (
     profile_peaks[name] / 1e6 for name in ("12 segments", "3 segments", "all kept")
 )
+
+# %%
 claim(
     f"peaks of {low:.0f}, {middle:.0f} and {high:.0f} MB: with 12 segments {low / high:.0%} of "
     "keeping all, less than 35 %",
@@ -613,7 +632,7 @@ claim(
 # %% [markdown]
 # **One gradient, bit for bit; three memory profiles.** Keeping all climbs through the forward pass and comes down in the backward pass.
 # With segments the forward pass climbs only by their inputs, up to the output layer, whose loss makes its own gradients at once: the
-# step. Then each segment is filled and emptied, a tooth for each, and the line is longer by the operations that are done twice. What
+# spike. Then each segment is filled and emptied, a tooth for each, and the line is longer by the operations that are done twice. What
 # rises towards the right is the gradients of the parameters, which nobody can forget. (The axis counts operations, not seconds; and the
 # meter sees tensors only, not what a matrix product uses for itself.)
 #
@@ -626,6 +645,7 @@ judged = Decoder(ModelConfig(dropout=0.1)).to(device).train()
 batch_32 = ids[:32].to(device)  # (B, T)
 
 
+# %%
 def by_pytorch(model, batch):
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)
@@ -653,6 +673,8 @@ contest_seconds = seconds(contest)
 
 # %%
 all_kept, ours, theirs = contest_peaks.values()
+
+# %%
 claim(
     "one gradient, bit for bit, three ways",
     all(equal(g, found["all kept"]) for g in found.values()),
@@ -664,7 +686,7 @@ claim(
 )
 found.clear()
 
-# %% tags=["nbval-ignore-output"]
+# %%
 BATCHES = math.ceil(EPOCH / 32)
 contest_table = [
     {
@@ -677,11 +699,14 @@ contest_table = [
     for name in contest
 ]
 gpu = load_numbers("benchmark", "06_gpu")["checkpointing"]  # recorded
+
+# %% tags=["nbval-ignore-output"]
 table(contest_table + gpu, ["way", "peak, MB", "seconds per epoch", "of the time", "device"])
 
 # %% [markdown]
 # Forward is about one part of the work, backward two. So a second forward pass should cost about a third more; the column *of the time*
-# shows what it cost. What the memory buys is a choice: the same model in less of it, or a larger batch or a deeper model in the same.
+# shows what it cost. (On a fast GPU a model as small as ours leaves it waiting for Python, and the ratio says little.) What the memory
+# buys is a choice: the same model in less of it, or a larger batch or a deeper model in the same.
 #
 # ## How many segments?
 #
@@ -713,6 +738,8 @@ best = math.sqrt(64 * b_bytes / a_bytes)
 # %%
 counts = [2, 4, 8, 16, 32, 64]
 formula = [(s * a_bytes + 64 / s * b_bytes) / 1e6 for s in counts]
+
+# %%
 figures.save_figure(
     plots.compare_curves(
         {
@@ -748,7 +775,7 @@ claim(
 # The two points at the left gave $b$; the other four test the formula. The square root loses by far, because it builds eight insides at
 # once. A segment for each block is nearly the best that one level can do; then the 64 inputs are what is left. Nesting attacks those:
 # keep 8 inputs, and inside a segment that is being computed again, 8 more. It pays with a third forward pass. (The measured line contains
-# the gradients of the parameters, so it lies above the formula if peaks are low.)
+# the gradients of the parameters, so it lies above the formula.)
 #
 # ## The logits
 #
@@ -784,6 +811,7 @@ targets = torch.randint(1, 10_000, (32 * 63,), device=device)  # (N,)
 ROWS = 512  # a chunk's
 
 
+# %%
 def plain_loss(hidden, weight, bias):
     return F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum")  # ()
 
@@ -816,6 +844,8 @@ loss_peaks = {
     for name, loss in ways.items()
 }
 most, least = loss_peaks.values()
+
+# %%
 claim(
     f"all logits at once: {most / 1e6:.0f} MB; {ROWS} rows at a time: {least / 1e6:.0f} MB, at "
     "most a quarter",
@@ -871,6 +901,7 @@ claim(
 figures.save_numbers(
     "06",
     {
+        "made_from": made_from(stories, tokenizer),
         "accumulation": {
             str(a): {
                 "same_rate": same[a].rows,
@@ -899,7 +930,8 @@ figures.save_numbers(
 # ## Recap
 #
 # - Gradients add. Divide by the tokens of the whole step, never by the number of mini-batches.
-# - Accumulation buys a large batch for the memory of a small one and of one set of gradients. Token for token a large batch learns less.
+# - Accumulation buys a large batch for the memory of a small one and of one set of gradients. Token for token the larger batch learned
+#   less here.
 # - Checkpointing keeps a segment's input and computes its inside twice: the same gradient to the bit, if the random state is replayed.
 # - The best number of segments depends on how large a block's inside is; here one for each block or two, or nesting.
 # - The logits need never exist all at once.
@@ -907,8 +939,8 @@ figures.save_numbers(
 #
 # ## What GPT and Llama do differently
 #
-# - **Sharding.** With billions of parameters not even parameters, gradients and moments fit on one GPU. Each holds a share of them, and the
-#   others fetch it when they need it ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054)).
+# - **Sharding.** With tens of billions of parameters not even parameters, gradients and moments fit on one GPU. Each holds a share of
+#   them, and the others fetch it when they need it ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054)).
 # - **Splitting a layer.** Large matrices are cut, and their products computed on several GPUs; blocks are dealt out like stations of an
 #   assembly line.
 # - **Selective recomputation.** They recompute what is large and cheap, such as attention weights, and keep the rest
@@ -933,7 +965,7 @@ figures.save_numbers(
 #
 # 1. Nest three levels, `set_recomputation(4, 4, 4)`, on the tower. What does the third level save, and what does it cost?
 #    <details><summary>Answer:</summary> Fewer inputs are kept at a time; the inside is computed once more.</details>
-# 2. Set `ROWS` to 16 and to 2,016. Which is slower, and why?
+# 2. Time `loss_gradients(chunked_loss, torch.float32)` with `ROWS` at 16, 512 and 2,016. Which is slowest, and why?
 #    <details><summary>Answer:</summary> 16: many small products use a processor badly. 2,016 is one chunk, and needs the memory of all
 #    logits.</details>
 #
