@@ -93,7 +93,7 @@ def shown():
     """The classes and functions whose source a notebook shows, as syntax trees."""
     texts = map(read, sorted((ROOT / "notebooks/src").glob("*.py")))
     names = {
-        n for text in texts for n in re.findall(r"^show_source\((?:\w+\.)*(\w+)\)", text, re.M)
+        n for text in texts for n in re.findall(r"^show_source\((?:\w+\.)*(\w+)[,)]", text, re.M)
     }
     trees = [ast.parse(read(path)) for path in HELPERS.values()]
     nodes = [node for tree in trees for node in ast.walk(tree)]

@@ -195,7 +195,13 @@ def test_the_makefile_tells_all_its_commands():
         (["render"], ["report/build.py"]),
         (["benchmark"], ["report/benchmark.py"]),
         (["benchmark", "RECORD=1"], ["report/benchmark.py --record"]),
-        (["record", "CORPUS=it's $x & ü"], ["report/execute.py --corpus 'it'\\''s $x & ü'"]),
+        (
+            ["record", "CORPUS=it's $x & ü"],
+            [
+                "report/protocol.py 'it'\\''s $x & ü'",
+                "report/execute.py --corpus 'it'\\''s $x & ü'",
+            ],
+        ),
         (["publish", "CORPUS=a b", "REPO=c/$d"], ["report/publish.py 'a b' --to 'c/$d'"]),
     ],
 )
