@@ -17,14 +17,18 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from helpers.fasttext_bin import MISSING
 from helpers.loss import mean_loss
+from helpers.notebook import FigureFolder
 from helpers.recipe import VALIDATION, made_from, new_model
 from helpers.stories import Stories, load_stories
 from helpers.tokenizer import WordTokenizer
 from helpers.training import TrainingConfig, encode_stories, train
-from helpers.vectors import load_vectors, train_vectors
+from helpers.vectors import WordVectors, load_vectors, train_vectors
 from runs import complete
 
 STARTS = ("ready-made", "own", "random")
@@ -44,6 +48,14 @@ def prepared(folder: str, vectors: str, amount: int) -> dict:
     found, built, _ = ready.coverage(tokenizer)
     covered = (found + built) / len(tokenizer.words)
     return {"stories": stories, "tokenizer": tokenizer, "starts": starts, "covered": covered}
+
+
+def mean_cosine(vectors: WordVectors, tokenizer: WordTokenizer) -> float:
+    """Between two words of the vocabulary, on average: 1 if all vectors point the same way."""
+    found, kinds = vectors.lookup(tokenizer.words)  # (words, dim), (words,)
+    found = found[kinds != MISSING]
+    unit = found / np.linalg.norm(found, axis=1, keepdims=True)  # (found, dim)
+    return float(np.square(unit.mean(axis=0)).sum())
 
 
 def made_run(folder: str, vectors: str, key: str, seed: int) -> dict:
@@ -75,7 +87,14 @@ def main() -> None:
     work = functools.partial(made_run, options.folder, options.vectors)
     data = prepared(options.folder, options.vectors, max(AMOUNTS))
     origin = made_from(data["stories"], data["tokenizer"])
-    complete("tinystories", "vectors", work, todo, options.jobs, origin)
+    known = complete("tinystories", "vectors", work, todo, options.jobs, origin)
+    known["mean_cosine"] = {
+        f"{start}, {amount} stories": mean_cosine(found["starts"][start], found["tokenizer"])
+        for amount in AMOUNTS
+        for found in [prepared(options.folder, options.vectors, amount)]
+        for start in ("ready-made", "own")
+    }
+    FigureFolder("tinystories").save_numbers("vectors", known)
 
 
 if __name__ == "__main__":

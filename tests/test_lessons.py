@@ -13,6 +13,7 @@ from pathlib import Path
 import jupytext
 import pytest
 import torch
+import torch.nn.functional as F
 from matplotlib.image import imread
 from support import ROOT, TOKENIZER, made_model, made_stories
 
@@ -327,6 +328,20 @@ def test_the_cache_of_notebook_05_is_the_courses():
     with torch.no_grad():
         parts = [model(ids[:, :4], cache), *(model(ids[:, t : t + 1], cache) for t in range(4, 10))]
         assert (torch.cat(parts, dim=1) - model(ids)).abs().max() < 1e-5
+
+
+def test_the_accumulation_of_notebook_06_has_the_gradient_of_the_whole_batch():
+    prose = "\n".join(cell.source for cell in cells_of(LESSONS[5], "markdown"))
+    (lines,) = re.findall(r"```python\n(.*?)```", prose, re.DOTALL)
+    batch = training.encode_stories(TOKENIZER, made_stories().train[:40], 12).long()  # (40, T)
+    model = made_model()
+    logits = model(batch[:, :-1]).flatten(0, 1)  # (40 · (T-1), V)
+    F.cross_entropy(logits, batch[:, 1:].flatten(), ignore_index=0).backward()
+    whole = [p.grad.clone() for p in model.parameters()]
+    nothing = torch.optim.SGD(model.parameters(), lr=0.0)
+    run_alone(lines, optimizer=nothing, batch=batch, pad_id=0, loss_sum=loss_sum, model=model)
+    for p, expected in zip(model.parameters(), whole, strict=True):
+        torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_checkpointing_of_notebook_06_is_exact_if_the_random_state_is_replayed():
