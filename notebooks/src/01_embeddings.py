@@ -427,7 +427,7 @@ figures.save_figure(
         title="Most words that are used alike lie together",
     ),
     "01_words",
-    alt="A map of 25 words: names, family, days and animals form groups, things lie beside colours.",
+    alt="A map of 25 words: names, family, days and animals form groups; things lie by colours.",
 )
 
 # %% [markdown]

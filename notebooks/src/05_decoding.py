@@ -148,7 +148,7 @@ figures.save_figure(
     plots.distributions(
         list(likeliest),
         {name: probabilities[order].tolist() for name, probabilities in rules.items()},
-        title=f"The next word after “… {PROMPT[-12:]}”",
+        title=f"The next word after “… {PROMPT[-9:]}”",
     ),
     "05_distribution",
     alt=(
@@ -631,7 +631,7 @@ tree = [
 
 # %%
 figures.save_figure(
-    plots.beam_tree(tree, title=f"Three beams after “… {PROMPT[-12:]}”"),
+    plots.beam_tree(tree, title=f"Three beams after “… {PROMPT[-9:]}”"),
     "05_beams",
     alt=(
         "A tree from left to right: at each of five steps six candidate words with their "

@@ -332,8 +332,8 @@ figures.save_figure(
 
 # %%
 claim(
-    f"at one rate 16 × 1 ends at ≈{final['same'][1]:.2f} nats and 16 × 8 at ≈{final['same'][8]:.2f}; "
-    f"with a larger rate 16 × 8 reaches ≈{final['scaled'][8]:.2f}",
+    f"at one rate 16 × 1 ends at ≈{final['same'][1]:.2f} nats and 16 × 8 at "
+    f"≈{final['same'][8]:.2f}; with a larger rate 16 × 8 reaches ≈{final['scaled'][8]:.2f}",
     final["same"][1] < final["same"][8] > final["scaled"][8],
 )
 

@@ -424,8 +424,9 @@ table(
     ],
     ["embedding starts from", "10,000 stories", "1,000 stories"],
     caption=(
-        "Validation perplexity after three epochs, median of three seeds (smallest to largest). The "
-        f"vocabularies differ, so compare down a column. Trained on {' and '.join(devices)}."
+        "Validation perplexity after three epochs, median of three seeds (smallest to largest). "
+        "The vocabularies differ, so compare down a column. "
+        f"Trained on {' and '.join(devices)}."
     ),
 )
 
