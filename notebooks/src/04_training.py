@@ -269,8 +269,9 @@ claim(f"after ten steps the two differ by ≈{apart:.0e}, less than 1e-6", apart
 # %% [markdown]
 # Adam moves each number by itself. A matrix is more than its numbers: its gradient has a few strong *directions* (singular vectors), in
 # which it would move again and again, and many weak ones. **Muon** ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/))
-# takes a running mean of the gradient of a matrix, and makes it nearly orthogonal before it becomes a step: strong directions then count
-# alike, and weak ones are lifted far. It needs no decomposition of the matrix, only a polynomial of matrix products, five times:
+# takes a running mean of the gradient of a matrix, and brings it closer to an orthogonal matrix before it becomes a step: strong
+# directions then count alike, and weak ones are lifted far. It needs no decomposition of the matrix, only a polynomial of matrix
+# products, five times:
 
 # %%
 show_source(orthogonalize)

@@ -640,9 +640,9 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Each column is a step, with the best candidate on top; the number is the log-probability of the whole beginning, and blue boxes are kept.
-# Follow greedy's path, the best word of the best word: it need not stay on top. If all blue boxes of a column hang on one parent, the other
-# beginnings have died: wide as it is, the search then goes on from one of them.
+# Each column is a step, with the best candidate on top; the number is the log-probability of the whole beginning, and blue boxes are
+# kept. Follow greedy's path, the best word of the best word. Here it stays on top; in general it need not. In other trees all blue boxes
+# of a column hang on one parent: the other beginnings have died, and wide as it is, the search goes on from one of them.
 #
 # **Length.** Log-probabilities only fall, so long texts are at a disadvantage. The **length penalty** $\alpha$ compares
 # $\log p \,/\, \text{length}^{\alpha}$ instead ([Wu et al. 2016](https://arxiv.org/abs/1609.08144), section 7, use a similar formula).
