@@ -834,13 +834,11 @@ def show_head(pattern, number):
     allowed = pattern_targets(ids_of[text], names, sounds)[pattern]  # (T, T)
     allowed[0] = False  # the first word has nothing else to read
     cell = np.unravel_index((weights[layer, head] * allowed).argmax(), allowed.shape)
-    reads = f"“{tokens[cell[0]]}” reads “{tokens[cell[1]]}”"
     title = f"{pattern}: layer {layer + 1}, head {head + 1}"
     return figures.save_figure(
         attention_plots.heatmap(weights[layer, head], tokens, title=title, marked=[cell]),
         f"04_head_{pattern.replace(' ', '_')}",
-        alt=f"Heat-map of one head, {title}; framed: {reads}, weight "
-        f"{weights[layer, head][cell]:.2f}.",
+        alt=f"Heat-map of the head that follows “{pattern}” best; its largest weight is framed.",
     )
 
 
@@ -924,7 +922,7 @@ title = f"layer {local[0] + 1}, head {local[1] + 1}: {back[local]:.0f} words bac
 figures.save_figure(
     attention_plots.heatmap(shown, tokens, title=title),
     "04_head_local",
-    alt=f"Heat-map of one head: {title}; the weight lies near the diagonal.",
+    alt="Heat-map of the head that looks back least: the weight lies near the diagonal.",
 )
 
 # %% [markdown]
@@ -956,7 +954,7 @@ def read(text):
     return [tokenizer.word(i) for i in ids], weights[:, 0].float().cpu().numpy()
 
 
-# %%
+# %% tags=["nbval-ignore-output"]
 flat = {place: note.replace("\n", ", ") for place, note in notes.items()}
 explorer = AttentionExplorer(attention, read=read, notes=flat)
 explorer.layer.value, explorer.head.value = (int(i) + 1 for i in best("same name")[0])

@@ -813,7 +813,7 @@ trade = {
     for name, found in compared.items()
 }
 
-# %%
+# %% tags=["nbval-ignore-output"]
 print(f"on {device.type}, {torch.get_num_threads()} threads")
 
 # %% tags=["nbval-ignore-output"]
