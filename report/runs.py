@@ -50,7 +50,7 @@ def complete(
             key, seed = running[done]
             known["runs"].setdefault(key, {})[str(seed)] = done.result() | {"device": processor()}
             figures.save_numbers(name, known)
-            print(f"{key}, seed {seed}: {done.result()}", flush=True)
+            print(f"{key}, seed {seed}: recorded", flush=True)
     return known
 
 

@@ -46,7 +46,7 @@ import numpy as np
 from IPython.display import display
 
 from helpers import attention_plots, plots
-from helpers.notebook import ROOT, FigureFolder, load_explorer, load_numbers, table
+from helpers.notebook import ROOT, FigureFolder, claim, load_explorer, load_numbers, table
 from helpers.stories import corpus_name
 from helpers.training import TrainingConfig
 
@@ -222,17 +222,12 @@ table(
 )
 
 # %%
-assert (
-    sizes["embedding"]
-    + sizes["projection"]
-    + 3 * sizes["one block"]
-    + sizes["final norm"]
-    + sizes["output"]
-    == 8_940_768
+once = sum(sizes[part] for part in ("embedding", "projection", "final norm", "output"))
+claim(
+    f"the parts add up to {sizes['the whole model']:,}",
+    once + 3 * sizes["one block"] == sizes["the whole model"] == 8_940_768,
 )
-assert sizes["the whole model"] == 8_940_768
 words = sizes["embedding"] + sizes["output"]
-print("the parts add up to 8,940,768: True")
 print(f"embedding and output are {words / sizes['the whole model']:.0%} of them")
 share = sizes["output"] / (sizes["the whole model"] - sizes["embedding"])
 print(
