@@ -25,8 +25,6 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from timing import in_turns, machine, spread  # noqa: E402
-
 from helpers import muon  # noqa: E402
 from helpers.loss import mean_loss  # noqa: E402
 from helpers.model import Decoder, ModelConfig  # noqa: E402
@@ -45,6 +43,7 @@ from helpers.training import (  # noqa: E402
 )
 from helpers.vectors import train_vectors  # noqa: E402
 from runs import complete  # noqa: E402
+from timing import in_turns, machine, spread  # noqa: E402
 
 STEPS, SEEDS = 300, 3
 STORIES = 10_000  # to train on; the others are the development set

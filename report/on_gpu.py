@@ -22,6 +22,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
+from torch.nn.parallel import DistributedDataParallel
+
+from helpers.checkpoints import load_checkpoint
+from helpers.memory import measure_peak_memory
+from helpers.model import Decoder, ModelConfig
+from helpers.stories import load_stories
+from helpers.support.checks import require
+from helpers.training import TrainingConfig, encode_stories, make_optimizer, optimizer_step
 from peers import (
     BATCH,
     GPT2,
@@ -38,14 +46,6 @@ from peers import (
     some_ids,
 )
 from timing import ROOT, alone, in_turns, machine, rate, ratio, save, unsteady
-from torch.nn.parallel import DistributedDataParallel
-
-from helpers.checkpoints import load_checkpoint
-from helpers.memory import measure_peak_memory
-from helpers.model import Decoder, ModelConfig
-from helpers.stories import load_stories
-from helpers.support.checks import require
-from helpers.training import TrainingConfig, encode_stories, make_optimizer, optimizer_step
 
 BUDGET = 320  # seconds for all parts; starting and ending take the rest of the six minutes
 COMPILING = 100  # seconds for one model

@@ -17,6 +17,19 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from helpers.checkpoints import load_checkpoint
+from helpers.evaluation import perplexity
+from helpers.kv_cache import KVCache
+from helpers.model import Decoder, ModelConfig
+from helpers.notebook import load_numbers, table
+from helpers.stories import load_stories
+from helpers.support.hardware import keep_freed_memory, packed_weights, pick_precision
+from helpers.tokenizer import WordTokenizer
+from helpers.training import TrainingConfig
+from helpers.vectors import train_vectors
 from peers import (
     BATCH,
     EARLIER,
@@ -32,19 +45,6 @@ from peers import (
     products,
 )
 from timing import ROOT, TIMES, alone, in_turns, machine, rate, ratio, save, unsteady
-from torch import nn
-from torch.profiler import ProfilerActivity, profile
-
-from helpers.checkpoints import load_checkpoint
-from helpers.evaluation import perplexity
-from helpers.kv_cache import KVCache
-from helpers.model import Decoder, ModelConfig
-from helpers.notebook import load_numbers, table
-from helpers.stories import load_stories
-from helpers.support.hardware import keep_freed_memory, packed_weights, pick_precision
-from helpers.tokenizer import WordTokenizer
-from helpers.training import TrainingConfig
-from helpers.vectors import train_vectors
 
 GOAL = 21.44  # validation perplexity of the earlier deliverable after its three epochs
 CASES = ((1, 1), (20, 1), (64, 1), (5, 5), (5, 10))  # prompts and beams

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timing import in_turns, rate, ratio
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as pytorchs_checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -21,6 +20,7 @@ from helpers.loss import output_loss
 from helpers.model import Decoder, ModelConfig, MultiHeadAttention, sinusoidal_positions
 from helpers.tokenizer import WordTokenizer
 from helpers.training import TrainingConfig, make_optimizer, optimizer_step
+from timing import in_turns, rate, ratio
 
 SIZE = ModelConfig()
 BATCH = 32  # stories of a training step

@@ -12,10 +12,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from timing import machine
-
 from helpers.notebook import FigureFolder, load_numbers
 from helpers.support.hardware import pick_device, pick_precision
+from timing import machine
 
 
 def complete(

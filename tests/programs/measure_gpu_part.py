@@ -17,9 +17,9 @@ NOT_THERE = (
 sys.modules |= dict.fromkeys(NOT_THERE)  # to import None is an error
 
 if __name__ == "__main__":  # the two processes of its last part import this file too
-    import on_gpu
     import torch
 
+    import on_gpu
     from helpers.model import ModelConfig
 
     def keep(name, numbers):
