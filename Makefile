@@ -6,7 +6,7 @@
 #   make quick      lint, and the tests without notebooks and browser: for whoever changes a line
 #   make torture    the tests of reliability with many cases: killed runs, damaged files, hostile texts, broken servers
 #   make benchmark  speed beside other code, and below the machine's limit, of the processor as it is: build/benchmark/
-#   make publish CORPUS=path REPO=owner/name    a trained model, to the Hugging Face Hub
+#   make publish CORPUS=path REPO=owner/name    a trained model, to the Hugging Face Hub; CONTEXT=256: of whole stories
 #   make render     build/report.html and build/report.pdf of the committed notebooks, executing nothing
 #   make clean      remove what can be made again
 #
@@ -26,6 +26,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 CORPUS ?=
 REPO ?=
+CONTEXT ?= 64
 RECORD ?=
 
 # A path from here, in quotes: the clone may lie in a folder with blanks or quotes in its name.
@@ -69,7 +70,7 @@ record: $(READY)
 
 publish: $(READY)
 	@test -n $(call quoted,CORPUS) || { echo 'say whose model: make publish CORPUS=path REPO=owner/name' >&2; exit 2; }
-	$(PY) report/publish.py $(call quoted,CORPUS) $(if $(REPO),--to $(call quoted,REPO))
+	$(PY) report/publish.py $(call quoted,CORPUS) --context $(call quoted,CONTEXT) $(if $(REPO),--to $(call quoted,REPO))
 
 benchmark: $(READY)
 	$(PY) report/benchmark.py $(if $(RECORD),--record)

@@ -42,6 +42,7 @@ def new_model(
     tokenizer: WordTokenizer,
     vectors: WordVectors | None = None,
     seed: int = 0,
+    context_length: int = ModelConfig.context_length,
     **start,
 ) -> Decoder:
     """An untrained model of the assignment's size.
@@ -52,11 +53,12 @@ def new_model(
         stories, tokenizer: what it will read.
         seed: of its weights; PyTorch's own random stream starts there too.
         vectors: word vectors to start from; None: random ones.
+        context_length: tokens; 256 hold nine in ten TinyStories to their end.
         start: how to start from them, as `Decoder.start_from_vectors` takes it.
     """
     torch.manual_seed(seed)
     own = len(tokenizer) if stories.name == "bundled" else ModelConfig.vocab_size
-    model = Decoder(ModelConfig(vocab_size=own))
+    model = Decoder(ModelConfig(vocab_size=own, context_length=context_length))
     model.tokenizer_digest = tokenizer.digest
     if vectors is not None:
         model.start_from_vectors(vectors.matrix(tokenizer, rows=own), **start)
@@ -74,11 +76,15 @@ def made_from(stories: Stories, tokenizer: WordTokenizer) -> dict[str, str]:
     return {name: digest[:12] for name, digest in digests.items()}
 
 
-def trained_path(corpus: str | Path, stories: Stories | None = None) -> Path:
+def trained_path(
+    corpus: str | Path,
+    stories: Stories | None = None,
+    context_length: int = ModelConfig.context_length,
+) -> Path:
     """Where the trained model of a corpus is: checkpoints/<name>.safetensors.
 
     If the corpus is a path, the beginning of its stories' digest follows the name, so two files of
-    one name have two models.
+    one name have two models. A context that is not the assignment's comes last.
 
     stories: those that the model is trained on; None: as `load_or_train` loads them.
     """
@@ -86,6 +92,8 @@ def trained_path(corpus: str | Path, stories: Stories | None = None) -> Path:
     if corpus not in CORPORA:
         stories = stories or load_stories(corpus, validation=VALIDATION)
         name = f"{name}-{stories.digest[:8]}"
+    if context_length != ModelConfig.context_length:
+        name = f"{name}-{context_length}"
     return checkpoint_path(CHECKPOINTS / name)
 
 
@@ -93,28 +101,31 @@ def load_or_train(
     corpus: str | Path = "bundled",
     config: TrainingConfig | None = None,
     path: str | Path | None = None,
+    context_length: int = ModelConfig.context_length,
 ) -> tuple[Decoder, WordTokenizer, dict]:
     """The trained model of a corpus, its tokenizer and metadata.
 
-    They are read from `trained_path(corpus)`. If that is not there, the model is trained first, as
+    They are read from its `trained_path`. If that is not there, the model is trained first, as
     in notebook 04; a progress bar tells how long it takes.
 
     Args:
         corpus: as `load_stories` takes it.
         config: how to train; None: the defaults.
         path: another place for the checkpoint.
+        context_length: 64 for beginnings of stories, 256 for whole ones.
 
     Raises:
-        ValueError: if the checkpoint at `path` was trained on other stories.
+        ValueError: if the checkpoint was trained on other stories, or has another context.
         Errors of `load_stories`, `train` and `load_checkpoint`.
     """
     stories = None if corpus in CORPORA else load_stories(corpus, validation=VALIDATION)
-    path = checkpoint_path(path or trained_path(corpus, stories))
+    path = checkpoint_path(path or trained_path(corpus, stories, context_length))
     if not path.exists():
         make_folder(path.parent)  # now, not after the training
         stories = stories or load_stories(corpus, validation=VALIDATION)
         tokenizer = WordTokenizer.train(stories.train)
-        model = new_model(stories, tokenizer, train_vectors(stories.train, tokenizer))
+        vectors = train_vectors(stories.train, tokenizer)
+        model = new_model(stories, tokenizer, vectors, context_length=context_length)
         print(f"{path.stem}: there is no trained model yet, so it is trained now")
         history = train(model, tokenizer, stories, config or TrainingConfig())
         save_trained(path, model, tokenizer, history, stories)
@@ -122,6 +133,10 @@ def load_or_train(
     require(
         metadata.get("stories") == stories.digest if stories else metadata.get("corpus") == corpus,
         f"{path} was trained on other stories than {corpus}: name another path, or delete it",
+    )
+    require(
+        model.config.context_length == context_length,
+        f"{path} has a context of {model.config.context_length}, not of {context_length}",
     )
     return model, tokenizer, metadata
 
@@ -141,6 +156,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="helpers.training", description=main.__doc__)
     parser.add_argument("--corpus", default="bundled", help="bundled, tinystories, or a path")
     parser.add_argument("--stories", type=int, default=10_000, help="how many to train on")
+    parser.add_argument(
+        "--context-length",
+        type=int,
+        default=ModelConfig.context_length,
+        help="tokens of a story that are read (%(default)s); 256 for whole stories",
+    )
     parser.add_argument("--checkpoint", help="file of the trained model (its place in checkpoints)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --folder")
     for setting in fields(TrainingConfig):
@@ -161,7 +182,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run_command(
-    config: TrainingConfig, corpus: str, stories: int, checkpoint: str | None, resume: bool
+    config: TrainingConfig,
+    corpus: str,
+    stories: int,
+    context_length: int,
+    checkpoint: str | None,
+    resume: bool,
 ) -> None:
     folder = config.folder and user_path(config.folder)
     require(folder or not resume, "--resume needs the --folder of the run to continue")
@@ -171,7 +197,7 @@ def _run_command(
         "folder",
     )
     texts = load_stories(corpus, train=stories, validation=VALIDATION)
-    target = checkpoint_path(checkpoint or trained_path(corpus, texts))
+    target = checkpoint_path(checkpoint or trained_path(corpus, texts, context_length))
     require(
         not target.exists(),
         f"{target} is there already: name another place with --checkpoint, or delete it",
@@ -185,7 +211,7 @@ def _run_command(
     rank, _ = rank_and_processes()
     tokenizer = WordTokenizer.train(texts.train)
     vectors = train_vectors(texts.train, tokenizer) if rank == 0 else None
-    model = new_model(texts, tokenizer, vectors)
+    model = new_model(texts, tokenizer, vectors, context_length=context_length)
     history = train(model, tokenizer, texts, config, resume_from=folder if resume else None)
     if rank == 0:
         save_trained(target, model, tokenizer, history, texts)

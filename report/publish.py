@@ -2,6 +2,7 @@
 
     python report/publish.py tinystories                   -> build/hub/tinystories, to look at
     python report/publish.py tinystories --to owner/name   the same, and uploaded
+    python report/publish.py tinystories --context 256     the one of report/whole.py
 
 Log in before an upload, with `hf auth login`. `helpers.checkpoints.load_checkpoint("owner/name")`
 reads the model from there.
@@ -20,6 +21,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_tok
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from helpers.checkpoints import HUB_FILE, copies, load_checkpoint  # noqa: E402
+from helpers.model import ModelConfig  # noqa: E402
 from helpers.notebook import load_numbers, table  # noqa: E402
 from helpers.recipe import trained_path  # noqa: E402
 from helpers.stories import corpus_name  # noqa: E402
@@ -33,14 +35,18 @@ def model_card(corpus: str, name: str, model, tokenizer, run: dict) -> ModelCard
 
     Raises as `load_numbers` does, and ValueError if they are of another run.
     """
-    training, decoding = load_numbers(corpus, "04"), load_numbers(corpus, "05")
-    recorded = training["history"][-1]["validation_loss"]
+    length = model.config.context_length
+    if length == ModelConfig.context_length:
+        recorded, told = load_numbers(corpus, "04")["history"][-1], continued(corpus)
+    else:
+        whole = load_numbers(corpus, "whole")["runs"]["our recipe"]["0"]
+        recorded, told = whole["rows"][-1], ended(whole["texts"], length)
+    recorded = recorded["validation_loss"]
     # As far as notebook 04 lets another machine's run be off.
     if abs(run["validation_loss"] - recorded) > 0.03:
         raise ValueError(
             f"the trained model of {corpus} has validation loss {run['validation_loss']:.4f}, "
-            f"figures/{corpus}/04.json {recorded:.4f}: files of two runs; record the corpus "
-            "again, with `make record`"
+            f"figures/{corpus} says {recorded:.4f}: files of two runs; record the corpus again"
         )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     repository = project["urls"]["Repository"]
@@ -67,16 +73,6 @@ def model_card(corpus: str, name: str, model, tokenizer, run: dict) -> ModelCard
     )
     sizes = [[key.replace("_", " "), f"{value:,}"] for key, value in vars(model.config).items()]
     sizes.append(["words in the tokenizer", f"{len(tokenizer):,}"])
-    continued = [
-        [
-            rule,
-            f"{row['perplexity']:.2f}",
-            "" if rule == "the true continuation" else f"{row['bleu']:.1f}",
-        ]
-        for rule, row in sorted(
-            decoding["continuations"].items(), key=lambda item: item[1]["perplexity"]
-        )
-    ]
     text = f"""# Story transformer, {title}
 
 A decoder-only transformer of {model.num_parameters():,} parameters, written from its basic parts
@@ -114,29 +110,56 @@ a perplexity of {perplexity}. Weights are stored in bfloat16.
 
 ## Evaluation
 
-Fifty validation stories, continued from their first five words: perplexity per token
-of the continuation under the model,
-and BLEU against the true one.
-
-{table(continued, ["continuation", "perplexity", "BLEU"]).markdown}
+{told}
 
 ## Limits
 
 It knows the words and plots of little stories in English and nothing else. A text is at most
-{model.config.context_length} tokens long. Its sentences are mostly grammatical;
+{length} tokens long. Its sentences are mostly grammatical;
 cause and effect are not its strength. An
 unknown word is read as unknown. What the training stories repeat, it repeats.
 """
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def prepare(source: str, name: str | None) -> Path:
-    """build/hub/<corpus>: what the Hub gets. Nothing is written if a number is missing."""
-    corpus, path = corpus_name(source), trained_path(source)
+def continued(corpus: str) -> str:
+    """What notebook 05 measured on the model's continuations."""
+    rows = sorted(
+        load_numbers(corpus, "05")["continuations"].items(), key=lambda row: row[1]["perplexity"]
+    )
+    cells = [
+        [
+            rule,
+            f"{row['perplexity']:.2f}",
+            "" if rule == "the true continuation" else f"{row['bleu']:.1f}",
+        ]
+        for rule, row in rows
+    ]
+    return f"""Fifty validation stories, continued from their first five words: perplexity per token
+of the continuation under the model,
+and BLEU against the true one.
+
+{table(cells, ["continuation", "perplexity", "BLEU"]).markdown}"""
+
+
+def ended(texts: dict, length: int) -> str:
+    """What report/whole.py measured on the model's stories."""
+    return f"""Two hundred validation stories, continued from their first five words at temperature
+0.7 and top-p 0.9: {texts["ended"]:.0%} come to an end within {length} tokens."""
+
+
+def prepare(source: str, name: str | None, context_length: int) -> Path:
+    """build/hub/<name>: what the Hub gets. Nothing is written if a number is missing."""
+    corpus, path = corpus_name(source), trained_path(source, context_length=context_length)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: train it with `make record CORPUS={source}`")
+        how = f"make record CORPUS={source}"
+        if context_length != ModelConfig.context_length:
+            how = f"python report/whole.py {source}"
+        raise FileNotFoundError(f"{path} is missing: train it with `{how}`")
     model, tokenizer, run = load_checkpoint(path)
     card = model_card(corpus, name or f"owner/{corpus}", model, tokenizer, run)
+    if context_length != ModelConfig.context_length:
+        corpus = f"{corpus}-{context_length}"
     folder = ROOT / "build" / "hub" / corpus
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
@@ -179,9 +202,16 @@ def main() -> int:
         metavar="OWNER/NAME",
         help="upload it as this model; without it, nothing leaves the machine",
     )
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=ModelConfig.context_length,
+        metavar="TOKENS",
+        help="of the model (%(default)s); 256 for whole stories",
+    )
     options = parser.parse_args()
     try:
-        folder = prepare(options.corpus, options.to)
+        folder = prepare(options.corpus, options.to, options.context)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from None
     print(

@@ -10,7 +10,9 @@ import sys
 
 import pytest
 from hub import Hub, hub_at, published
-from support import ROOT, start
+from support import ROOT, TOKENIZER, made_model, start
+
+from helpers.checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +86,22 @@ def test_files_of_two_runs_are_not_published(hub, project):
     assert done.returncode == 1
     assert "files of two runs" in done.stderr
     assert not (project / "build").exists()
+
+
+def test_the_model_of_whole_stories_has_a_place_and_a_card_of_its_own(hub, project):
+    model = made_model(context_length=256)
+    told = {"corpus": "bundled", "step": 9, "tokens": 99, "train_loss": 2.0, "validation_loss": 2.5}
+    save_checkpoint(project / "checkpoints/bundled-256", model, TOKENIZER, told)
+    run = {"rows": [told], "texts": {"ended": 0.625}}
+    numbers = json.dumps({"runs": {"our recipe": {"0": run}}})
+    (project / "figures/bundled/whole.json").write_text(numbers)
+    done = publish("bundled", "--context", "256", where=project, environment=hub)
+    assert done.returncode == 0, done.stderr
+    card = (project / "build/hub/bundled-256/README.md").read_text()
+    assert "62% come to an end within 256 tokens" in card
+    assert "A text is at most\n256 tokens long" in card
+    done = publish("bundled", "--context", "128", where=project, environment=hub)
+    assert "train it with `python report/whole.py bundled`" in done.stderr
 
 
 def test_a_model_that_is_not_there_is_said_in_a_line(hub, project):

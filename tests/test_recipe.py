@@ -100,6 +100,12 @@ def test_a_missing_model_is_trained_once_and_kept(corpus, tmp_path, monkeypatch,
     for wrong in (other, "bundled"):
         with pytest.raises(ValueError, match=rf"{path.name} was trained on other stories than"):
             load_or_train(wrong, config, path)
+    whole, _, _ = load_or_train(other, config, context_length=96)
+    assert whole.config.context_length == 96
+    assert load_or_train(other, config, context_length=96)[0].config == whole.config
+    assert sorted(p.stem.count("-") for p in path.parent.iterdir()) == [1, 1, 2]
+    with pytest.raises(ValueError, match="has a context of 64, not of 96"):
+        load_or_train(corpus, config, path, context_length=96)
 
 
 def test_the_committed_model_is_the_one_it_says():
@@ -123,7 +129,7 @@ def test_the_command_trains_resumes_and_refuses(corpus, tmp_path, capsys):
     options = ["--corpus", corpus, "--folder", folder, "--checkpoint", model, "--epochs", 1]
     options += ["--batch-size", 8, "--accumulation-steps", 2, "--betas", "(0.9, 0.99)"]
     options += ["--precision", "fp32", "--device", "cpu", "--overwrite-eos", "false"]
-    options = [*map(str, options), "--clip-norm", "none"]
+    options = [*map(str, options), "--clip-norm", "none", "--context-length", "48"]
 
     def refused(*more):
         """What the command says when it fails: a sentence."""
