@@ -1,13 +1,14 @@
 # Everything in two commands, on a machine with Python 3.11 to 3.13 and make:
 #
-#   make report     install, execute every notebook, render build/report.html and build/report.pdf
+#   make report     install, execute every notebook, render build/report.html, results.pdf and book.pdf
 #   make test       install, lint, run every test, and compare every notebook with a fresh run; the network is cut
 #
 #   make quick      lint, and the tests without notebooks and browser: for whoever changes a line
 #   make torture    the tests of reliability with many cases: killed runs, damaged files, hostile texts, broken servers
 #   make benchmark  speed beside other code, and below the machine's limit, of the processor as it is: build/benchmark/
 #   make publish CORPUS=path REPO=owner/name    a trained model, to the Hugging Face Hub; CONTEXT=256: of whole stories
-#   make render     build/report.html and build/report.pdf of the committed notebooks, executing nothing
+#   make render     build/report.html, results.pdf and book.pdf of the committed notebooks, executing nothing
+#   make pages      the same as a folder to publish: build/pages/
 #   make clean      remove what can be made again
 #
 # These leave the files that git tracks as they are. These renew them:
@@ -37,7 +38,7 @@ JOBS ?= 2
 FIRST := $(patsubst %,notebooks/%.ipynb,04_training 06_memory 02_attention 05_decoding)
 
 .DEFAULT_GOAL := report
-.PHONY: report test quick torture notebooks record publish benchmark render sync clean
+.PHONY: report test quick torture notebooks record publish benchmark render pages sync clean
 # What a user gives, for the shell: every character in it stays as it is.
 quoted = '$(subst ','\'',$(value $(1)))'
 
@@ -66,6 +67,7 @@ torture: $(READY)
 record: $(READY)
 	@test -n $(call quoted,CORPUS) || { echo 'say which stories: make record CORPUS=path (or CORPUS=tinystories)' >&2; exit 2; }
 	$(PY) report/protocol.py $(call quoted,CORPUS)
+	$(PY) report/epochs.py $(call quoted,CORPUS)
 	$(PY) report/execute.py --corpus $(call quoted,CORPUS)
 
 publish: $(READY)
@@ -77,6 +79,11 @@ benchmark: $(READY)
 
 render: $(READY)
 	$(PY) report/build.py
+
+pages: render
+	rm -rf build/pages && mkdir build/pages
+	cp build/report.html build/pages/index.html
+	cp build/results.pdf build/book.pdf build/pages/
 
 sync: $(READY)
 	$(PY) report/execute.py --sync

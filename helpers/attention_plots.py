@@ -1,7 +1,7 @@
 """Attention as pictures: one head as a heat-map or as arrows, and all heads side by side."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -45,9 +45,7 @@ def heatmap(
     side = max(3.2, 0.24 * max(matrix.shape))
     figure, axes = subplots(size=(side + 2.2, side * matrix.shape[0] / matrix.shape[1] + 1.2))
     image = _draw_heatmap(axes, matrix, tokens, keys, limits)
-    for row, column in marked:
-        frame = {"fill": False, "edgecolor": "#d55e00", "linewidth": 2}
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **frame))
+    _frame(axes, marked)
     if matrix.size <= 100:
         for row, column in np.argwhere(~np.ma.getmaskarray(image.get_array())):
             shade = image.cmap(image.norm(matrix[row, column]))
@@ -85,6 +83,7 @@ def head_grid(
     first_layer: int = 1,
     threshold: float = 0.1,
     notes: Mapping[tuple[int, int], str] | None = None,
+    marked: Mapping[tuple[int, int], tuple[int, int]] | None = None,
     titles: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
@@ -96,6 +95,7 @@ def head_grid(
         kind: "heatmap" or "arrows".
         threshold: arrows of a smaller weight are hidden.
         notes: further lines for a head's title, by (layer, head), both from 1.
+        marked: (row, column) of the cell to frame in a heat-map, by (layer, head), both from 1.
         titles: instead of "layer 1, head 1", and so on.
         title: of the whole figure.
 
@@ -134,6 +134,7 @@ def head_grid(
                 tokens if head % columns == 0 else (),
                 tokens if head + columns >= heads else (),
             )
+            _frame(panel, [marked[name]] if name in (marked or {}) else ())
         else:
             _draw_arrows(panel, attention[layer, head], tokens, threshold)
     if kind == "heatmap":
@@ -153,6 +154,13 @@ def _label_grid(figure, image, panels) -> None:
 def _future(image) -> str:
     """What the grey means, if there is any."""
     return " (grey: the future)" if np.ma.is_masked(image.get_array()) else ""
+
+
+def _frame(axes, marked: Iterable[tuple[int, int]]) -> None:
+    """A frame around each (row, column) of a heat-map."""
+    for row, column in marked:
+        frame = {"fill": False, "edgecolor": "#d55e00", "linewidth": 2}
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **frame))
 
 
 def _draw_heatmap(axes, matrix, rows, columns, limits=(0.0, 1.0)):

@@ -393,18 +393,23 @@ def judge_continuations(
 
 
 def quotable(texts: Sequence[str], stories: Sequence[str], longest: int = 12) -> list[str]:
-    """Texts as they may be published: cut, with "…", before more than `longest` words in a row that
-    one of the stories has."""
-    told = "\n".join(" ".join(re.findall(r"\w+", story.lower())) for story in stories)
+    """Texts as they may be published: of more than `longest` words in a row that one of the stories
+    has, those after `longest` are left out, with "…" in their place."""
+    split = [" ".join(re.findall(r"\w+", story.lower())) for story in stories]
+    told = "\n".join(f" {words} " for words in split)
     found = []
     for text in texts:
-        words = list(re.finditer(r"\w+", text))
-        for i in range(len(words) - longest):
-            run = " ".join(word[0].lower() for word in words[i : i + longest + 1])
-            if run in told:
-                text = f"{text[: words[i + longest].start()].rstrip()} …"
-                break
-        found.append(text)
+        pieces = re.findall(r"^\W+|\w+\W*", text)
+        shown, run = "", []
+        for piece in pieces:
+            run += re.findall(r"\w+", piece.lower())
+            while len(run) > 1 and f" {' '.join(run)} " not in told:
+                run = run[1:]
+            if len(run) <= longest:
+                shown += piece
+            elif not shown.endswith("… "):
+                shown += "… "
+        found.append(shown.rstrip())
     return found
 
 

@@ -34,10 +34,14 @@ class FigureFolder:
     def __init__(self, corpus: str):
         self.path = figures_root() / corpus_name(corpus)
 
-    def save_figure(self, figure: Figure, name: str, alt: str) -> Picture:
+    def save_figure(self, figure: Figure, name: str, alt: str, caption: str = "") -> Picture:
         """Write `<name>.svg`, and return what the notebook shows.
 
-        alt: what the figure shows, in one plain sentence. Raises ValueError if it is empty.
+        Args:
+            alt: what the figure shows, in one plain sentence, for those who cannot see it.
+            caption: what the report says below it, for those who can.
+
+        Raises ValueError if alt is empty.
         """
         require(
             alt.strip(), f"figure {name!r} needs an alt text: say in one sentence what it shows"
@@ -47,7 +51,8 @@ class FigureFolder:
         render(figure, file, format="svg", metadata={"Date": None, "Creator": None, "Title": alt})
         make_folder(self.path)
         write_whole(self.path / f"{name}.svg", file.getvalue())
-        return Picture(figure, alt, name)
+        labels = {"figure": f"{self.path.name}/{name}"}
+        return Picture(figure, alt, labels | ({"caption": caption} if caption else {}))
 
     def save_explorer(self, explorer: AttentionExplorer, name: str) -> AttentionExplorer:
         """Write an explorer's matrices to `<name>.json`, for the report's own, and return it."""
@@ -66,7 +71,7 @@ class FigureFolder:
                 },
             },
         )
-        explorer.labels = {"figure": name, "explorer": f"{self.path.name}/{name}"}
+        explorer.labels = dict.fromkeys(("figure", "explorer"), f"{self.path.name}/{name}")
         return explorer
 
     def save_numbers(self, name: str, numbers: Mapping) -> None:
@@ -114,7 +119,7 @@ def load_explorer(corpus: str, name: str) -> AttentionExplorer:
     )
     explorer.sentence.index = saved["start"]["sentence"]
     explorer.layer.value, explorer.head.value = saved["start"]["layer"], saved["start"]["head"]
-    explorer.labels = {"figure": name, "explorer": f"{corpus_name(corpus)}/{name}"}
+    explorer.labels = dict.fromkeys(("figure", "explorer"), f"{corpus_name(corpus)}/{name}")
     return explorer
 
 

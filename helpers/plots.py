@@ -90,7 +90,7 @@ def subplots(
 class Picture:
     """A figure as a notebook stores it: a PNG with its alt text, which also stands in for it."""
 
-    def __init__(self, figure: Figure, alt: str, name: str = ""):
+    def __init__(self, figure: Figure, alt: str, labels: Mapping[str, str] | None = None):
         drawn, file = io.BytesIO(), io.BytesIO()
         render(figure, drawn, format="png", dpi=DPI)
         # 64 colours are enough for a chart, and a quarter of the size.
@@ -99,7 +99,7 @@ class Picture:
         )
         self.png, self.alt = file.getvalue(), alt
         self.width = round(figure.get_figwidth() * 96)  # CSS pixels
-        self.labels = {"figure": name} if name else {}  # what the report looks for
+        self.labels = labels or {}  # what the report looks for
         plt.close(figure)  # a pyplot figure would be shown a second time
 
     def __repr__(self) -> str:

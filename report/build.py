@@ -1,11 +1,11 @@
-"""The executed notebooks as one self-contained page and one PDF, offline.
+"""The executed notebooks as one self-contained page and two PDFs, offline.
 
-    python report/build.py                    notebooks/*.ipynb -> build/report.html, .pdf
-    python report/build.py build/notebooks    those of `make report` -> build/report.html, .pdf
-    python report/build.py build/tinystories  that folder's notebooks -> report.html, .pdf in it
+    python report/build.py                    notebooks/*.ipynb -> build/
+    python report/build.py build/notebooks    those of `make report` -> build/
+    python report/build.py build/tinystories  that folder's notebooks -> the same folder
 
-pandoc and typst come as Python wheels. The results come first, then the chapters in order.
-cells.lua turns cells into pages for both forms.
+report.html has all of them, the results first; results.pdf the results alone; book.pdf all, in
+order. pandoc and typst come as Python wheels. cells.lua turns cells into pages for both forms.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -31,7 +32,8 @@ from helpers.support.files import make_folder, user_path, write_whole  # noqa: E
 
 BUILD = ROOT / "build"
 TITLE = "A story transformer, from scratch"
-FIRST = "07"  # what a grader reads first
+RESULTS = "07"  # what a grader reads first
+CONTENTS = "--toc", "--toc-depth=2"
 # Tables come from Markdown, maths from TeX; a bare [@key] is a citation.
 READER = "ipynb+citations+tex_math_dollars+pipe_tables+raw_html"
 # What typst's own fonts have no glyph for is set in this one.
@@ -39,11 +41,8 @@ FALLBACK = sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVuS
 
 
 def in_order(folder: Path) -> list[str]:
-    """The notebooks' names, results first. Ends the program if there is none."""
-    names = sorted(
-        (path.name for path in folder.glob("*.ipynb")),
-        key=lambda name: (not name.startswith(FIRST), name),
-    )
+    """The notebooks' names. Ends the program if there is none."""
+    names = sorted(path.name for path in folder.glob("*.ipynb"))
     if not names:
         raise SystemExit(f"{folder} holds no notebook: execute them first, with `make report`")
     return names
@@ -67,12 +66,16 @@ def desk(folder: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def pandoc(place: Path, target: str, *options: str) -> Path:
-    """The notebooks on a desk to one file there. Ends the program if pandoc complains: a gap is an
+def pandoc(place: Path, names: list[str], target: str, *options: str) -> Path:
+    """Notebooks on a desk to one file there. Ends the program if pandoc complains: a gap is an
     error.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     metadata = {"title": TITLE, "subtitle": project["description"], "lang": "en-GB"}
+    if authors := ", ".join(author["name"] for author in project.get("authors", [])):
+        metadata["author"] = authors
+    if len(names) == 1 and names[0].startswith(RESULTS):
+        metadata |= {"alone": names[0], "title": f"Results: {TITLE[0].lower()}{TITLE[1:]}"}
     metadata |= {
         "reference-section-title": "References",
         "link-citations": "true",
@@ -81,9 +84,9 @@ def pandoc(place: Path, target: str, *options: str) -> Path:
     }
     command = [
         pypandoc.get_pandoc_path(),
-        *in_order(place),  # bare names, so that a link from one to another is found
+        *names,  # bare, so that a link from one to another is found
         *("--file-scope", f"--from={READER}", "--ipynb-output=all", f"--output={target}"),
-        *("--standalone", "--toc", "--toc-depth=2", *options),
+        *("--standalone", *options),
         "--lua-filter=report/cells.lua",
         *("--citeproc", "--bibliography=report/references.bib", "--csl=report/numbers.csl"),
         *(f"--metadata={key}={value}" for key, value in metadata.items()),
@@ -96,19 +99,21 @@ def pandoc(place: Path, target: str, *options: str) -> Path:
 
 
 def build_html(folder: Path, target: Path) -> None:
-    """One page that needs nothing beside it: pictures, style and script are inside, formulas are
-    MathML.
+    """One page that needs nothing beside it, results first: pictures, style and script are inside,
+    formulas are MathML.
     """
     with desk(folder) as place:
         script = (HERE / "page.js").read_text(encoding="utf-8")
         (place / "script.html").write_text(f"<script>\n{script}</script>\n", encoding="utf-8")
         options = "--to=html5", "--embed-resources", "--mathml", "--css=report/style.css"
-        page = pandoc(place, "report.html", *options, "--include-after-body=script.html")
+        names = sorted(in_order(folder), key=lambda name: not name.startswith(RESULTS))
+        include = "--include-after-body=script.html"
+        page = pandoc(place, names, "report.html", *CONTENTS, *options, include)
         write_whole(target, page.read_bytes())
 
 
-def typst_text(place: Path) -> Path:
-    """The notebooks on a desk as a text for typst, `report.typ`.
+def typst_text(place: Path, names: list[str]) -> Path:
+    """Notebooks on a desk as a text for typst, `report.typ`.
 
     Code that only draws is left out, and the explorer is the picture of one head. A character
     for which the fonts have no glyph is written as its code point.
@@ -125,17 +130,18 @@ def typst_text(place: Path) -> Path:
     }
     options = [f"--variable={key}={value}" for key, value in variables.items()]
     options += ["--include-in-header=report/page.typ", "--extract-media=media"]
-    text = pandoc(place, "report.typ", "--to=typst", *options)
+    options += CONTENTS if len(names) > 1 else ()
+    text = pandoc(place, names, "report.typ", "--to=typst", *options)
     # pandoc 3.9 writes ⊙ by a name that typst has changed since.
     written = text.read_text(encoding="utf-8").replace("dot.circle", "dot.o")
     text.write_text(written, encoding="utf-8")
     return text
 
 
-def build_pdf(folder: Path, target: Path) -> None:
-    """The same text for paper."""
+def build_pdf(folder: Path, target: Path, names: list[str]) -> None:
+    """Notebooks on paper, in this order."""
     with desk(folder) as place:
-        text = typst_text(place)
+        text = typst_text(place, names)
         fonts = {"font_paths": [str(place / "fonts")], "ignore_system_fonts": True}
         write_whole(target, typst.compile(str(text), root=str(place), format="pdf", **fonts))
 
@@ -147,9 +153,13 @@ def main() -> int:
     parser.add_argument("folder", nargs="?", default=ROOT / "notebooks", help="of notebooks")
     folder = user_path(parser.parse_args().folder).resolve()
     place = BUILD if folder in (ROOT / "notebooks", BUILD / "notebooks") else folder
-    for target, build in ((place / "report.html", build_html), (place / "report.pdf", build_pdf)):
-        begin = time.monotonic()
-        make_folder(target.parent)
+    names = in_order(folder)
+    products = {"report.html": build_html, "book.pdf": partial(build_pdf, names=names)}
+    if results := [name for name in names if name.startswith(RESULTS)]:
+        products["results.pdf"] = partial(build_pdf, names=results)
+    make_folder(place)
+    for name, build in products.items():
+        begin, target = time.monotonic(), place / name
         build(folder, target)
         shown = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
         print(f"{shown}: {target.stat().st_size / 1e6:.1f} MB in {time.monotonic() - begin:.1f} s")

@@ -1,6 +1,7 @@
 -- From notebook cells to the pages of a report. Runs on what pandoc's ipynb reader gives, with every form of each output.
--- Metadata read: `repository`, the address that links to files lead to. Files read, in pandoc's working folder: the data of the
--- explorers, `this_run/<corpus>/<name>.json` or else `figures/<corpus>/<name>.json`; for paper `glyphs.txt`, the code points that
+-- Metadata read: `repository`, the address that links to files lead to; `alone`, the name of a notebook that is a document by
+-- itself. Files read, in pandoc's working folder: drawings and the data of the explorers, `this_run/<corpus>/<name>` or else
+-- `figures/<corpus>/<name>`; for paper `glyphs.txt`, the code points that
 -- its fonts can show, one a line; `report/references.bib`, whose addresses turn links into citations.
 
 local html = FORMAT:match("html") ~= nil
@@ -8,7 +9,7 @@ local chapter, section, subsection = "0", 0, 0 -- a chapter has its notebook's n
 local figures, tables = 0, 0
 local names = {} -- identifier -> "Figure 4.2"
 local identifiers = {} -- every target of a link
-local repository
+local repository, alone
 
 -- Cells that every notebook repeats: the corpus, how to find the repository, what is kept for notebook 07. They are not shown.
 local hidden = { "parameters", "setup", "numbers", "remove-cell" }
@@ -42,29 +43,42 @@ local function is_picture(block)
 end
 
 local function caption(kind, number, inlines)
-  local label = string.format("%s %s.%d", kind, chapter, number)
+  local label = alone and string.format("%s %d", kind, number) or string.format("%s %s.%d", kind, chapter, number)
   return label, pandoc.Inlines { pandoc.Strong(label .. "."), pandoc.Space() } .. inlines
+end
+
+-- Where a file of the figures' folders is, and what it holds: this run's, or else the repository's.
+local function found(name)
+  for _, folder in ipairs { "this_run/", "figures/" } do
+    local file = io.open(folder .. name, "rb")
+    if file then
+      local text = file:read("a")
+      file:close()
+      return folder .. name, text
+    end
+  end
+  fail("figures/" .. name .. " is missing: execute the notebook that writes it")
 end
 
 -- JSON inside a page must not end the element that holds it.
 local function embedded(name)
-  local file = io.open("this_run/" .. name, "rb") or io.open("figures/" .. name, "rb")
-  if not file then fail("figures/" .. name .. " is missing: execute the notebook that writes it") end
-  local text = file:read("a")
-  file:close()
+  local _, text = found(name)
   return (text:gsub("%s*\n%s*", ""):gsub("<", "\\u003c"):gsub(">", "\\u003e"):gsub("&", "\\u0026"))
 end
 
 local function picture(image, notebook)
   figures = figures + 1
-  local alt, name, explorer = image.attributes.alt or "", image.attributes.figure, image.attributes.explorer
+  local alt, explorer = image.attributes.alt or "", image.attributes.explorer
+  local drawn = image.attributes.figure -- <corpus>/<name>
+  local name = drawn and drawn:match("[^/]*$")
   if alt == "" then fail("a picture of " .. notebook .. " has no alt text") end
   local live = explorer and html
-  local label, long = caption("Figure", figures, pandoc.Inlines(live and "Every head: choose a sentence, a layer and a head." or alt))
-  local id = notebook .. "__" .. (name or "picture-" .. figures)
+  local label, long = caption("Figure", figures, pandoc.Inlines(live and "Every head: choose a sentence, a layer and a head." or image.attributes.caption or ""))
+  local id = (alone and "" or notebook .. "__") .. (name or "picture-" .. figures)
   names[id], identifiers[id] = label, true
   local width = tonumber((image.attributes.width or ""):match("^%d+"))
   image.attributes = {}
+  if drawn and not explorer then image.src = found(drawn .. ".svg") end
   if width then image.attributes.width = html and width .. "px" or math.min(100, width // 7.2) .. "%" end
   image.caption = pandoc.Inlines(alt)
   local content = pandoc.Blocks { pandoc.Plain { image } }
@@ -153,8 +167,10 @@ local function best(blocks, notebook)
   for _, format in ipairs { "markdown", "html" } do
     for _, block in ipairs(blocks) do
       if block.t == "RawBlock" and block.format == format then
-        local folded = not html and block.text:match("^<details><summary>(.-)</summary>")
-        if folded then return pandoc.Blocks { pandoc.Para { pandoc.Emph(folded .. ".") } } end -- paper cannot fold
+        local summary, folded = block.text:match("^<details><summary>(.-)</summary>%s*(.-)%s*</details>%s*$")
+        if folded and not html then -- paper cannot fold
+          return pandoc.Blocks { pandoc.Para { pandoc.Strong(summary .. ".") } } .. pandoc.read(folded, plain_markdown).blocks
+        end
         return format == "markdown" and with_caption(as_typed(pandoc.read(block.text, plain_markdown).blocks)) or { block }
       end
     end
@@ -174,9 +190,9 @@ local function is_drawing(cell, code)
   return false
 end
 
-local function code_of(cell, block)
+local function code_of(cell, block, notebook)
   if not is_drawing(cell, block.text) then return { block } end
-  if not html then return {} end
+  if not html or notebook:match("^07") then return {} end -- results show no code that draws
   return {
     pandoc.RawBlock("html", '<details class="code"><summary>Code</summary>'),
     block,
@@ -191,7 +207,7 @@ local function code_cell(div, notebook)
       local shown = best(block.content, notebook)
       if #shown > 0 then blocks:insert(pandoc.Div(shown, { class = "output" })) end
     else
-      blocks:extend(code_of(div, block))
+      blocks:extend(code_of(div, block, notebook))
     end
   end
   return pandoc.Div(blocks, { class = "cell" })
@@ -211,7 +227,8 @@ local function numbered(header, notebook)
     subsection = subsection + 1
   end
   identifiers[header.identifier] = true
-  local number = ({ chapter, chapter .. "." .. section, chapter .. "." .. section .. "." .. subsection })[header.level]
+  local before = alone and "" or chapter .. "."
+  local number = ({ chapter, before .. section, before .. section .. "." .. subsection })[header.level]
   if number then
     header.content = pandoc.Inlines { pandoc.Span(number, { class = "header-section-number" }), pandoc.Space() } .. header.content
   end
@@ -220,7 +237,8 @@ end
 
 local function pages(document)
   repository = pandoc.utils.stringify(document.meta.repository or "")
-  document.meta.repository = nil
+  alone = document.meta.alone and pandoc.utils.stringify(document.meta.alone)
+  document.meta.repository, document.meta.alone = nil, nil
   local blocks = pandoc.Blocks {}
   local notebook = PANDOC_STATE.input_files[1]:gsub("%.", "") -- as pandoc names it, where there is more than one
   for _, block in ipairs(document.blocks) do
@@ -231,7 +249,8 @@ local function pages(document)
           notebook = inner.identifier:match("^(.-)__") or notebook
           inner = numbered(inner, notebook)
         end
-        blocks:insert(inner)
+        -- A document's title stands above it already.
+        if not (alone and inner.t == "Header" and inner.level == 1) then blocks:insert(inner) end
       end
     elseif not (is_cell and has_tag(block, hidden)) then
       blocks:insert(is_cell and code_cell(block, notebook) or block)
@@ -248,13 +267,16 @@ local function link(element)
   if work then -- by its number, after its name
     return element.content .. { pandoc.Space(), pandoc.Cite({ pandoc.Str("[@" .. work .. "]") }, { pandoc.Citation(work, "NormalCitation") }) }
   end
+  if alone then element.target = element.target:gsub("^" .. alone .. "#", "#") end
   if element.target:match("^%.%./") then -- a file of the repository
     element.target = repository .. "/blob/main/" .. element.target:sub(4)
+  elseif alone and element.target:match("^%d%d_%w+%.ipynb") then -- a notebook that is not in this document
+    element.target = repository .. "/blob/main/notebooks/" .. element.target
   elseif element.target:match("^#") then
     local target = element.target:sub(2)
     -- Jupyter's anchors keep capitals and marks, pandoc's do not.
-    local lower = target:gsub("__(.*)$", function(rest)
-      return "__" .. rest:lower():gsub("[^%w_\128-\255-]", "")
+    local lower = target:gsub(alone and "^(.*)$" or "__(.*)$", function(rest)
+      return (alone and "" or "__") .. rest:lower():gsub("[^%w_\128-\255-]", "")
     end)
     target = identifiers[target] and target or lower
     if not identifiers[target] then fail("a link leads nowhere: " .. element.target) end

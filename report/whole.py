@@ -6,8 +6,8 @@
 FOLDER holds TinyStories as train.txt and validation.txt. The first 10,000 stories train. What was
 tried is compared on the training stories after those; validation.txt is measured for the figures
 that are reported. A run that was stopped goes on from runs/. The first run's model goes where
-`load_or_train(FOLDER, context_length=256)` finds it. figures/<name>/whole.json is written
-after each run, and a run that it holds is not made again.
+`load_or_train(FOLDER, context_length=256)` finds it, and writes the texts that are measured.
+figures/<name>/whole.json is written after each run, and a run that it holds is not made again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from helpers.checkpoints import RUN_FILE  # noqa: E402
+from helpers.checkpoints import RUN_FILE, load_checkpoint  # noqa: E402
 from helpers.decoding import generate  # noqa: E402
 from helpers.evaluation import bits_per_character, quotable  # noqa: E402
 from helpers.loss import mean_loss  # noqa: E402
@@ -83,9 +83,10 @@ def made_run(folder: str, name: str, seed: int) -> dict:
     found |= {"minutes": history.seconds / 60, "steps": history.step, "rows": history.rows}
     if name == OURS:
         found["bits_per_character"] = bits_per_character(model, tokenizer, stories.validation)
-        found["texts"] = written(model, data)
     if (name, seed) == TODO[0]:
-        save_trained(trained_path(folder, stories, CONTEXT), model, tokenizer, history, stories)
+        place = trained_path(folder, stories, CONTEXT)
+        save_trained(place, model, tokenizer, history, stories)
+        found["texts"] = written(load_checkpoint(place)[0], data)
     shutil.rmtree(saved)
     return found
 

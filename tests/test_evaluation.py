@@ -369,5 +369,12 @@ def test_another_models_tokenizer_is_refused_by_every_measure():
 def test_a_quoted_text_shares_no_long_run_of_words_with_a_story():
     stories = ["One two three, four. Five!", "six"]
     same, longer = "Zero two THREE four six", "zero, one two three four zero"
-    assert quotable([same, longer, ""], stories, longest=3) == [same, "zero, one two three …", ""]
+    assert quotable([same, longer, ""], stories, longest=3) == [
+        same,
+        "zero, one two three … zero",
+        "",
+    ]
+    assert quotable(["One two three four, five, six!"], stories, longest=3) == [
+        "One two three … six!"
+    ]
     assert quotable([longer], [], longest=3) == [longer]

@@ -74,13 +74,14 @@ def test_a_plot_saved_twice_gives_the_same_bytes_and_opens_no_window(name, folde
 
 def test_a_figure_shows_a_png_with_its_alt_text(folder):
     alt = "Two bars,\n  the second longer."
-    picture = folder.save_figure(EVERY_PLOT["bars"](), "bars", alt=alt)
+    picture = folder.save_figure(EVERY_PLOT["bars"](), "bars", alt=alt, caption="Two bars.")
     data, metadata = displayed(picture)
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     assert data["text/plain"] == repr(picture) == "Figure: Two bars, the second longer."
     assert metadata["image/png"]["alt"] == "Two bars, the second longer."
     assert metadata["image/png"]["width"] == 672  # 7 inches of 96 pixels
-    assert metadata["image/png"]["figure"] == "bars"
+    assert metadata["image/png"]["figure"] == "mine/bars"
+    assert metadata["image/png"]["caption"] == "Two bars."
     with pytest.raises(ValueError, match="figure 'bars' needs an alt text"):
         folder.save_figure(EVERY_PLOT["bars"](), "bars", alt=" ")
 
@@ -187,7 +188,7 @@ def test_a_saved_explorer_is_the_same_again():
         assert np.abs(again.sentences[title][1] - weights).max() <= 0.0005
     for shown in (explorer, again):
         labels = displayed(shown)[1]["image/png"]
-        assert (labels["figure"], labels["explorer"]) == ("02_heads", "mine/02_heads")
+        assert (labels["figure"], labels["explorer"]) == ("mine/02_heads", "mine/02_heads")
     with pytest.raises(FileNotFoundError, match="make record"):
         load_explorer("mine", "03_heads")
 

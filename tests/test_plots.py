@@ -162,9 +162,9 @@ def test_a_value_is_shown_with_three_digits(value, text):
 def test_a_picture_stands_for_its_figure():
     figure, axes = plots.subplots(size=(3.0, 2.0))
     axes.plot([1, 2])
-    picture = Picture(figure, "A line.", "line")
+    picture = Picture(figure, "A line.", {"figure": "mine/line"})
     assert picture.png.startswith(b"\x89PNG")
-    assert (picture.alt, picture.width, picture.labels) == ("A line.", 288, {"figure": "line"})
+    assert (picture.alt, picture.width, picture.labels) == ("A line.", 288, {"figure": "mine/line"})
     assert Picture(figure, "A line.").labels == {}
     assert repr(picture) == "Figure: A line."
     assert plt.get_fignums() == []

@@ -199,10 +199,14 @@ def test_the_makefile_tells_all_its_commands():
             ["record", "CORPUS=it's $x & ü"],
             [
                 "report/protocol.py 'it'\\''s $x & ü'",
+                "report/epochs.py 'it'\\''s $x & ü'",
                 "report/execute.py --corpus 'it'\\''s $x & ü'",
             ],
         ),
-        (["publish", "CORPUS=a b", "REPO=c/$d"], ["report/publish.py 'a b' --to 'c/$d'"]),
+        (
+            ["publish", "CORPUS=a b", "REPO=c/$d"],
+            ["report/publish.py 'a b' --context '64' --to 'c/$d'"],
+        ),
     ],
 )
 def test_a_command_of_the_makefile_runs(arguments, commands):

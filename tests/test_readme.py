@@ -1,4 +1,4 @@
-"""The README's numbers are those that the notebooks recorded, and its paths exist."""
+"""README and docs have the numbers that the notebooks recorded, and their paths exist."""
 
 import json
 import math
@@ -15,6 +15,8 @@ from helpers.model import Decoder, ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+EVERYTHING = "\n".join([README, *DOCS.values()])
 
 
 def recorded(corpus, notebook="04"):
@@ -30,8 +32,8 @@ def row(label):
 @pytest.mark.parametrize(
     ("label", "runs"),
     [
-        ("its recipe, here", "baseline recipe"),
-        ("our default recipe, median of three seeds", "our recipe"),
+        ("the recipe asked for", "baseline recipe"),
+        ("ours, median of three seeds", "our recipe"),
     ],
 )
 def test_perplexities_are_the_recorded_ones(label, runs):
@@ -50,7 +52,7 @@ def test_the_fitted_schedule_is_the_recorded_one():
     last = runs["our recipe in 300 steps"]["0"]["rows"][-1]
     assert last["step"] == 300
     assert (
-        f"schedule fitted to 300 steps reaches {math.exp(last['validation_loss']):.2f}"
+        f"schedule fitted to 300 steps it reaches {math.exp(last['validation_loss']):.2f}"
         in " ".join(README.split())
     )
 
@@ -112,10 +114,10 @@ def test_ratios_of_speed_are_the_recorded_ones():
         assert {run["machine"][what] for run in limited} == {speed["machine"][what]}, (
             "the three runs are of different machines: `make benchmark RECORD=1`"
         )
-    text = " ".join(README.split())
+    text = " ".join(DOCS["speed"].split())
     assert f"Measured on {speed['machine']['caption']}." in text
     table = "\n".join(speed_table(runs))
-    assert table in README, f"put this into README.md:\n{table}"
+    assert table in DOCS["speed"], f"put this into docs/speed.md:\n{table}"
     assert f"takes {speed['to_the_goal']['ratio']:.0f} times less time" in text
     assert f"which takes about {speed['to_the_goal']['seconds_for_vectors']:.0f} s" in text
     ours, package = speed["vectors"]["ours"], speed["vectors"]["fasttext"]
@@ -139,7 +141,23 @@ def test_the_shares_of_possible_stories_are_the_recorded_ones():
 def test_the_distance_from_the_floor_is_the_recorded_one():
     numbers = recorded("bundled")
     gap = numbers["history"][-1]["validation_loss"] - numbers["landmarks"]["entropy floor"]
-    assert f"ends {gap:.2f} nats per token above it" in " ".join(README.split())
+    told = f"the model ends {gap:.2f} nats per token above it"
+    assert told in " ".join(README.split())
+
+
+def test_whole_stories_are_the_recorded_ones():
+    runs = recorded("tinystories", "whole")["runs"]["our recipe"]
+    loss = statistics.median(run["validation"] for run in runs.values())
+    text = " ".join(README.split())
+    assert f"{loss:.2f} nats per token" in text
+    assert f"{runs['0']['texts']['ended']:.0%} of its stories come to an end" in text
+    assert f"{runs['0']['bits_per_character']:.2f} bits per character" in text
+    (story,) = re.findall(r"^> .*(?:\n> .*)*", README, re.MULTILINE)
+    assert " ".join(story.replace("\n> ", " ")[2:].split()) in runs["0"]["texts"]["quoted"]
+
+
+def test_the_readme_is_short():
+    assert len(README) <= 9_000
 
 
 def test_the_memory_of_checkpointing_is_the_recorded_one():
@@ -149,7 +167,7 @@ def test_the_memory_of_checkpointing_is_the_recorded_one():
 
 
 def test_the_parameter_table_adds_up():
-    table = README.partition("| part | parameters |")[2].partition("| **total** |")[0]
+    table = DOCS["parts"].partition("| part | parameters |")[2].partition("| **total** |")[0]
     parts = [
         int(number.replace(",", ""))
         for number in re.findall(r"\| ([\d,]+) \|$", table, re.MULTILINE)
@@ -158,7 +176,7 @@ def test_the_parameter_table_adds_up():
 
 
 def test_every_section_it_names_exists():
-    named = re.findall(r"^\| \d\.\d [^|]*\| (\d\d), (\*[^|]+\*) \|", README, re.MULTILINE)
+    named = re.findall(r"^\| \d\.\d [^|]*\| (\d\d), (\*[^|]+\*) \|", DOCS["parts"], re.MULTILINE)
     assert len(named) > 5
     for number, sections in named:
         (source,) = (ROOT / "notebooks" / "src").glob(f"{number}_*.py")
@@ -167,30 +185,33 @@ def test_every_section_it_names_exists():
 
 
 def test_every_link_leads_to_a_file():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    for folder, text in [(ROOT, README), *((ROOT / "docs", text) for text in DOCS.values())]:
+        links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+        assert not [link for link in links if not (folder / link).exists()]
+    assert {f"docs/{name}.md" for name in DOCS} <= set(re.findall(r"\]\(([^)]+)\)", README))
 
 
 def test_the_hub_is_given_up_when_the_readme_says():
     hub = (ROOT / "helpers" / "support" / "hub.py").read_text(encoding="utf-8")
     seconds = re.search(r"repo_info\(name, timeout=(\d+)\)", hub)[1]
-    text = " ".join(README.split())
+    text = " ".join(DOCS["trouble"].split())
     assert f"given up after {seconds} seconds without a first answer" in text
 
 
 @pytest.mark.slow
 def test_every_name_and_option_of_the_helpers_exists():
-    for module, names in re.findall(r"^from helpers\.([\w.]+) import (.+)$", README, re.MULTILINE):
+    for module, names in re.findall(
+        r"^from helpers\.([\w.]+) import (.+)$", EVERYTHING, re.MULTILINE
+    ):
         found = vars(import_module(f"helpers.{module}"))
         assert {name.strip() for name in names.split(",")} <= found.keys()
-    for path in re.findall(r"`(helpers/[\w/]+\.\w+)`", README):
+    for path in re.findall(r"`((?:helpers|report)/[\w/]+\.\w+)", EVERYTHING):
         assert (ROOT / path).is_file(), path
     command = [sys.executable, "-m", "helpers.training", "--help"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     options = {
         option
-        for line in re.findall(r"^.*-m helpers\.training (.*)$", README, re.MULTILINE)
+        for line in re.findall(r"^.*-m helpers\.training (.*)$", EVERYTHING, re.MULTILINE)
         for option in re.findall(r"--[a-z-]+", line)
     }
     assert len(options) > 4
