@@ -48,6 +48,10 @@ def in_order(folder: Path) -> list[str]:
     return names
 
 
+def results_alone(names: list[str]) -> bool:
+    return len(names) == 1 and names[0].startswith(RESULTS)
+
+
 @contextmanager
 def desk(folder: Path) -> Iterator[Path]:
     """A scratch folder that links to everything pandoc and typst read, under plain names.
@@ -74,7 +78,7 @@ def pandoc(place: Path, names: list[str], target: str, *options: str) -> Path:
     metadata = {"title": TITLE, "subtitle": project["description"], "lang": "en-GB"}
     if authors := ", ".join(author["name"] for author in project.get("authors", [])):
         metadata["author"] = authors
-    if len(names) == 1 and names[0].startswith(RESULTS):
+    if results_alone(names):
         metadata |= {"alone": names[0], "title": f"Results: {TITLE[0].lower()}{TITLE[1:]}"}
     metadata |= {
         "reference-section-title": "References",
@@ -130,7 +134,7 @@ def typst_text(place: Path, names: list[str]) -> Path:
     }
     options = [f"--variable={key}={value}" for key, value in variables.items()]
     options += ["--include-in-header=report/page.typ", "--extract-media=media"]
-    options += CONTENTS if len(names) > 1 else ()
+    options += () if results_alone(names) else CONTENTS
     text = pandoc(place, names, "report.typ", "--to=typst", *options)
     # pandoc 3.9 writes ⊙ by a name that typst has changed since.
     written = text.read_text(encoding="utf-8").replace("dot.circle", "dot.o")

@@ -80,7 +80,7 @@ def test_a_figure_shows_a_png_with_its_alt_text(folder):
     assert data["text/plain"] == repr(picture) == "Figure: Two bars, the second longer."
     assert metadata["image/png"]["alt"] == "Two bars, the second longer."
     assert metadata["image/png"]["width"] == 672  # 7 inches of 96 pixels
-    assert metadata["image/png"]["figure"] == "mine/bars"
+    assert metadata["image/png"]["figure"] == f"{folder.path.name}/bars"
     assert metadata["image/png"]["caption"] == "Two bars."
     with pytest.raises(ValueError, match="figure 'bars' needs an alt text"):
         folder.save_figure(EVERY_PLOT["bars"](), "bars", alt=" ")

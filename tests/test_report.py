@@ -44,7 +44,9 @@ from helpers.notebook import FigureFolder, load_numbers, show_source, table
 # %%
 print(CORPUS.split("/")[-1], "is the corpus")
 figure = plots.bars({"one": 1}, x_label="count")
-FigureFolder("bundled").save_figure(figure, "01_bar", alt="One bar of length one.")
+FigureFolder("bundled").save_figure(
+    figure, "01_bar", alt="One bar of length one.", caption="What one bar is."
+)
 
 # %%
 table([["<pad>", 1]], ["word", "id"], caption="One word.")
@@ -88,7 +90,13 @@ def write_source(project, name, text):
 def on_paper(folder):
     """The text of a folder's notebooks for typst."""
     with build.desk(folder) as place:
-        return build.typst_text(place).read_text(encoding="utf-8")
+        return build.typst_text(place, build.in_order(place)).read_text(encoding="utf-8")
+
+
+def print_book(folder):
+    """Its pages as a PDF."""
+    build.build_pdf(folder, folder / "book.pdf", build.in_order(folder))
+    return (folder / "book.pdf").read_bytes()
 
 
 def command(monkeypatch, *arguments):
@@ -112,14 +120,14 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
     fetched = r'(?:src|href)="(?:https?:)?//[^"]*\.(?:svg|png|js|css)'
     assert not re.search(fetched, page)
     assert "colab" not in page
-    assert re.search(r'<img[^>]+src="data:image/png[^>]+alt="One bar of length one\."', page)
+    assert re.search(r'<img[^>]+src="data:image/svg[^>]+alt="One bar of length one\."', page)
     assert re.search(r"<td[^>]*>&lt;pad&gt;</td>", page)
     begins = re.findall(r"<tr>\s*<t[hd][^>]*>([^<]*)<", page)
     assert begins == ["word", "&lt;pad&gt;"]  # a header, one row
     assert "<msqrt>" in page
     assert re.search(r"Attention is all\s+you need", page)
     assert "REPOSITORY" not in page  # the setup cell is not repeated in each chapter
-    caption = "<strong>Figure 1.1.</strong> One bar of length one."
+    caption = "<strong>Figure 1.1.</strong> What one bar is."
     assert caption in " ".join(page.split())
     assert re.search(r"<caption><strong>Table 1\.1\.</strong>\s+One word\.", page)
     folded = r'<details class="code"><summary>Code</summary>(.*?)</details>'
@@ -183,6 +191,40 @@ def test_the_results_come_first_and_chapters_keep_their_numbers(project, monkeyp
     page = (project / "page.html").read_text(encoding="utf-8")
     chapter = r'<h1 id="[^"]*"><span class="header-section-number">(\d)</span>'
     assert re.findall(chapter, page) == ["7", "1"]
+    assert re.findall(r"^= (\d) ", on_paper(project), re.MULTILINE) == ["1", "7"]
+
+
+RESULTS = """# %% [markdown]
+# # 07 · Results
+#
+# ## A part
+#
+# See [the bar](07_results.ipynb#07_bar), [this part](07_results.ipynb#A-part), and
+# [the first](01_first.ipynb#A-part).
+
+# %% tags=["hide-input"]
+import sys
+
+sys.path.insert(0, ROOT_OF_THE_PROJECT)
+from helpers import plots
+from helpers.notebook import FigureFolder
+
+FigureFolder("bundled").save_figure(plots.bars({"one": 1}, x_label="n"), "07_bar", alt="A bar.")
+""".replace("ROOT_OF_THE_PROJECT", repr(str(ROOT)))
+
+
+def test_the_results_alone_are_numbered_from_one_and_link_to_the_chapters(project, monkeypatch):
+    write_source(project, "01_first", "# %% [markdown]\n# # 01 · First\n#\n# ## A part\n\n# %%\n1")
+    write_source(project, "07_results", RESULTS)
+    assert command(monkeypatch) == 0
+    with build.desk(project) as place:
+        text = build.typst_text(place, ["07_results.ipynb"]).read_text(encoding="utf-8")
+    assert "== 1 A part" in text
+    assert "Figure 1." in text
+    assert f'#link("{execute.repository()}/blob/main/notebooks/01_first.ipynb#A-part")' in text
+    assert "#link(<07_bar>)" in text
+    assert "#link(<a-part>)" in text
+    assert "save_figure" not in text  # results show no code that draws
 
 
 def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch):
@@ -195,8 +237,7 @@ def test_the_pdf_leaves_out_what_only_draws(project, monkeypatch):
     assert "CORPUS.split" in written
     assert "#table(" in written
     assert written.count('image("media/') == 2  # the bar, and one head for the explorer
-    build.build_pdf(project, project / "report.pdf")
-    assert (project / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert print_book(project).startswith(b"%PDF")
     assert not list(project.glob("*.partial"))
 
 
@@ -207,7 +248,7 @@ def test_words_that_are_markup_are_text_on_paper(project, monkeypatch):
     write_source(project, "01_first", SHORT + shown)
     assert command(monkeypatch) == 0
     with build.desk(project) as place:
-        text = build.typst_text(place)
+        text = build.typst_text(place, build.in_order(place))
         headings = json.loads(typst.query(str(text), "heading", field="level", root=str(place)))
         cells = re.findall(r"^    \[(.*)\],$", text.read_text(encoding="utf-8"), re.MULTILINE)
     assert headings == [1, 1]  # the contents, and the chapter
@@ -217,7 +258,7 @@ def test_words_that_are_markup_are_text_on_paper(project, monkeypatch):
         inside = cell.removeprefix("#[]")
         assert inside != cell
         assert not re.search(r"(?<!\\)[#$@<`*_\[\]]", re.sub(r"\\\\", "", inside)), cell
-    build.build_pdf(project, project / "report.pdf")
+    print_book(project)
 
 
 # What a notebook prints, and what is on paper: Libertinus has the accents, DejaVu Sans has Arabic
@@ -242,8 +283,7 @@ def test_a_character_without_a_glyph_is_its_code_point_on_paper(project):
     for text in ("= 1 `U+4E2D`", "a`U+1F98A`!", "`U+4E2D U+6587` `U+5B57`", "'U+4E2D U+6587'"):
         assert text in written
     assert re.findall("[\U0001f98a中文字\x1b]", written) == ["中"]  # a formula stays as it is
-    build.build_pdf(project, project / "report.pdf")
-    paper = (project / "report.pdf").read_bytes()
+    paper = print_book(project)
     fonts = set(re.findall(rb"/FontName/\w+\+([\w-]+)", paper))
     assert b"DejaVuSans" in fonts, fonts
 
