@@ -2,6 +2,7 @@
 
 import functools
 import html
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets as widgets
@@ -84,7 +85,9 @@ class AttentionExplorer(Explorer):
             title = f"layer {layer}, head {head}"
             note = notes.get((layer, head), "")
             picture = heatmap(
-                weights[layer - 1, head - 1], tokens, title=f"{title}: {note}" if note else title
+                weights[layer - 1, head - 1],
+                tokens,
+                title=textwrap.fill(f"{title}: {note}".removesuffix(": "), 60),
             )
             name = f"{title.capitalize()} of {layers} × {heads}: attention of “{sentence}”"
             return picture, f"{name}. {note}" if note else name

@@ -80,6 +80,7 @@ def pandoc(place: Path, names: list[str], target: str, *options: str) -> Path:
         metadata["author"] = authors
     if results_alone(names):
         metadata |= {"alone": names[0], "title": f"Results: {TITLE[0].lower()}{TITLE[1:]}"}
+        metadata["subtitle"] = "Report on the assignment of ELL881, a graduate course"
     metadata |= {
         "reference-section-title": "References",
         "link-citations": "true",
@@ -130,11 +131,14 @@ def typst_text(place: Path, names: list[str]) -> Path:
         "mainfont": "Libertinus Serif",
         "page-numbering": "1",
         "margin.x": "24mm",
-        "margin.y": "26mm",
+        "margin.y": "22mm",
     }
     options = [f"--variable={key}={value}" for key, value in variables.items()]
     options += ["--include-in-header=report/page.typ", "--extract-media=media"]
-    options += () if results_alone(names) else CONTENTS
+    if results_alone(names):  # no chapter that could begin a page
+        options += ["--include-in-header=report/alone.typ"]
+    else:
+        options += CONTENTS
     text = pandoc(place, names, "report.typ", "--to=typst", *options)
     # pandoc 3.9 writes ⊙ by a name that typst has changed since.
     written = text.read_text(encoding="utf-8").replace("dot.circle", "dot.o")

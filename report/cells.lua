@@ -79,7 +79,7 @@ local function picture(image, notebook)
   local width = tonumber((image.attributes.width or ""):match("^%d+"))
   image.attributes = {}
   if drawn and not explorer then image.src = found(drawn .. ".svg") end
-  if width then image.attributes.width = html and width .. "px" or math.min(100, width // 7.2) .. "%" end
+  if width then image.attributes.width = html and width .. "px" or math.min(100, width // (alone and 9 or 7.2)) .. "%" end
   image.caption = pandoc.Inlines(alt)
   local content = pandoc.Blocks { pandoc.Plain { image } }
   if live then
@@ -162,7 +162,10 @@ end
 -- The best form of one output: a picture, Markdown (tables and listings), HTML, plain text.
 local function best(blocks, notebook)
   for _, block in ipairs(blocks) do
-    if is_picture(block) then return { picture(block.content[1], notebook) } end
+    if is_picture(block) then
+      local explorer = block.content[1].attributes.explorer
+      return alone and explorer and {} or { picture(block.content[1], notebook) } -- its heads are all in other figures
+    end
   end
   for _, format in ipairs { "markdown", "html" } do
     for _, block in ipairs(blocks) do
@@ -240,6 +243,7 @@ local function pages(document)
   alone = document.meta.alone and pandoc.utils.stringify(document.meta.alone)
   document.meta.repository, document.meta.alone = nil, nil
   local blocks = pandoc.Blocks {}
+  local shown = true
   local notebook = PANDOC_STATE.input_files[1]:gsub("%.", "") -- as pandoc names it, where there is more than one
   for _, block in ipairs(document.blocks) do
     local is_cell = block.t == "Div" and block.classes:includes("cell")
@@ -249,8 +253,10 @@ local function pages(document)
           notebook = inner.identifier:match("^(.-)__") or notebook
           inner = numbered(inner, notebook)
         end
-        -- A document's title stands above it already.
-        if not (alone and inner.t == "Header" and inner.level == 1) then blocks:insert(inner) end
+        -- Alone, a notebook has its title above it already, and its references below it.
+        local title = alone and inner.t == "Header" and inner.level == 1
+        if inner.t == "Header" then shown = not (alone and inner.identifier == "references") end
+        if shown and not title then blocks:insert(inner) end
       end
     elseif not (is_cell and has_tag(block, hidden)) then
       blocks:insert(is_cell and code_cell(block, notebook) or block)

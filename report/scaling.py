@@ -5,7 +5,7 @@
 
 On the grammar stories, with one tokenizer for all. A size is the number of parameters outside the
 two tables of the vocabulary. Each model trains at a constant rate until its loss on held-out
-stories has not fallen for a while, or for 800 steps, goes back to the best weights, and lets the
+stories has not fallen for a while, or for 500 steps, goes back to the best weights, and lets the
 rate fall to zero. The rate is chosen for each width on 3,000 stories. Other stories measure the
 result.
 figures/bundled/scaling.json is written after each run, and a run that it holds is not made again.
@@ -43,12 +43,12 @@ from runs import complete
 
 WIDTHS = (8, 16, 32, 64, 128)
 AMOUNTS = (300, 1_000, 3_000, 10_000, 30_000)
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 TRIED_ON = 3_000  # stories on which the rate is chosen
 SEEDS = 2
 HELD_OUT = 500  # stories that say when to stop, and as many more that measure the result
 BATCH, LENGTH = 64, 64
-PATIENCE, LONGEST = 3, 800  # measurements without a better one; steps at the constant rate
+PATIENCE, LONGEST = 3, 500  # measurements without a better one; steps at the constant rate
 
 
 @functools.cache

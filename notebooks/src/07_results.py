@@ -801,9 +801,6 @@ table(
     caption="Each head: one cell of its picture, what it favours, and what it costs to be without it.",
 )
 
-# %% [markdown]
-# With sliders, wherever this page is live or in a browser:
-
 # %% tags=["hide-input"]
 notes = {pair(head): f"{cell_of(head)}. {shown[3]}" for head, shown in SHOWS.items()}
 explorer = AttentionExplorer(saved.sentences, notes=notes)
@@ -1077,7 +1074,8 @@ table(
     ["way", "machine", "peak, MB", "time of a step, ×", "seconds of an epoch"],
     caption=(
         "With and without checkpointing. Peak of what a step adds to memory, and its time, in fp32; "
-        f"two whole epochs with our recipe's optimizer, in {memory['precision']}."
+        f"two whole epochs in turns, with our recipe's optimizer, in {memory['precision']}, while the "
+        "machine, which is shared, ran at about half of its speed: compare down the column."
     ),
 )
 
@@ -1445,12 +1443,6 @@ table(
 # - On TinyStories the recipe ends at less than two thirds of the perplexity of the one that it is compared with.
 # - Its sentences are mostly sound where the odd words are left out; sense seldom reaches from one to the next. More of the
 #   stories, and a larger model, come next.
-#
-# ## Try it
-#
-# 1. Record your own stories with `make record CORPUS=path`, and read what this notebook says of them, in `build/<name>/`.
-# 2. Which single number of the first table would you distrust most, and which chapter would you run to check it?
-# 3. Add a row to `TRICKS` in `report/ablations.py`, run it on stories of your own, and see where it lands here.
 #
 # ## References
 #
