@@ -43,3 +43,8 @@ def test_the_free_fit_finds_a_law_that_made_the_losses(floor):
     assert found["floor"] == pytest.approx(floor, abs=1e-3)
     assert (found["alpha"], found["beta"]) == pytest.approx((0.5, 0.34))
     assert found["relative error"] < 1e-6
+
+
+def test_points_are_left_out_at_the_ends():
+    points = [{"width": w, "stories": n} for w in scaling.WIDTHS for n in scaling.AMOUNTS]
+    assert [len(some) for some in scaling.chosen(points).values()] == [25, 20, 20, 16]
