@@ -136,7 +136,8 @@ def load_or_train(
     )
     require(
         model.config.context_length == context_length,
-        f"{path} has a context of {model.config.context_length}, not of {context_length}",
+        f"{path} has a context of {model.config.context_length}, not of {context_length}: give its "
+        "context_length, or name another path",
     )
     return model, tokenizer, metadata
 

@@ -79,7 +79,7 @@ local function picture(image, notebook)
   local width = tonumber((image.attributes.width or ""):match("^%d+"))
   image.attributes = {}
   if drawn and not explorer then image.src = found(drawn .. ".svg") end
-  if width then image.attributes.width = html and width .. "px" or math.min(100, width // (alone and 9 or 7.2)) .. "%" end
+  if width then image.attributes.width = html and width .. "px" or math.min(alone and 84 or 100, width // (alone and 9 or 7.2)) .. "%" end
   image.caption = pandoc.Inlines(alt)
   local content = pandoc.Blocks { pandoc.Plain { image } }
   if live then
@@ -276,7 +276,7 @@ local function link(element)
   if alone then element.target = element.target:gsub("^" .. alone .. "#", "#") end
   if element.target:match("^%.%./") then -- a file of the repository
     element.target = repository .. "/blob/main/" .. element.target:sub(4)
-  elseif alone and element.target:match("^%d%d_%w+%.ipynb") then -- a notebook that is not in this document
+  elseif alone and element.target:match("^%d%d_[%w_]+%.ipynb") then -- a notebook that is not in this document
     element.target = repository .. "/blob/main/notebooks/" .. element.target
   elseif element.target:match("^#") then
     local target = element.target:sub(2)

@@ -49,6 +49,7 @@ SEEDS = 2
 HELD_OUT = 500  # stories that say when to stop, and as many more that measure the result
 BATCH, LENGTH = 64, 64
 PATIENCE, LONGEST = 3, 500  # measurements without a better one; steps at the constant rate
+LIMITS = f"batch {BATCH}, {LENGTH} tokens, {HELD_OUT} held out, {PATIENCE} of {LONGEST} steps"
 
 
 @functools.cache
@@ -66,7 +67,7 @@ def prepared() -> dict:
     ids = encode_stories(tokenizer, list(stories.train), LENGTH)  # (N, T)
     held_out = encode_stories(tokenizer, list(stories.validation), LENGTH)  # (2 HELD_OUT, T)
     return {
-        "made_from": made_from(stories, tokenizer),
+        "made_from": made_from(stories, tokenizer) | {"limits": LIMITS},
         "vocabulary": len(tokenizer),
         "train": ids,
         "stop": held_out[:HELD_OUT],
@@ -117,7 +118,7 @@ def fit(width: int, stories: int, rate: float, seed: int, data: dict) -> dict:
         for step_rate in rates:
             optimizer_step(model, optimizer, next(stream), step_rate, config, precision)
         step += len(rates)
-        loss = mean_loss(model, data["stop"])
+        loss = mean_loss(model, data["stop"], precision=precision)
         if loss < best["stop"]:
             best = {"stop": loss, "step": step, "weights": copy.deepcopy(model.state_dict())}
         return best["step"] == step
@@ -134,6 +135,7 @@ def fit(width: int, stories: int, rate: float, seed: int, data: dict) -> dict:
     model.load_state_dict(best["weights"])
     return found | {
         "size": size_of(model),
+        "precision": precision,
         "steps": best["step"],
         "stop": best["stop"],
         "loss": mean_loss(model, data["measure"], precision="fp32"),
@@ -166,8 +168,9 @@ def free_fit(sizes, amounts, losses) -> dict[str, float]:
         parts = np.stack(columns, axis=1) / losses[:, None]  # (N, 3)
         found, *_ = np.linalg.lstsq(parts, np.ones_like(losses))
         error = np.sqrt(np.mean((parts @ found - 1) ** 2))
-        if error < best["relative error"] and (found >= 0).all():
+        if error < best["relative error"] and (found >= -1e-9).all():
             best = {"floor": found[0], "alpha": alpha, "beta": beta, "relative error": error}
+            best["largest"] = np.abs(parts @ found - 1).max()
     return best
 
 

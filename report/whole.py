@@ -35,6 +35,7 @@ from helpers.recipe import (  # noqa: E402
     trained_path,
 )
 from helpers.stories import Stories, load_stories  # noqa: E402
+from helpers.support.checks import require  # noqa: E402
 from helpers.support.hardware import pick_device, pick_precision  # noqa: E402
 from helpers.tokenizer import WordTokenizer  # noqa: E402
 from helpers.training import (  # noqa: E402
@@ -65,6 +66,11 @@ def prepared(folder: str) -> dict:
     """The stories, those that choose, and the tokenizer of the first ones."""
     everything = load_stories(folder, train=10**9, validation=VALIDATION)
     stories = Stories(everything.name, everything.train[:STORIES], everything.validation)
+    require(
+        len(everything.train) > STORIES,
+        f"{folder} has no more than {STORIES:,} training stories: those after them are needed to "
+        "choose by",
+    )
     tokenizer = WordTokenizer.train(stories.train)
     return {
         "stories": stories,
@@ -102,7 +108,8 @@ def made_run(folder: str, name: str, seed: int) -> dict:
 def written(model, data: dict) -> dict:
     """What the model writes after the beginnings of validation stories, beside the true stories."""
     stories, tokenizer = data["stories"], data["tokenizer"]
-    true = [tokenizer.encode(text)[:CONTEXT] for text in stories.validation[:PROMPTS]]
+    ends = tokenizer.eos_id
+    true = [[*tokenizer.encode(text), ends][:CONTEXT] for text in stories.validation[:PROMPTS]]
     given = [ids[:WORDS] for ids in true]
     prompts = [tokenizer.decode(ids) for ids in given]
     found = generate(model, tokenizer, prompts, max_new_tokens=CONTEXT, **SAMPLING)
@@ -110,7 +117,7 @@ def written(model, data: dict) -> dict:
     chosen = np.random.default_rng(0).choice(PROMPTS, QUOTED, replace=False)
     told = [*stories.train, *data["development"], *stories.validation]
     return {
-        "ended": float(np.mean([ids[-1] == tokenizer.eos_id for ids in ours])),
+        "ended": float(np.mean([ids[-1] == ends for ids in ours])),
         "ours": measures(ours, tokenizer),
         "true": measures(true, tokenizer),
         "quoted": quotable([tokenizer.decode(ours[i]) for i in chosen], told),
@@ -160,7 +167,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options = parser.parse_args()
     data = prepared(options.folder)
-    origin = made_from(data["stories"], data["tokenizer"])
+    origin = made_from(data["stories"], data["tokenizer"]) | {"context": CONTEXT}
     work = functools.partial(made_run, options.folder)
     name = data["stories"].name
     known = complete(name, "whole", work, TODO, options.jobs, origin)

@@ -9,7 +9,7 @@ import re
 from itertools import chain
 
 import pytest
-from support import ROOT
+from support import ROOT, report_script
 
 from helpers.recipe import VALIDATION, made_from
 from helpers.stories import Stories, load_stories
@@ -34,7 +34,8 @@ def made(corpus, **options):
 
 def test_training_decoding_and_memory_say_what_they_were_made_from():
     expected = {f"{corpus}/0{n}.json" for corpus in ("bundled", "tinystories") for n in (4, 5, 6)}
-    expected |= {f"tinystories/{name}.json" for name in ("ablations", "protocol", "vectors")}
+    others = ("ablations", "protocol", "vectors", "whole", "epochs")
+    expected |= {f"tinystories/{name}.json" for name in others} | {"bundled/scaling.json"}
     assert MADE.keys() == expected
 
 
@@ -44,15 +45,18 @@ def test_recordings_are_those_of_the_present_recipe():
 
 
 def test_the_numbers_of_the_grammar_stories_are_of_these_stories():
-    present = made("bundled")
-    assert {n: d for n, d in MADE.items() if n.startswith("bundled") and d != present} == {}
+    present = dict.fromkeys([f"bundled/0{n}.json" for n in (4, 5, 6)], made("bundled"))
+    present["bundled/scaling.json"] = report_script("scaling").prepared()["made_from"]
+    assert {name: MADE[name] for name in present} == present
 
 
 @sample
 def test_recordings_are_of_these_stories():
     whole, plain = (made(os.environ["TINYSTORIES"], keep_punctuation=p) for p in (True, False))
-    for name in ("04", "05", "06", "vectors", "ablations"):
+    for name in ("04", "05", "06", "vectors", "ablations", "epochs"):
         assert MADE[f"tinystories/{name}.json"] == whole, name
+    context = report_script("whole").CONTEXT
+    assert MADE["tinystories/whole.json"] == whole | {"context": context}
     assert MADE["tinystories/protocol.json"] == plain
 
 

@@ -25,14 +25,22 @@ def test_a_size_leaves_out_the_tables_of_the_vocabulary():
 
 def test_a_run_keeps_its_best_weights_and_measures_them_on_other_stories(monkeypatch):
     monkeypatch.setattr(scaling, "LONGEST", 40)
-    data = {"vocabulary": 40, "train": IDS, "stop": IDS[:40], "measure": IDS[40:80], "floor": 0.5}
+    other = IDS[40:80].flip(1)  # told backwards
+    data = {
+        "vocabulary": 40,
+        "train": IDS[:60],
+        "stop": IDS[60:100],
+        "measure": other,
+        "floor": 0.5,
+    }
     found = scaling.fit(16, 60, 1e-2, 0, data)
     assert 0 < found["stopped"] <= 40
     assert found["steps"] <= math.ceil(found["stopped"] * 5 / 3)
     assert found["stop"] <= found["constant"]
     torch.manual_seed(0)
     untrained = mean_loss(scaling.new_model(16, 40, 0), IDS[40:80], precision="fp32")
-    assert found["loss"] < untrained - 0.5
+    assert found["stop"] < untrained - 0.5
+    assert found["loss"] > found["stop"] + 0.5
     assert found == scaling.fit(16, 60, 1e-2, 0, data)
 
 

@@ -55,6 +55,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatch)
     monkeypatch.setattr(whole, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
         whole.made_run("folder", whole.OURS, 0)
+    (tmp_path / "model.safetensors").unlink()
     monkeypatch.setattr(whole, "train", lambda *a, **k: runs.append(k) or train(*a, **k))
     again = whole.made_run("folder", whole.OURS, 0)
     assert runs[0]["resume_from"] is not None

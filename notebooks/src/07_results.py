@@ -97,18 +97,19 @@ known = load_numbers("bundled", "04")
 floor, reached = known["landmarks"]["entropy floor"], math.log(known["validation_perplexity"])
 theirs = perplexities[BASELINE]
 abstract = (
-    f"**Abstract.** A decoder-only transformer of {training['parameters']:,} parameters, written in "
-    "PyTorch from its basic parts, learns to tell short stories from ten thousand others, one word "
-    f"at a time. Three epochs on the first 64 tokens of {corpus}, under the protocol of the course, "
-    f"end at a validation perplexity of {ours[2]:.2f}, the median of three seeds; the recipe that "
-    f"the course asks for ends at {theirs[EPOCHS[2]]:.2f} on the same stories. With a context of 256 "
-    f"the same model reads whole TinyStories, ends at {of_whole:.2f} nats per token, and brings "
-    f"{stories['ended']:.0%} of its own stories to an end. On stories of a grammar, where the "
-    "probability of every word is known, the loss ends "
+    f"**Abstract.** A decoder-only transformer of {training['parameters']:,} parameters, written "
+    "in PyTorch from its basic parts, learns to tell short stories from ten thousand others, one "
+    f"word at a time. Three epochs on the first 64 tokens of {corpus}, under the protocol of the "
+    f"course, end at a validation perplexity of {ours[2]:.2f}, the median of three seeds; the "
+    f"recipe that the course asks for ends at {theirs[EPOCHS[2]]:.2f} on the same stories. With a "
+    f"context of 256 the same model reads whole TinyStories, ends at {of_whole:.2f} nats per "
+    f"token, and brings {stories['ended']:.0%} of its own stories to an end. On stories of a "
+    "grammar, where "
+    "the probability of every word is known, the loss ends "
     f"{reached - floor:.3f} nats above the lowest that any model can reach. The cache of keys and "
     f"values writes the same text {gain:.1f} times as fast; checkpointing needs "
-    f"{float(recomputed['peak, MB']) / float(kept['peak, MB']):.0%} of the memory of a training step "
-    f"and {recomputed['of the time']} times its time, for the same gradient to the last bit. "
+    f"{float(recomputed['peak, MB']) / float(kept['peak, MB']):.0%} of what a training step adds "
+    f"to memory and {recomputed['of the time']} times its time, for the same gradient to the bit. "
     f"Recorded on {training['recorded']}; the machines are named at the end. The trained model: "
     f"{published}."
 )
@@ -334,11 +335,12 @@ table(
 short = perplexities[SHORT]
 assert ours[2] < 2 / 3 * theirs[EPOCHS[2]]
 last = training["history"][-1]
+goal = load_numbers("benchmark", "speed")["to_the_goal"]
 print(
     f"with its schedule fitted to {max(short)} steps, less than one epoch, our recipe reaches "
     f"{short[max(short)]:.2f}; three epochs of the default run below took {last['seconds']:.0f} s, "
-    "its validations included, after the word vectors, which take "
-    f"{load_numbers('benchmark', 'speed')['to_the_goal']['seconds_for_vectors']:.0f} s, once"
+    "with the samples and head scores that were taken on the way; the word vectors of 10,000 "
+    f"(bundled) stories took {goal['seconds_for_vectors']:.0f} s, once"
 )
 
 # %% tags=["hide-input"]
@@ -364,7 +366,7 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Ours ends far below the recipe that it is compared with. What does it? Runs of 300 steps with three seeds change one thing at a
+# Ours ends far below the recipe that it is compared with. Which part of it is responsible? Runs of 300 steps with three seeds change one thing at a
 # time, beginning from AdamW with half a cosine; they were compared on stories that neither train nor report anything.
 
 # %% tags=["hide-input"]
@@ -381,7 +383,7 @@ table(
         [
             name,
             f"{statistics.mean(values):+.3f}",
-            f"{min(values):+.3f} to {max(values):+.3f}",
+            f"{min(values):+.3f} to {max(values):+.3f}".replace("-", "−"),
             f"{costs.get(name, 1):.2f}",
         ]
         for name, values in sorted(differences.items(), key=lambda item: sum(item[1]))
@@ -390,18 +392,18 @@ table(
     ["300 steps each", "nats per token", "three seeds", "time of a step"],
     caption=(
         "What was tried, beside AdamW with a cosine; … stands for Muon × 2, trapezoid, zero start. "
-        f"All {len(differences)} trials are in the figure of notebook 04. Trained on machines A and "
-        "C, steps timed on machine A."
+        f"All {len(differences)} trials are in the figure of notebook 04. Trained on machines A "
+        "and C, steps timed on machine A."
     ),
 )
 
 # %% [markdown]
-# Muon on the blocks' matrices brings most, also in equal time; the fastText start more than optimizer and schedule together.
-# Weight decay, zero start and rates of their own do next to nothing. Dropout and label smoothing cost: so short a run cannot
+# (The names are explained in [04](04_training.ipynb#The-recipe).) Muon on the blocks' matrices brings most, also in equal time. In 300 steps
+# the fastText start brings as much; the next table shows how little of that is left after three epochs. Weight decay, zero start and rates of their own do next to nothing. Dropout and label smoothing cost: so short a run cannot
 # show what they do in a long one.
 #
 # What are ready-made vectors worth? Three epochs with our recipe, on ten thousand stories and on one thousand, from three starts:
-# ready-made vectors, vectors trained on the same stories, and random ones. The embedding is trained along (*tuned*), or stays as it is
+# ready-made vectors, vectors trained on the same stories, and random ones. The embedding is trained with the rest (*tuned*), or stays as it is
 # (*frozen*).
 
 # %% tags=["hide-input"]
@@ -444,7 +446,7 @@ print(
 # more than random ones. Freezing either costs nothing then. With one thousand stories ready-made vectors are the best start. The surprise
 # is our own: worse than random. Three passes over so little text leave all vectors pointing nearly the same way, as their mean cosine
 # says, and the model must first pull them apart. (The ready-made vectors are spaCy's, made by fastText, cut to the words of the stories;
-# `cc.en.300` could not be had where this ran. The same table with it: `python report/vectors.py FOLDER cc.en.300.bin`.)
+# `cc.en.300` could not be downloaded here. The same table with it: `python report/vectors.py FOLDER cc.en.300.bin`.)
 #
 # Now our default run as it is meant to be used: with punctuation, and without the overwritten `<eos>`. Its perplexity is
 # lower because punctuation is easy to guess, so it must not be compared with the table above.
@@ -533,7 +535,7 @@ if corpus == "TinyStories":  # what is quoted below, stands above
 # %% [markdown]
 # **Judged.** Forty tokens are a few sentences. So this is about sentences; nobody could see a plot.
 #
-# - *Greedy* is whole throughout, and tame: "her favorite was a big, red car". Both girls play with toys. The first text is cut at "…",
+# - *Greedy* writes whole sentences, and tame ones: "her favorite was a big, red car". Both girls play with toys. The first text is cut at "…",
 #   because it goes on for more than twelve words as a training story does.
 # - *Temperature 0.7* keeps a person and a subject: "Fluffy saw a big tree with a lot of leaves". It still repeats itself: "a boy
 #   who had a hat and a hat".
@@ -548,7 +550,7 @@ if corpus == "TinyStories":  # what is quoted below, stands above
 # ### Whole stories
 #
 # What the budget of 64 tokens leaves out is what TinyStories is known for: small models that tell a story to its end. The same model with
-# a context of 256 tokens, which nine in ten stories fit into, three epochs, no dropout:
+# a context of 256 tokens, into which most stories fit whole, three epochs, no dropout:
 
 # %% tags=["hide-input"]
 tried = load_numbers("tinystories", "whole")["runs"]
@@ -611,21 +613,20 @@ table(
 )
 
 # %% [markdown]
-# **Judged.** Two readers who did not know where the ten stories came from asked of each whether it keeps its person and its subject
-# to the end. One found that of 3 and 6, the other of 2, 6 and 10: two and three of ten.
+# **Judged.** Two readers (language models, who did not know where the ten stories came from) asked of each whether it keeps its person and its subject
+# to the end. One said yes to 3 and 6, the other to 2, 6 and 10: two and three of ten.
 #
 # - *Story 6*, the best for one of them, wants a strawberry, is refused it, and gives in. Yet in its middle the mother says “No, Lily. You
 #   can have some more strawberries”.
 # - *Story 2* has the one chain of events: a rock is found, shown, blown away, looked for. But “Tom ran to her friend, Tim”.
-# - *Story 7*, the worst for one of them, changes popcorn for a bird's nest, and the two who speak for one another: “so he asked the bird
-#   to give it to the bird”.
+# - *Story 7*, the worst for one of them, drops popcorn for a bird's nest, and confuses the two who speak: “so he asked the bird to give it to
+#   the bird”.
 #
 # Nine in ten stories end, and names come back as often as in the true ones. What fails in nearly all is sense: the thing that a story
 # is about is swapped on the way, or a reply contradicts the sentence before it. An end is easier to learn than a reason. With 64
 # tokens there is no end to learn: most of those stories are cut before it.
 #
-# Dropout costs twice here: in time, since it draws a number for each of the $T^2$ attention weights of a head, and in loss, since three
-# epochs are too few to overfit so many words.
+# Dropout costs twice here, in time and in loss: a tenth of a nat on the development stories (one seed).
 #
 # ### Fifty prompts
 #
@@ -686,7 +687,7 @@ print(
 )
 
 # %% [markdown]
-# A low perplexity is no praise: greedy text is so much likelier than what people wrote because it repeats what is common. The
+# A low perplexity proves nothing: greedy text is so much likelier than what people wrote because it repeats what is common. The
 # honest target is the true continuation's perplexity, and sampling at temperature 1 comes closest. BLEU asks for the very
 # words of one of many possible stories; it rewards the safe rules and stays low for all.
 #
@@ -798,7 +799,7 @@ table(
         for head, shown in SHOWS.items()
     ],
     ["head", "sentence", "framed cell", "what it shows", "favours", "cost"],
-    caption="Each head: one cell of its picture, what it favours, and what it costs to be without it.",
+    caption="Each head: one cell of its picture, what it favours, and what its loss would cost.",
 )
 
 # %% tags=["hide-input"]
@@ -826,11 +827,11 @@ for pattern in ("previous word", "same name"):
 #
 # - **Names.** 1.8, 2.1, 2.8 and 3.7 read earlier names where one comes next, and Lily is among their favourites. Each is needed:
 #   without it the loss on returning names rises by a third of a nat to three quarters. 1.4 and 3.4 follow the pattern less clearly, and
-#   are hardly missed.
+#   are missed less.
 # - **The word before.** 1.5, which stops at quotation marks and full stops, and 1.6. Without 1.5 names suffer more than without any
 #   head that reads names: to find who was mentioned, a word must know what stood before it.
-# - **Who speaks.** 3.6 looks at quotation marks nine times as often as an even spread would, 2.3 and 3.2 seven times: whether
-#   someone is speaking depends on them.
+# - **Who speaks.** 3.6 looks at quotation marks nine times as often as an even spread would, 2.3 and 3.2 more than seven times. Names get
+#   by without them, as their costs say.
 # - **Openings.** 2.3 and 2.7 favour "one", as in "one day", with which most of these stories get going.
 # - **Who it is.** 2.4 collects "they", "it" and "he".
 #
@@ -908,8 +909,8 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Beams buy likelihood with rows to read and with variety. Of the pairs of words that they write about a third are distinct,
-# of those that sampling writes four fifths. BLEU prefers them for it, because safe words match more often; but it cannot tell
+# Beams pay for likelihood with more rows to read and with less variety: about a third of the pairs of words that they write are
+# distinct; of those that sampling writes, four fifths. BLEU prefers them for it, because safe words match more often; but it cannot tell
 # greedy text, five beams and ten apart: their intervals are wide, and nearly the same. Ten beams find likelier text than
 # five, and read twice as many rows for each token. So for stories we sample, and where one right answer is wanted, five beams
 # would do. Search agrees with exhaustive search and with an independent implementation in the tests. Derived in [05 ·
@@ -975,14 +976,15 @@ print(
 )
 
 # %% [markdown]
-# The gain should grow with the length: without the cache every new token computes all earlier ones again. A speed means nothing
+# The gain grows with the length: without the cache every new token computes all earlier ones again. A speed means nothing
 # before the texts agree: 05 stops where one word differs, greedy, sampled, or with five beams. Derived
 # in [05 · Decoding](05_decoding.ipynb).
 
 # %% [markdown]
 # ## Part 2.3: gradient accumulation
 #
-# Mini-batches of 16, accumulated over 1, 2, 4 and 8 of them: one epoch each, effective batches of 16 to 128.
+# Mini-batches of 16, accumulated over 1, 2, 4 and 8 of them: one epoch each, effective batches of 16 to 128. The rate is a third of our
+# recipe's, since the shortest run has few steps to warm up in.
 
 # %% tags=["hide-input"]
 table(
@@ -1036,7 +1038,7 @@ peaks, off = memory["step_peaks"], memory["accumulated_gradient_off_by"]
 assert peaks["8 times 16"] < 0.3 * peaks["128 at once"]
 assert off["sum of sums"] < 1e-12 < off["mean of means"]
 print(
-    f"a step of 128 stories adds {peaks['128 at once'] / 1e6:.0f} MB to memory, in 8 times 16 "
+    f"a step of 128 stories adds {peaks['128 at once'] / 1e6:.0f} MB to memory, as 8 times 16 "
     f"{peaks['8 times 16'] / 1e6:.0f} MB"
 )
 print(
@@ -1060,7 +1062,7 @@ on_gpu = load_numbers("benchmark", "06_gpu")["checkpointing"]
 
 
 def epoch_of(way):
-    """Seconds of whole epochs, and the precision that they ran in."""
+    """Seconds of whole epochs, the fastest and the slowest."""
     runs = sorted(epochs.get(way, {}).values(), key=lambda run: run["seconds"])
     return f"{runs[0]['seconds']:.0f} to {runs[-1]['seconds']:.0f}" if runs else ""
 
@@ -1073,9 +1075,9 @@ table(
     + [[row["way"], "B", row["peak, MB"], row["of the time"], ""] for row in on_gpu],
     ["way", "machine", "peak, MB", "time of a step, ×", "seconds of an epoch"],
     caption=(
-        "With and without checkpointing. Peak of what a step adds to memory, and its time, in fp32; "
-        f"two whole epochs in turns, with our recipe's optimizer, in {memory['precision']}, while the "
-        "machine, which is shared, ran at about half of its speed: compare down the column."
+        "With and without checkpointing. Peak of what a step adds to memory, and its time, in "
+        "fp32; two whole epochs in turns, with our recipe's optimizer, in bf16, "
+        "while the machine, which is shared, was slow: compare down the column."
     ),
 )
 
@@ -1164,8 +1166,9 @@ print(
 vectors = measured["vectors"]
 assert vectors["ours"]["gb"] < 0.1
 print(
-    f"10,000 vectors from a .bin of {vectors['file_gb']:.1f} GB, made for this measurement: {vectors['ours']['seconds']:.1f} "
-    f"s and less than 0.1 GB, the fasttext package {vectors['fasttext']['seconds']:.0f} s and "
+    f"10,000 vectors from a .bin of {vectors['file_gb']:.1f} GB, made for this measurement: "
+    f"{vectors['ours']['seconds']:.1f} s and less than 0.1 GB, the fasttext package "
+    f"{vectors['fasttext']['seconds']:.0f} s and "
     f"{vectors['fasttext']['gb']:.1f} GB"
 )
 
@@ -1277,7 +1280,7 @@ table(
 # %% tags=["hide-input"]
 exact, rounded = measured["perplexity"]["fp32"], measured["perplexity"]["bf16"]
 assert abs(rounded / exact - 1) < 0.005
-print(f"perplexity in float32 {exact:.4f}, in bfloat16 {rounded:.4f}")
+print(f"perplexity on the bundled stories: float32 {exact:.4f}, bfloat16 {rounded:.4f}")
 
 # %% [markdown]
 # What would all of TinyStories take, 2.1 million stories, one epoch? From the speed of one machine, at best as many times faster as there
@@ -1322,7 +1325,8 @@ print(f"floor {floor:.3f} nats per token, our model {reached:.3f}: {reached - fl
 # should. Derived in [04 · Training](04_training.ipynb).
 #
 # A known floor also settles what is otherwise a guess. How does the loss fall with the size of a model, and with the stories that it has
-# seen? Five widths, five amounts of stories, the rate chosen for each width, training stopped where held-out stories say so, two seeds.
+# seen? Five widths, five amounts of stories, the rate chosen for each width, training stopped where held-out stories say so or after 500
+# steps at the full rate, two seeds.
 # *Size* is the number of parameters outside the two tables of words.
 
 # %% tags=["hide-input"]
@@ -1344,10 +1348,18 @@ figures.save_figure(
     "07_scaling",
     alt="Loss less floor against the number of stories, on logarithmic axes, a line for each size.",
     caption=(
-        "Mean of two seeds. A line that levels off is a model too small for its stories; lines "
-        "that meet are too few stories for either model."
+        "Mean of two seeds. Where a line levels off, the size is what limits it, or the number of "
+        "steps is; lines that meet have too few stories for either size."
     ),
 )
+
+# %% tags=["hide-input"]
+chosen = [
+    scaled["runs"][f"{p['width']} wide, {p['stories']} stories, rate {p['rate']:g}"]
+    for p in scaled["points"]
+]
+limited = [run["stopped"] >= 500 for runs in chosen for run in runs.values()]
+print(f"{sum(limited)} of the {len(limited)} runs were stopped by the limit of steps")
 
 # %% tags=["hide-input"]
 true = scaled["points"][0]["floor"]
@@ -1357,13 +1369,13 @@ table(
             name,
             f"{fit['alpha']:.2f}",
             f"{fit['beta']:.2f}",
-            f"{fit['relative error']:.1%}",
+            f"{fit['relative error']:.1%} ({fit['largest']:.1%})",
             f"{fit['floor']:.3f}",
             f"{fit['floor'] - true:+.3f}",
         ]
         for name, fit in scaled["fits"].items()
     ],
-    ["fitted to", "α", "β", "its losses are off by", "floor", "less the true one"],
+    ["fitted to", "α", "β", "root mean square (largest) error", "floor", "less the true one"],
     caption=(
         "What a fit of floor + a / size^α + b / stories^β says, if nobody tells it the floor. The "
         f"true one is {true:.3f} nats."
@@ -1371,13 +1383,12 @@ table(
 )
 
 # %% [markdown]
-# Size is worth nothing where stories lack: up to 3,000 stories the largest model is no better than one a quarter of its size. Stories are
-# worth little where size lacks: the smallest model has learnt nearly all that it can from 3,000. From 10,000 to 30,000 hardly a line
-# falls, for another reason: every run there ends at its last step, after less than two epochs of the larger amount. And the three
-# narrowest took the highest rate that was tried, so they might go lower.
+# Up to 3,000 stories the largest model is no better than one a quarter of its size: what lacks is stories. With more, lines level off. That
+# may be the size, and it may be the limit of steps, which all those runs reached; the three narrowest also took the highest rate that was
+# tried. So there is a third variable in this figure that nobody fits, as there often is.
 #
-# The surprise is the fit. It follows every measurement within about five per cent, whichever are left out, and still its floor moves from
-# below the truth to well above it. On real stories somebody would have to believe one of these numbers.
+# The fit follows its points within 4 to 5 % (root mean square) in all four cases, and its floor moves from below the truth to well above
+# it. Here the truth can be asked. On real stories one of these numbers would have been the answer.
 
 # %% [markdown]
 # ## The earlier deliverable
@@ -1406,8 +1417,8 @@ table(
 # %% tags=["hide-input"]
 alike = EARLIER["perplexity on 848 stories, its recipe in our code"]
 print(
-    f"its recipe in our code: {theirs[EPOCHS[2]]:.2f} on our 500 validation stories, {alike} on its "
-    f"848: {1 - alike / earlier[2]:.1%} below its own {earlier[2]}"
+    f"its recipe in our code: {theirs[EPOCHS[2]]:.2f} on our 500 validation stories, {alike} on "
+    f"its 848: {1 - alike / earlier[2]:.1%} below its own {earlier[2]}"
 )
 
 # %% [markdown]
@@ -1421,7 +1432,7 @@ print(
 # - **Vectors.** The fastText vectors are trained on the training stories, not downloaded: the ready-made English ones are a file of
 #   7 GB. `load_vectors` reads those too, in less than 0.1 GB of memory.
 # - **Stories.** A sample of TinyStories, its first 10,000 training stories, and 500 for validation.
-# - **Machine.** Two processor cores and no GPU. Times are its times; ratios carry over better.
+# - **Machine.** Two processor cores, but where a table names a GPU. Times are of that machine; ratios carry over better.
 # - **Precision.** Training runs in bfloat16 where the processor multiplies it faster, under both recipes; sums, norms and the
 #   loss stay in float32.
 # - **Sentences in the figures** are our own. No sentence of TinyStories is in this repository.
@@ -1451,7 +1462,7 @@ table(
         ["C", next(name for name in screened if "H200" in name), "most trials of the recipe"],
     ],
     ["machine", "what it is", "what was run on it"],
-    caption="Training is in bfloat16 on all three, unless a table says otherwise.",
+    caption="Training is in bfloat16, unless a table or the processor's own speed says otherwise.",
 )
 
 # %% [markdown]
