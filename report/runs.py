@@ -45,11 +45,18 @@ def complete(
     pool = {"initializer": torch.set_num_threads, "initargs": (threads,)}
     with ProcessPoolExecutor(jobs, get_context("spawn"), **pool) as processes:
         running = {processes.submit(work, *run): run for run in missing}
+        failed = None
         for done in as_completed(running):
             key, seed = running[done]
+            if done.exception():  # the others are recorded first
+                failed = done.exception()
+                print(f"{key}, seed {seed}: {failed!r}", flush=True)
+                continue
             known["runs"].setdefault(key, {})[str(seed)] = done.result() | {"device": processor()}
             figures.save_numbers(name, known)
             print(f"{key}, seed {seed}: recorded", flush=True)
+    if failed:
+        raise failed
     return known
 
 

@@ -37,7 +37,7 @@ def test_a_run_that_is_there_is_not_made_again(tmp_path, monkeypatch):
 
     def work(name, seed):
         made.append((name, seed))
-        if len(made) == 3:
+        if len(made) == 2:
             raise KeyboardInterrupt
         return {"loss": seed}
 
@@ -54,13 +54,13 @@ def test_a_run_that_is_there_is_not_made_again(tmp_path, monkeypatch):
     assert kept["other"] == 1
     assert kept["runs"]["old"]["0"] == {"loss": 7.0}
     assert {name: sorted(found) for name, found in kept["runs"].items()} == {
-        "old": ["0", "1"],
-        "new": ["0"],
+        "old": ["0"],
+        "new": ["0", "1"],
     }
     assert kept["runs"]["new"]["0"] == {"loss": 0, "device": runs.processor()}
     known = runs.complete("tinystories", "tried", work, todo, 1, ORIGIN)
-    assert made[3:] == [("new", 1)]
-    assert sorted(known["runs"]["new"]) == ["0", "1"]
+    assert made[3:] == [("old", 1)]
+    assert sorted(known["runs"]["old"]) == ["0", "1"]
     # Of other stories nothing counts.
     runs.complete("tinystories", "tried", work, todo, 1, ORIGIN | {"stories": "others"})
     assert len(made) == 4 + len(todo)
