@@ -87,7 +87,7 @@ class AttentionExplorer(Explorer):
             picture = heatmap(
                 weights[layer - 1, head - 1],
                 tokens,
-                title=textwrap.fill(f"{title}: {note}".removesuffix(": "), 60),
+                title=textwrap.fill(f"{title}: {note}" if note else title, 60),
             )
             name = f"{title.capitalize()} of {layers} × {heads}: attention of “{sentence}”"
             return picture, f"{name}. {note}" if note else name

@@ -53,7 +53,7 @@ def new_model(
         stories, tokenizer: what it will read.
         seed: of its weights; PyTorch's own random stream starts there too.
         vectors: word vectors to start from; None: random ones.
-        context_length: tokens; 256 hold nine in ten TinyStories to their end.
+        context_length: tokens; 256 hold most TinyStories to their end.
         start: how to start from them, as `Decoder.start_from_vectors` takes it.
     """
     torch.manual_seed(seed)
