@@ -95,6 +95,7 @@ probabilities = logits.exp() / logits.exp().sum()  # (V,), the softmax
 table(
     zip(words, logits.tolist(), probabilities.tolist(), strict=True),
     ["next word", "logit", "probability"],
+    caption="Six words that could come next, with the logits that we invented for them.",
 )
 
 # %% [markdown]
@@ -152,7 +153,14 @@ claim(
 
 # %%
 shift = zip(["<sos>", *pieces[:-1]], pieces, strict=True)
-table(list(shift)[:8], ["the model reads …", "… and must predict"])
+table(
+    list(shift)[:8],
+    ["the model reads …", "… and must predict"],
+    caption=(
+        "The shift by one: each token is read in its place, and is the target of the place "
+        "before it."
+    ),
+)
 
 # %% [markdown]
 # At each place it may use everything above. `<sos>` stands for the start, so that the first word can be predicted, too.
@@ -180,6 +188,7 @@ table(
         ["N", "anything else that is counted: words, samples, stories", ""],
     ],
     ["letter", "what it counts", "in our model"],
+    caption="The letters for sizes, here and in all notebooks.",
 )
 
 # %% [markdown]
@@ -209,6 +218,9 @@ ids = tokenizer.encode_story("Tom met a zyzzyva.", length=10)
 table(
     [[place, token_id, tokenizer.word(token_id)] for place, token_id in enumerate(ids)],
     ["position", "id", "token"],
+    caption=(
+        "One story as the model gets it. Ids run by frequency, so a common word has a small id."
+    ),
 )
 
 # %% [markdown]
@@ -261,6 +273,11 @@ figures.save_figure(
     figure,
     "01_coverage",
     alt="Share of the validation words covered by the n most frequent words, against n.",
+    caption=(
+        "The axis is logarithmic: every tenfold larger vocabulary covers about the same share "
+        "more. Running words are counted, not different ones, so a rare word adds almost "
+        "nothing, however much it means to its story."
+    ),
 )
 
 # %% [markdown]
@@ -336,7 +353,11 @@ by_game = given.detach().numpy()[4:]  # (V - 4, 50)
 found = {w: nearest(by_game[known.index(w)], by_game) for w in queries if w in known}
 
 # %% tags=["nbval-ignore-output"]
-table([[word, ", ".join(near)] for word, near in found.items()], ["word", "nearest words"])
+table(
+    [[word, ", ".join(near)] for word, near in found.items()],
+    ["word", "nearest words"],
+    caption="Nearest neighbours by cosine similarity, of the vectors that this short game made.",
+)
 
 # %% [markdown]
 # Names find names, and days find days. Nothing in the game says so: words that occur in the same places end up in similar directions. But
@@ -367,7 +388,11 @@ matrix = vectors.matrix(tokenizer)  # (V, E)
 answers = {w: nearest(vectors[w], matrix[4:]) for w in queries if w in known}
 
 # %%
-table([[word, ", ".join(near)] for word, near in answers.items()], ["word", "nearest words"])
+table(
+    [[word, ", ".join(near)] for word, near in answers.items()],
+    ["word", "nearest words"],
+    caption="The same question to the vectors that fastText trained.",
+)
 
 # %% [markdown]
 # Much the same, from 300 numbers a word and a longer game. Days and relatives share n-grams, too. A word that is used beside
@@ -389,6 +414,10 @@ def shared(word):
 table(
     [[word, "yes" if word in known else "no", shared(word)] for word in unseen],
     ["word", "in the vocabulary", "nearest words (n-grams in common)"],
+    caption=(
+        "Words that the vectors never saw in training, and the neighbours that their n-grams "
+        "give them."
+    ),
 )
 
 # %%
@@ -428,6 +457,10 @@ figures.save_figure(
     ),
     "01_words",
     alt="A map of 25 words: names, family, days and animals form groups; things lie by colours.",
+    caption=(
+        "Look for groups of one colour. A map of two directions drops most of the distances, "
+        "so two words that touch here need not be neighbours."
+    ),
 )
 
 # %% [markdown]
@@ -475,6 +508,10 @@ figures.save_figure(
         "Two heat-maps of 64 positions by 148 waves, sines and cosines: fast waves at the top, "
         "ever slower ones towards the bottom."
     ),
+    caption=(
+        "Read a column from top to bottom: it is the vector of one position. The slow waves "
+        "at the bottom hardly change within 64 words; they would within thousands."
+    ),
 )
 
 # %% [markdown]
@@ -496,6 +533,10 @@ figures.save_figure(
     ),
     "01_similarity",
     alt="Dot product of position 32 with every position: a peak at 32, falling off on both sides.",
+    caption=(
+        "The peak is the position with itself. The curve follows from the formula; what "
+        "attention makes of it is learnt later."
+    ),
 )
 
 # %%
@@ -539,6 +580,10 @@ figures.save_figure(
     ),
     "01_lengths",
     alt="Bars: a position has length 12, a random word vector 0.35, and 5.9 after scaling by √D.",
+    caption=(
+        "Compare the first bar with the other two. These are lengths at the start of "
+        "training; the model may change them later."
+    ),
 )
 
 # %% [markdown]

@@ -107,6 +107,10 @@ rows = [[words[i], f"{scores[i]:.2f}", f"{weights[i]:.2f}", *values[i].tolist()]
 table(
     [*rows, ["sum, mean", "", f"{sum(weights):.2f}", *mixed]],
     ["word", "score", "weight", "Mia-ness", "redness"],
+    caption=(
+        "Attention by hand: the scores of one query, the weights that the softmax makes of "
+        "them, and what is mixed with these weights."
+    ),
 )
 
 # %% [markdown]
@@ -163,6 +167,10 @@ variance = {d: dots[d].var().item() for d in widths}
 table(
     [[d, f"{variance[d]:,.0f}", f"{variance[d] / d:.2f}"] for d in widths],
     ["dₖ", "variance of q · k", "divided by dₖ"],
+    caption=(
+        "The variance of a score grows with the width of the key. Both columns are measured "
+        "on random vectors."
+    ),
 )
 
 # %%
@@ -199,6 +207,10 @@ figures.save_figure(
     alt=(
         "Largest attention weight against the length of a key: it rises towards 1 without the "
         "division by the root, and stays flat with it."
+    ),
+    caption=(
+        "A weight near 1 means that one key takes all, and the gradient of the softmax is "
+        "then near 0. Random vectors, untrained."
     ),
 )
 
@@ -268,6 +280,10 @@ table(
         for t in range(4)
     ],
     ["word", "masked after the softmax", "sum", "masked before", "sum"],
+    caption=(
+        "The weights of the first four words, by two orders of the same two operations. A row "
+        "that sums to less than 1 has given weight to the future."
+    ),
 )
 
 # %% [markdown]
@@ -321,6 +337,10 @@ names[place] += " → ball"
 table(
     [[name, f"{moved[t]:.2g}", f"{unmasked[t]:.2g}"] for t, name in enumerate(names)],
     ["word", "output moves by", "without the mask"],
+    caption=(
+        "How far each word's output moves when the last word is exchanged. Only the last one "
+        "may move."
+    ),
 )
 
 # %%
@@ -381,6 +401,7 @@ table(
         for h in range(H)
     ],
     ["", "query", "key", "value"],
+    caption="Two words and two heads, small enough to follow each number through the reshape.",
 )
 
 # %% [markdown]
@@ -508,9 +529,15 @@ claim(f"one matrix takes all {len(p) - 1} p(t) to p(t - 1), within ≈{error:.0e
 
 # %%
 profile = [float((omega * distance).cos().sum()) for distance in range(5)]
+
+# %%
 table(
     [["score", *[f"{value:.1f}" for value in profile]]],
     ["words away from t - 1", "0", "1", "2", "3", "4"],
+    caption=(
+        "The score of the hand-made head: largest at the word before, and falling with the "
+        "distance from it."
+    ),
 )
 
 # %% [markdown]
@@ -531,17 +558,21 @@ worst = {sharpness: float(previous_word(sharpness).diagonal(-1).min()) for sharp
 table(
     [[sharpness, f"{weight:.3f}"] for sharpness, weight in worst.items()],
     ["sharpness", f"least weight on the previous word, over {len(p) - 1} positions"],
+    caption="A larger factor before the softmax brings the weight nearer to 1.",
 )
 
 # %%
 tokens = ["<sos>", *tokenizer.split(SENTENCES[0])]
 weights = previous_word(sharpness=10)[: len(tokens), : len(tokens)]  # (T, T)
+
+# %%
 figures.save_figure(
     attention_plots.heatmap(
         weights, tokens, title="Every word but the first reads the word before it"
     ),
     "02_previous_word",
     alt="Heat-map of the hand-made head: nearly all the weight lies just below the diagonal.",
+    caption="Look below the diagonal. The first word has nothing before it, so it reads itself.",
 )
 
 # %%
@@ -560,6 +591,9 @@ figures.save_figure(
     attention_plots.arrows(weights, tokens, title="One step up, at every word but the first"),
     "02_previous_word_arrows",
     alt="Arrows from each word but the first on the left to the word one line higher on the right.",
+    caption=(
+        "The same weights as arrows. What the words mean plays no part: only their positions do."
+    ),
 )
 
 # %% [markdown]
@@ -594,9 +628,12 @@ def induction(ids):
 text = ["<sos>", *tokenizer.split("Tom lost his kite. Mia found the ball. Tom")]
 ids = torch.tensor([tokenizer.sos_id, *tokenizer.encode(" ".join(text[1:]))])  # (T,)
 answer, first, second = induction(ids)
+
+# %%
 table(
     [[t, text[t], text[first[t].argmax()], f"{second[-1, t]:.2f}"] for t in range(1, len(text))],
     ["place", "word", "came after", "weight of the last “tom”"],
+    caption="The induction head at work: the last “tom” finds the word that came after the first.",
 )
 
 # %%
@@ -723,6 +760,10 @@ figures.save_figure(
     ),
     "02_eight_heads",
     alt="Eight hand-made heads as heat-maps on one sentence; two of them look alike.",
+    caption=(
+        "The title of each picture names the head's job. Two look alike: the next word may "
+        "not be read, so the head that asks for it falls back on the nearest word."
+    ),
 )
 
 # %% [markdown]
@@ -755,6 +796,10 @@ for name in ("previous word", "itself", "same word", "start token"):
 table(
     [[name, *[f"{value:.3f}" for value in row]] for name, row in numbers.items()],
     ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth", "uniform head"],
+    caption=(
+        "The mean weight that each head puts on the pattern it was made for, beside a blunter "
+        "copy and a head without a pattern."
+    ),
 )
 
 # %% [markdown]
@@ -787,9 +832,12 @@ ids = [tokenizer.sos_id, *tokenizer.encode(SENTENCES[0])]
 weights = torch.tensor(sentences[SENTENCES[0]][1][0, 0])  # (T, T), the sharp previous-word head
 passed_on = (weights @ (embed(ids) @ what.T)).argmax(-1).tolist()  # (T,), the largest is the word
 lines = {"reads": ids, "receives": passed_on}
+
+# %%
 table(
     [[name, *map(tokenizer.word, line)] for name, line in lines.items()],
     ["position", *map(str, range(len(ids)))],
+    caption="Ids and words of the same line, position by position.",
 )
 
 # %% [markdown]

@@ -209,6 +209,10 @@ figures.save_figure(
     ),
     "03_gelu",
     alt="GELU beside ReLU, and their slopes: GELU bends smoothly and dips slightly below zero.",
+    caption=(
+        "Compare the corners at 0: the slope of ReLU jumps there, that of GELU does not. This "
+        "shows no advantage in training yet."
+    ),
 )
 
 # %% [markdown]
@@ -404,7 +408,11 @@ sizes = {
 }
 
 # %%
-table([[part, *row] for part, row in sizes.items()], ["part", "formula", "parameters"])
+table(
+    [[part, *row] for part, row in sizes.items()],
+    ["part", "formula", "parameters"],
+    caption="Where the parameters lie. Words take most of them, blocks the rest.",
+)
 
 # %%
 outer = ("embedding", "projection", "three blocks", "final norm", "output")
@@ -480,6 +488,10 @@ print(f"tying would save {saved:,} parameters of the full model, {saved / count(
 table(
     [[name, *(f"{loss:.2f}" for loss in found)] for name, found in tying.items()],
     ["mean loss of steps 71 to 80, nats per token", "seed 0", "seed 1", "seed 2"],
+    caption=(
+        "Tied against untied output words, three seeds each. Eighty steps show the start of "
+        "training only."
+    ),
 )
 
 # %%
@@ -551,6 +563,10 @@ figures.save_figure(
     figure,
     "03_stream",
     alt="Length of the residual stream after each part of three blocks: it grows with every write.",
+    caption=(
+        "The upper curve is the stream, the lower one what each part adds to it. Lengths say "
+        "how much is written, not what."
+    ),
 )
 
 # %%
@@ -656,6 +672,10 @@ figures.save_figure(
     ),
     "03_gradients",
     alt="Gradient of the last block for 3 to 24 blocks: post-norm level, pre-norm falling.",
+    caption=(
+        "Follow the two lines to the right. These are gradients at the start of training, on "
+        "one batch."
+    ),
 )
 
 # %%
@@ -718,6 +738,10 @@ figures.save_figure(
         "Training loss of four stacks over 80 steps, means of three seeds: three fall below "
         "the line of word counts, the post-norm stack of 12 blocks stops just above it."
     ),
+    caption=(
+        "The dotted line is reached by counting words alone. Eighty steps at one learning "
+        "rate: a longer warm-up would change the picture for post-norm."
+    ),
 )
 
 # %%
@@ -730,6 +754,7 @@ table(
         for (kind, depth), losses in end.items()
     ],
     ["loss, mean of the last 10 of 80 steps", "seed 0", "seed 1", "seed 2"],
+    caption="The ends of the same runs, seed by seed: the spread to compare a difference with.",
 )
 
 # %%
@@ -765,6 +790,7 @@ lengths = {kind: stream_lengths(stack(kind, 12, seed=0), eight) for kind in KIND
 table(
     [[kind, *(f"{values[b - 1]:.1f}" for b in (1, 4, 8, 12))] for kind, values in lengths.items()],
     ["length of the stream / √D", "after block 1", "4", "8", "12"],
+    caption="How long the stream is after some of the blocks, as a multiple of √D.",
 )
 
 # %%
@@ -928,6 +954,10 @@ figures.save_figure(
         "Loss on one batch over 100 steps: the model with a mask levels off at the floor, the "
         "one without goes below it."
     ),
+    caption=(
+        "The line marked “floor” is the least loss that is possible without seeing the "
+        "future. One batch learnt by heart says nothing about new stories."
+    ),
 )
 
 # %% [markdown]
@@ -959,6 +989,10 @@ table(
         for part, row in zip(parts, early, strict=True)
     ],
     ["likeliest next word, read after", *(f"… {names[t - 1]} the" for t in places)],
+    caption=(
+        "The logit lens: the output layer applied after each part, too early. It shows what "
+        "could be read off the stream, not what the model uses."
+    ),
 )
 
 # %%
@@ -1046,6 +1080,10 @@ figures.save_figure(
     alt=(
         "What each part adds to the difference between the logits of two words, in two places: "
         "words and biases keep their sign, most of the other parts change it."
+    ),
+    caption=(
+        "A bar to the left favours one word, to the right the other. The sum is exact with "
+        "the last norm's scale held fixed."
     ),
 )
 

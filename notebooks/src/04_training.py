@@ -140,6 +140,10 @@ if stories.validation_nats is not None:
 table(
     [[name, f"{loss:.2f}", f"{math.exp(loss):,.1f}"] for name, loss in marks.items()],
     ["landmark", "nats per token", "perplexity"],
+    caption=(
+        "The four landmarks of these stories, each by counting, and what they mean as a "
+        "number of equally likely words."
+    ),
 )
 
 # %% [markdown]
@@ -231,6 +235,9 @@ figures.save_figure(
         "Learning rate against step: ours climbs to its maximum within the warm-up, stays there, "
         "and falls in a line to zero over the last two fifths; the baseline's is flat."
     ),
+    caption=(
+        "Warm-up, plateau and decay of our recipe beside the constant rate of the baseline recipe."
+    ),
 )
 
 # %% [markdown]
@@ -301,6 +308,11 @@ figures.save_figure(
     alt=(
         "Singular values of a gradient, as shares of the largest, fall to almost nothing after a "
         "few directions; those of the step are near 1 at first and fall slowly, over some hundred."
+    ),
+    caption=(
+        "Read from left to right: the gradient has almost nothing left after a few "
+        "directions, the step still has weight in about a hundred. The weakest directions "
+        "stay weak."
     ),
 )
 
@@ -427,6 +439,11 @@ figures.save_figure(
         "the uniform, unigram and bigram lines to the floor. Below: scores of the best heads, "
         "near zero for long, then rising."
     ),
+    caption=(
+        "Steps are on a logarithmic axis. The landmarks are crossed first. The heads form "
+        "later, while the loss falls slowly towards the floor. That the two happen together "
+        "does not prove that one causes the other; switching heads off, below, tests that."
+    ),
 )
 
 # %% [markdown]
@@ -495,12 +512,17 @@ table(
         "possible words at the start",
         "complete, of 16",
     ][: 2 + len(measured["trained"])],
+    caption=(
+        "What the samples get right at each landmark, judged by the grammar. Sixteen stories "
+        "each, so a difference of one or two means nothing."
+    ),
 )
 
 # %% tags=["nbval-ignore-output"]
 table(
     [[stage, kept["generations"][0].text] for stage, kept in samples.items()],
     ["after", "one of the sixteen stories, from nothing"],
+    caption="The first of the sixteen stories at each landmark.",
 )
 
 # %%
@@ -542,6 +564,10 @@ figures.save_figure(
     alt=(
         "Training and validation loss on TinyStories over three epochs: the training loss steps "
         "down at each new epoch and ends well below the validation loss, which levels off."
+    ),
+    caption=(
+        "Watch the gap between the two lines open from the second epoch on. A recorded run on "
+        "real stories."
     ),
 )
 
@@ -596,6 +622,10 @@ figures.save_figure(
         "Bars of the change in loss for each trick. The recipe lies furthest left, near "
         "minus 0.19; weight decay and zero start near zero; dropout and label smoothing right of "
         "it; random vectors furthest right, at 0.23."
+    ),
+    caption=(
+        "Left of the line a change helps, right of it it costs. Each point is one seed, each "
+        "bar the mean. The order holds for this model and this amount of text."
     ),
 )
 
@@ -758,6 +788,10 @@ table(
         for pattern in scores
     ],
     ["pattern", "best head before training", "after", "which", "weight of the hand-made head (02)"],
+    caption=(
+        "The best head for each pattern, before and after training, beside the head that "
+        "notebook 02 made by hand."
+    ),
 )
 
 # %%
@@ -842,6 +876,10 @@ def show_head(pattern, number):
         attention_plots.heatmap(weights[layer, head], tokens, title=title, marked=[cell]),
         f"04_head_{pattern.replace(' ', '_')}",
         alt=f"Heat-map of the head that follows “{pattern}” best; its largest weight is framed.",
+        caption=(
+            "The framed cell is the largest weight that fits the pattern. One sentence shows that "
+            "a head can do this, the table how often it does."
+        ),
     )
 
 
@@ -912,6 +950,10 @@ table(
         for i, h in heads
     ],
     ["layer.head", "patterns with a score above 0.3", "words back", "favours"],
+    caption=(
+        "What each head does, by the patterns of 02, by how far it looks back on average, and "
+        "by the words that it reads more often than chance would."
+    ),
 )
 
 # %% [markdown]
@@ -926,6 +968,10 @@ figures.save_figure(
     attention_plots.heatmap(shown, tokens, title=title),
     "04_head_local",
     alt="Heat-map of the head that looks back least: the weight lies near the diagonal.",
+    caption=(
+        "The head with the shortest way back. That it looks near does not say what it does "
+        "with what it reads."
+    ),
 )
 
 # %% [markdown]
@@ -941,6 +987,10 @@ figures.save_figure(
     attention_plots.head_grid(weights, tokens, notes=notes, title="Every head, one sentence"),
     "04_heads",
     alt=f"Heat-maps of all {len(heads)} heads for: {SENTENCES[2]}",
+    caption=(
+        "One small picture for each head; the words are those of the large pictures above. "
+        "Many have no pattern that a name fits."
+    ),
 )
 
 # %% [markdown]
@@ -1013,6 +1063,10 @@ table(
         for i, h in sorted(heads, key=lambda place: -silence[place][name])[:4]
     ],
     ["loss on", "without head", "its patterns", "rises by, nats"],
+    caption=(
+        "The four heads that each kind of word misses most. The loss rises when one head's "
+        "output is set to zero."
+    ),
 )
 
 # %% tags=["nbval-ignore-output"]

@@ -155,6 +155,10 @@ figures.save_figure(
         "Bars: the probabilities of the nine likeliest next words under six rules. Low "
         "temperature and filters raise the likeliest."
     ),
+    caption=(
+        "Six rules on the same logits. A filter sets the small bars to exactly 0; a "
+        "temperature never does."
+    ),
 )
 
 # %%
@@ -272,6 +276,7 @@ table(
         for prompt, found in zip(PROMPTS, texts[name], strict=True)
     ],
     ["rule", "prompt", "continuation"],
+    caption="The same three prompts under every rule.",
 )
 
 # %%
@@ -383,6 +388,10 @@ if verdicts:
             "Bars with intervals: the share of possible continuations under seven rules. "
             "Temperature 1.3 is far below the others."
         ),
+        caption=(
+            "The lines are 95 % intervals of a share (Wilson). A possible continuation need not "
+            "be a good one, only one that the grammar can write."
+        ),
     )
     display(picture)
 
@@ -405,6 +414,10 @@ table(
         "words before the first impossible one",
         "true cost, nats",
     ],
+    caption=(
+        "200 continuations for each rule, judged by the grammar. The true cost is the mean of "
+        "the words before the first impossible one."
+    ),
 )
 
 # %%
@@ -525,7 +538,14 @@ def score_table(measured):
             low, high = found["intervals"][measure]
             row += [f"{found[measure]:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"]
         rows.append(row)
-    return table(rows, ["continuation", "perplexity", "95 % interval", "BLEU", "95 % interval"])
+    return table(
+        rows,
+        ["continuation", "perplexity", "95 % interval", "BLEU", "95 % interval"],
+        caption=(
+            "Fifty prompts: perplexity and BLEU of the continuations, with bootstrap intervals "
+            "over the prompts."
+        ),
+    )
 
 
 # %% tags=["nbval-ignore-output"]
@@ -637,6 +657,10 @@ figures.save_figure(
         "A tree from left to right: at each of five steps six candidate words with their "
         "log-probabilities, three of them kept."
     ),
+    caption=(
+        "Each column is one step; the three kept beams are drawn in blue. The numbers are "
+        "sums of log-probabilities, so along a path they can only fall."
+    ),
 )
 
 # %% [markdown]
@@ -662,6 +686,7 @@ table(
         for alpha, found in scored_by.items()
     ],
     ["α", "short: −6 nats, 4 tokens", "long: −9 nats, 8 tokens", "wins"],
+    caption="Two candidates and three exponents: the length penalty decides which wins.",
 )
 
 # %% [markdown]
@@ -683,7 +708,11 @@ differ = [
 ]
 
 # %% tags=["nbval-ignore-output"]
-table(differ[:2], ["prompt", "α = 0", "α = 1"])
+table(
+    differ[:2],
+    ["prompt", "α = 0", "α = 1"],
+    caption="Prompts at which the length penalty chooses another story.",
+)
 
 # %%
 if GRAMMAR:
@@ -729,6 +758,10 @@ table(
         for name, row in widths_compared.items()
     ],
     ["beams", "the wider is likelier", "the same", "less likely", "mean gain, nats"],
+    caption=(
+        "Two widths on the same hundred prompts: how often the wider beam found a likelier "
+        "text, and by how much on average."
+    ),
 )
 
 # %%
@@ -830,6 +863,9 @@ table(
         for name, row in trade.items()
     ],
     ["rule", "finished tokens per second", "BLEU", "95 %", "log-probability per token", "distinct"],
+    caption=(
+        "What a wider beam costs and brings. BLEU compares with one true ending among very many."
+    ),
 )
 
 # %%
@@ -847,6 +883,9 @@ figures.save_figure(
     ),
     "05_beam_speed",
     alt="Bars of tokens per second for sampling, greedy, 5 beams and 10 beams.",
+    caption=(
+        "Only words before the end of a text count. Measured on the machine that ran this notebook."
+    ),
 )
 
 # %% [markdown]
@@ -966,6 +1005,7 @@ table(
         for n, fast in speed.items()
     ],
     ["new tokens", "with cache, tokens/s", "without", "ratio"],
+    caption="Median speed of alternating runs. The longer the text, the more the cache saves.",
 )
 
 # %%
@@ -979,6 +1019,10 @@ figures.save_figure(
     ),
     "05_cache_speed",
     alt="Tokens per second against text length: a line with the cache, and one without it.",
+    caption=(
+        "Without a cache, every new word reads the whole text again, so the line falls. "
+        "Measured on the machine that ran this notebook."
+    ),
 )
 
 # %% [markdown]
@@ -1112,6 +1156,10 @@ for name, step in ways.items():
 table(
     [[name, f"{fluent[name]:.0%}", text] for name, text in written_by.items()],
     ["cache", "known pairs, 20 texts", f"written after “{openings[0]}”"],
+    caption=(
+        "Share of word pairs that training stories contain, and one text for each cache. "
+        "Neither tells the broken caches reliably."
+    ),
 )
 
 # %%
@@ -1126,6 +1174,10 @@ figures.save_figure(
     alt=(
         "Largest logit difference to the right cache against the new word, for three broken "
         "caches: zero at the first, large after."
+    ),
+    caption=(
+        "At the first word nothing has been read from the cache yet, so all are right. Fluent "
+        "text is written all the while."
     ),
 )
 
@@ -1158,6 +1210,7 @@ claim(
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
 others = () if CORPUS == "bundled" else stories.train  # the bundled stories are ours to quote
+searched = generate(model, tokenizer, PROMPTS, max_new_tokens=40, strategy="beam", num_beams=5)
 figures.save_numbers(
     "05",
     {
@@ -1168,7 +1221,8 @@ figures.save_numbers(
         "verdicts": verdicts,
         "prompts": PROMPTS,
         "samples": {
-            name: quotable([one.text for one in found], others) for name, found in texts.items()
+            name: quotable([one.text for one in found], others)
+            for name, found in (texts | {"5 beams": searched}).items()
         },
         "beams": trade,
         "widths_compared": widths_compared,

@@ -162,6 +162,10 @@ counts = (ragged[:, 1:] != pad_id).sum(dim=1).tolist()
 table(
     [[n, f"1/{tokens}", f"1/{4 * n}", f"{tokens.item() / (4 * n):.1f} ×"] for n in counts],
     ["tokens of the story", "weight of each in the batch", "in the mean of means", "ratio"],
+    caption=(
+        "Two stories of different lengths: the weight that one token gets by a mean over all "
+        "tokens, and by a mean of means."
+    ),
 )
 
 # %% [markdown]
@@ -289,6 +293,10 @@ figures.save_figure(
         "Four loss curves against tokens: the more mini-batches are accumulated, the higher the "
         "curve lies."
     ),
+    caption=(
+        "At the same number of tokens, a larger batch has made fewer steps. One rate for all, "
+        "which favours the small batch."
+    ),
 )
 
 # %%
@@ -303,6 +311,10 @@ figures.save_figure(
     alt=(
         "The same four curves against optimizer steps: larger batches start "
         "lower, and end sooner and higher."
+    ),
+    caption=(
+        "The same runs against steps. A larger batch has read more tokens at each step, so "
+        "the comparison favours it."
     ),
 )
 
@@ -327,6 +339,10 @@ figures.save_figure(
     alt=(
         "Four loss curves against tokens with scaled learning rates: closer together than with "
         "one rate for all."
+    ),
+    caption=(
+        "The rate grows with the square root of the batch. The remaining distance is what "
+        "fewer steps cost in so short a training."
     ),
 )
 
@@ -391,6 +407,7 @@ table(
         "loss, rate · √accumulation",
         f"seconds for {EPOCH:,} stories ({device}, {precision})",
     ],
+    caption="The end of each run, and the time of an epoch with the real optimizer.",
 )
 
 # %% [markdown]
@@ -438,6 +455,7 @@ table(
         for shape, each in sorted(sizes.items(), key=lambda pair: -sum(pair[1]))
     ],
     ["kept, by shape", "how many", "MB in all"],
+    caption="What autograd keeps of one block between the forward and the backward pass.",
 )
 
 # %%
@@ -615,6 +633,10 @@ figures.save_figure(
         "Memory during a training pass of 12 blocks: keeping all climbs to a high peak; "
         "checkpointed it stays low, with a tooth for each segment."
     ),
+    caption=(
+        "Read each line from left to right: it climbs in the forward pass and comes down in "
+        "the backward pass. The height of the highest point is what a machine must have."
+    ),
 )
 
 # %%
@@ -701,7 +723,14 @@ contest_table = [
 gpu = load_numbers("benchmark", "06_gpu")["checkpointing"]  # recorded
 
 # %% tags=["nbval-ignore-output"]
-table(contest_table + gpu, ["way", "peak, MB", "seconds per epoch", "of the time", "device"])
+table(
+    contest_table + gpu,
+    ["way", "peak, MB", "seconds per epoch", "of the time", "device"],
+    caption=(
+        "The three ways on the same batch. The seconds are those of one forward and backward "
+        "pass, times the batches of an epoch; the optimizer is not in them."
+    ),
+)
 
 # %% [markdown]
 # Forward is about one part of the work, backward two. So a second forward pass should cost about a third more; the column *of the time*
@@ -757,6 +786,10 @@ figures.save_figure(
     alt=(
         "Peak memory against the number of segments, both axes logarithmic: it falls steeply up "
         "to 32 segments, and is nearly flat from there."
+    ),
+    caption=(
+        "The lowest point of the measured line lies far to the right of 8. Both axes are "
+        "logarithmic."
     ),
 )
 
