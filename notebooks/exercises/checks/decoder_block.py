@@ -1,46 +1,30 @@
-"""The checks of the exercises for notebook 03. Sizes are odd and differ, so a swapped axis shows."""
+"""The checks of the exercises for notebook 03. Sizes differ, so that a swapped axis shows."""
 
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
-from checks import exercise, expect
+from checks import agrees, as_tensor, call, compare, exercise, expect, expect_shape
 from helpers import model as course
 from helpers.model import ModelConfig
 
 TINY = {"vocab_size": 23, "embedding_dim": 11, "d_model": 14, "num_layers": 3, "num_heads": 2}
 TINY |= {"d_ff": 17, "context_length": 9}
+TOLERANCE = 1e-4  # relative, or absolute near 0
 
 
-def near(answer: Tensor, right: Tensor) -> bool:
-    return answer.shape == right.shape and torch.allclose(
-        answer.double(), right.double(), rtol=1e-4, atol=1e-4
-    )
+def expect_close(answer, right: Tensor, mistakes: dict, otherwise: str) -> None:
+    """`compare` with {message: what the mistake gives, or several such}.
 
-
-def expect_tensor(answer, shape: tuple[int, ...], name: str = "your function") -> None:
-    kind = type(answer).__name__
-    expect(isinstance(answer, Tensor), f"{name} returned a {kind}, and not one tensor")
-    expect(
-        answer.shape == shape,
-        f"{name} returned the shape {tuple(answer.shape)}, and not {tuple(shape)}",
-    )
-    expect(
-        answer.isfinite().all(),
-        f"{name} returned numbers that are not finite: is there a division by 0?",
-    )
-
-
-def expect_near(answer: Tensor, right: Tensor, mistakes: dict, otherwise: str) -> None:
-    """If the answer is not right, name the mistake that gives it: {message: a result, or several}."""
-    if not near(answer, right):
-        for message, wrong in mistakes.items():
-            results = wrong if isinstance(wrong, tuple) else (wrong,)
-            expect(not any(near(answer, result) for result in results), message)
-        gap = (answer - right).abs()
-        place = tuple(int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
-        expect(False, f"{otherwise} (The largest difference is {gap.max():.2g}, at {place}.)")
+    otherwise: what to say if the result is of no known mistake.
+    """
+    known = [
+        (result, message)
+        for message, results in mistakes.items()
+        for result in (results if isinstance(results, tuple) else (results,))
+    ]
+    compare(answer, right, known, where=lambda index: otherwise, tolerance=TOLERANCE)
 
 
 def expect_gradient(student, inputs: list[Tensor], right) -> None:
@@ -48,18 +32,17 @@ def expect_gradient(student, inputs: list[Tensor], right) -> None:
     found = []
     for function in (student, right):
         leaves = [t.clone().requires_grad_() for t in inputs]
-        # A copy, as a leaf cannot be changed in place.
-        answer = function(*(leaf * 1 for leaf in leaves))
+        answer = function(*leaves)
         expect(
             answer.requires_grad,
-            "No gradient comes back from your result: .detach(), .data or torch.no_grad()?",
+            "no gradient comes back from your result: .detach(), .data or torch.no_grad()?",
         )
         weights = torch.randn(answer.shape, generator=torch.Generator().manual_seed(1))
-        grads = torch.autograd.grad((answer * weights).sum(), leaves, allow_unused=True)
-        found.append([torch.zeros_like(x) if g is None else g for g, x in zip(grads, inputs)])
+        grads = torch.autograd.grad((answer * weights).sum(), leaves, materialize_grads=True)
+        found.append(torch.cat([grad.flatten() for grad in grads]))
     expect(
-        all(near(*pair) for pair in zip(*found, strict=True)),
-        "The values are right, and their gradient is not: does something leave the graph, by "
+        agrees(*found, TOLERANCE),
+        "the values are right, and their gradient is not: does something leave the graph, by "
         ".detach(), .data, .item() or torch.no_grad()?",
     )
 
@@ -81,18 +64,11 @@ def layer_norm(student):
     torch.manual_seed(0)
     x = 5 * torch.randn(3, 5, 7) + 2  # (B, T, D)
     one, zero = torch.ones(7), torch.zeros(7)  # (D,) each
-    given = x.clone()  # (B, T, D)
-    answer = student(given, one, zero)
-    expect(
-        torch.equal(given, x),
-        "Your function changed x itself (-=, *=, or a method that ends in _). The stream is read "
-        "by others, too.",
-    )
-    expect_tensor(answer, x.shape)
+    answer = expect_shape(call(student, x, one, zero), x.shape)  # (B, T, D)
     variance, square = x.var(-1, unbiased=False, keepdim=True), x.square().mean(-1, keepdim=True)
     whole = "Do you take mean and variance of the whole tensor? A token must not see the others."
     tokens = "Do you take mean and variance over the tokens? Which axis holds one token's numbers?"
-    expect_near(
+    expect_close(
         answer,
         normed(x, one, zero),
         {
@@ -122,8 +98,8 @@ def layer_norm(student):
     )
     gain, bias = torch.randn(7), torch.randn(7)  # (D,) each
     plain = normed(x, one, zero)  # (B, T, D)
-    expect_near(
-        student(x.clone(), gain, bias),
+    expect_close(
+        call(student, x, gain, bias),
         normed(x, gain, bias),
         {
             "Neither gain nor bias has an effect.": plain,
@@ -145,8 +121,8 @@ def layer_norm(student):
     )
     small, eps = x / 100, 3e-3
     spread = small.var(-1, unbiased=False, keepdim=True).sqrt()  # (B, T, 1)
-    expect_near(
-        student(small.clone(), gain, bias, eps),
+    expect_close(
+        call(student, small, gain, bias, eps),
         normed(small, gain, bias, eps),
         {
             "Your `eps` is added after the square root. It belongs to the variance.": normed(
@@ -167,19 +143,19 @@ def layer_norm(student):
         },
         "With small numbers, for which `eps` matters, your result differs: where does it stand?",
     )
-    level = student(torch.full((7,), 3.0), gain, bias)  # (D,)
-    expect_tensor(level, (7,), "For one token, (D,), your function")
-    expect(near(level, bias), "A token of equal numbers should become the bias. Yours does not.")
+    level = call(student, torch.full((7,), 3.0), gain, bias)  # (D,)
+    level = expect_shape(level, (7,), "the norm of one token")
+    expect(agrees(level, bias), "A token of equal numbers should become the bias. Yours does not.")
     wide = torch.randn(2, 3, 4, 6)  # (…, D)
-    answer = student(wide.clone(), torch.ones(6), torch.zeros(6))
-    expect_tensor(answer, wide.shape)
+    one, zero = torch.ones(6), torch.zeros(6)  # (D,) each
+    answer = expect_shape(call(student, wide, one, zero), wide.shape)  # (…, D)
     expect(
-        near(answer, normed(wide, torch.ones(6), torch.zeros(6))),
+        agrees(answer, normed(wide, one, zero), TOLERANCE),
         "For x of shape (2, 3, 4, 6) your result is wrong: it must work whatever comes before the "
         "last axis.",
     )
     expect_gradient(student, [x, gain, bias], normed)
-    gap = (student(x.clone(), gain, bias) - normed(x, gain, bias)).abs().max()
+    gap = (call(student, x, gain, bias) - normed(x, gain, bias)).abs().max()
     return f"{x.numel()} numbers as PyTorch's norm, within ≈{max(gap.item(), 1e-7):.0e}"
 
 
@@ -190,7 +166,7 @@ def layer_norm(student):
 def number_of_parameters(student):
     def answers(**changes):
         config = ModelConfig(**TINY | changes)
-        found = student(config)
+        found = call(student, config)
         expect(
             isinstance(found, int | float) and found == int(found),
             f"Your function returned {found!r}, and not a whole number.",
@@ -206,7 +182,8 @@ def number_of_parameters(student):
     more, _ = slope(num_heads=7)
     expect(
         more == 0,
-        "Your number changes with the number of heads. Whatever it is, they share the same width D.",
+        "Your number changes with the number of heads. However many they are, they share the "
+        "width D.",
     )
     more, _ = slope(context_length=10)
     expect(
@@ -214,9 +191,7 @@ def number_of_parameters(student):
         "Your number changes with context_length. Positions are computed, and the mask is no "
         "parameter.",
     )
-    V, E, D, F, L = (
-        TINY[name] for name in ("vocab_size", "embedding_dim", "d_model", "d_ff", "num_layers")
-    )
+    E, D, F = TINY["embedding_dim"], TINY["d_model"], TINY["d_ff"]
     more, right = slope(num_layers=4)
     expect(more != 0, "Your number does not change with the number of blocks, num_layers.")
     block = {
@@ -289,7 +264,7 @@ def number_of_parameters(student):
             f"With {', '.join(f'{name}={size}' for name, size in changes.items())} and the rest "
             f"as before, your formula gives {yours:,} instead of {truth:,}: is a size fixed?",
         )
-    full = student(ModelConfig())
+    full = call(student, ModelConfig())
     expect(full == 8_940_768, f"For the full model your formula gives {full:,}.")
     return f"the assignment's model has {int(full):,} parameters"
 
@@ -314,7 +289,6 @@ def decoder_block(student):
     block = random_parameters(course.DecoderBlock(ModelConfig(**TINY)))
     n1, n2, feed = block.attention_norm, block.feed_forward_norm, block.feed_forward
     x = torch.randn(3, 5, 14, generator=torch.Generator().manual_seed(1))  # (B, T, D)
-    given = x.clone()  # (B, T, D)
 
     class Pair(tuple):
         """What attention returns: whoever adds it to a tensor is told."""
@@ -330,20 +304,15 @@ def decoder_block(student):
         return Pair(block.attention(x, mask))
 
     with torch.no_grad():
-        answer = student(given, causal(5), n1, attend, n2, feed)
-        expect(
-            torch.equal(given, x),
-            "Your block changed x itself (+=, or a method that ends in _): write x = x + …, so that "
-            "whoever still holds the stream keeps it.",
-        )
+        answer = call(student, x, causal(5), n1, attend, n2, feed)
         expect(
             not isinstance(answer, tuple),
             "Return the stream alone: the block does not need attention's weights.",
         )
-        expect_tensor(answer, x.shape, "your block")
+        answer = expect_shape(answer, x.shape)  # (B, T, D)
 
-        def attention(x, mask=causal(5)):
-            return block.attention(x, mask)[0]
+        def attention(x, mask=None):
+            return block.attention(x, causal(5) if mask is None else mask)[0]
 
         right = x + attention(n1(x))  # (B, T, D), so far
         right = right + feed(n2(right))  # (B, T, D)
@@ -360,12 +329,12 @@ def decoder_block(student):
         stream += "copy that is normed."
         alone = "A part overwrites the stream, and should add to it: "
         unnormed = " reads the stream as it is. Which copy should it read?"
-        expect_near(
+        expect_close(
             answer,
             right,
             {
-                "You norm after the sum, as the transformer of 2017 did. A pre-norm block adds to a "
-                "stream that is never normed.": n2(post + feed(post)),
+                "You norm after the sum, as the transformer of 2017 did. A pre-norm block adds to "
+                "a stream that is never normed.": n2(post + feed(post)),
                 alone + "attention.": mixed + feed(n2(mixed)),
                 alone + "feed-forward.": feed(n2(x + mixed)),
                 alone + "both.": feed(n2(mixed)),
@@ -402,24 +371,16 @@ def decoder_block(student):
                     n2(right),
                 ),
             },
-            "Your result is not the block's. Compare it with the drawing of a block in notebook 03, "
-            "arrow by arrow.",
+            "compare your code with the drawing of a block in notebook 03, arrow by arrow.",
         )
-        one = student(x[:1, :1].clone(), causal(1), n1, attend, n2, feed)  # (1, 1, D)
-        expect_tensor(one, (1, 1, 14), "for one token, your block")
-        single = block(x[:1, :1], causal(1))[0]  # (1, 1, D)
-        expect(near(one, single), "For a single token your block is wrong: is a size fixed?")
-    parts = list(block.parameters())
-    gradients = [
-        torch.autograd.grad(out.square().sum(), parts)
-        if out.requires_grad
-        else [torch.zeros_like(p) for p in parts]
-        for out in (student(x.clone(), causal(5), n1, attend, n2, feed), block(x, causal(5))[0])
-    ]
-    expect(
-        all(torch.allclose(*pair, rtol=1e-3, atol=1e-3) for pair in zip(*gradients, strict=True)),
-        "The values are right, and their gradient is not: does something leave the graph, by "
-        ".detach(), .data or torch.no_grad()?",
+        one = x[:1, :1]  # (1, 1, D)
+        single = expect_shape(call(student, one, causal(1), n1, attend, n2, feed), (1, 1, 14))
+        expect(
+            agrees(single, block(one, causal(1))[0], TOLERANCE),
+            "For a single token your block is wrong: is a size fixed?",
+        )
+    expect_gradient(
+        lambda x: student(x, causal(5), n1, attend, n2, feed), [x], lambda x: block(x, causal(5))[0]
     )
     gap = (answer - right).abs().max().item()
     return f"{x.shape[0] * x.shape[1]} tokens as the course's block, within ≈{max(gap, 1e-7):.0e}"
@@ -511,7 +472,7 @@ def decoder(student):
     config = ModelConfig(**TINY)
     expect(isinstance(student, type) and issubclass(student, nn.Module), "Decoder must be a class.")
     ours = random_parameters(course.Decoder(config))
-    theirs = student(config).eval()
+    theirs = call(student, config).eval()
     ids = torch.randint(1, 23, (3, 9), generator=torch.Generator().manual_seed(2))  # (B, T)
     short = ids[:2, :5]  # (B, T)
     with torch.no_grad():
@@ -521,11 +482,11 @@ def decoder(student):
         expect(
             not isinstance(answer, tuple), "Return the logits alone, one tensor of shape (B, T, V)."
         )
-        expect_tensor(answer, right.shape, "your decoder")
+        answer = expect_shape(answer, right.shape, "your logits")  # (B, T, V)
         D = config.d_model
         chance = "Your model returns probabilities (or their logarithms). Logits are the scores "
         chance += "before the softmax."
-        expect_near(
+        expect_close(
             answer,
             right,
             {
@@ -576,18 +537,24 @@ def decoder(student):
                 "Your model fails on a text shorter than context_length: how many rows of the "
                 "positions, and which part of the mask, do T tokens need?",
             )
-        expect_tensor(answer, (2, 5, 23), "for 5 tokens your decoder")
+        answer = expect_shape(answer, (2, 5, 23), "your logits of 5 tokens")  # (B, T, V)
         expect(
-            near(answer, ours(short)),
-            "On a text shorter than context_length your logits differ: which rows of the positions, "
-            "and which part of the mask, do T tokens need?",
+            agrees(answer, ours(short), TOLERANCE),
+            "On a text shorter than context_length your logits differ: which rows of the "
+            "positions, and which part of the mask, do T tokens need?",
         )
-        expect(near(theirs(ids[:1, :1]), ours(ids[:1, :1])), "For one word your logits differ.")
+        expect(
+            agrees(theirs(ids[:1, :1]), ours(ids[:1, :1]), TOLERANCE),
+            "For one word your logits differ.",
+        )
     sizes = TINY | {"num_layers": 1, "vocab_size": 19, "d_model": 18}
     other = random_parameters(course.Decoder(ModelConfig(**sizes)))
     again = student(other.config).eval()
     give_weights(again, other)
-    expect(near(again(short % 19), other(short % 19)), "For other sizes your logits differ.")
+    expect(
+        agrees(again(short % 19), other(short % 19), TOLERANCE),
+        "For other sizes your logits differ.",
+    )
     again(short % 19).square().mean().backward()
     blind = [name for name, p in again.named_parameters() if p.grad is None]
     expect(
@@ -609,10 +576,10 @@ def leak(model: nn.Module, ids: Tensor) -> str:
     """What is wrong with logits that no known mistake makes."""
     changed = ids.clone()  # (B, T)
     changed[:, -1] = changed[:, -1] % 22 + 1
-    if not near(model(changed)[:, :-1], model(ids)[:, :-1]):
+    if not agrees(model(changed)[:, :-1], model(ids)[:, :-1]):
         return "In your model a later token changes an earlier output: look at the mask."
     rows = [model(row[None])[0] for row in ids]  # (T, V) each
-    if not near(torch.stack(rows), model(ids)):
+    if not agrees(torch.stack(rows), model(ids)):
         return "In your model one story changes the logits of another: which axes do you mix?"
     return (
         "With the same weights your logits differ from the course's. Go through forward step by "
@@ -644,22 +611,19 @@ def logit_lens(student):
         return model.output(model.norm(found))  # (L + 1, B, T, V)
 
     with torch.no_grad():
-        answer = student(model, ids)
-        if isinstance(answer, list | tuple) and answer and isinstance(answer[0], Tensor):
-            answer = torch.stack(list(answer))
+        answer = as_tensor(call(student, model, ids))
         expect(
             list(model.blocks) == parts
             and all(torch.equal(p, before[n]) for n, p in model.named_parameters()),
             "Your function changed the model: whoever uses it next gets another.",
         )
         right = lens(streams())  # (L + 1, B, T, V)
-        if isinstance(answer, Tensor):
-            expect(
-                answer.shape != right[1:].shape,
-                "You return L readings, and L + 1 are wanted: the first stream is the one that the "
-                "first block reads.",
-            )
-        expect_tensor(answer, right.shape)
+        expect(
+            answer.shape != right[1:].shape,
+            "You return L readings, and L + 1 are wanted: the first stream is the one that the "
+            "first block reads.",
+        )
+        answer = expect_shape(answer, right.shape)  # (L + 1, B, T, V)
         own, steps = streams(), streams().diff(dim=0)  # (L + 1, B, T, D), (L, B, T, D)
         apart = torch.cat([own[:1], steps])  # (L + 1, B, T, D)
         start = own[0]  # (B, T, D)
@@ -668,7 +632,7 @@ def logit_lens(student):
         chance += "softmax."
         last = model.norm(own[-1]) * torch.ones(4, 1, 1, 1)  # (L + 1, B, T, D)
         once = torch.cat([own[:-1], model.norm(own[-1:])])  # (L + 1, B, T, D)
-        expect_near(
+        expect_close(
             answer,
             right,
             {
@@ -682,8 +646,8 @@ def logit_lens(student):
                 ),
                 "You read what each block adds, by itself. The lens reads the whole stream so "
                 "far.": lens(apart),
-                "You read what each block adds, by itself, and without the norm. The lens reads the "
-                "whole stream so far.": model.output(apart),
+                "You read what each block adds, by itself, and without the norm. The lens reads "
+                "the whole stream so far.": model.output(apart),
                 "√D: are the words, and they alone, multiplied by it before the positions are "
                 "added?": (
                     lens(streams(lambda words: words + model.positions[:5])),
@@ -696,11 +660,11 @@ def logit_lens(student):
                 chance: (right.softmax(-1), right.log_softmax(-1)),
                 "Every block reads the same stream in your code. Each should read what the one "
                 "before left.": lens(torch.stack(alike)),
-                "Your readings are in the opposite order: the first stream comes first.": right.flip(
-                    0
+                "Your readings are in the opposite order: the first stream comes first.": (
+                    right.flip(0)
                 ),
-                "All your readings are those of the last stream: do you keep one tensor, and change "
-                "it?": model.output(last),
+                "All your readings are those of the last stream: do you keep one tensor, and "
+                "change it?": model.output(last),
             },
             rows_that_differ(answer, right),
         )
@@ -710,7 +674,7 @@ def logit_lens(student):
 
 
 def rows_that_differ(answer: Tensor, right: Tensor) -> str:
-    wrong = [str(i) for i in range(len(right)) if not near(answer[i], right[i])]
+    wrong = [str(i) for i in range(len(right)) if not agrees(answer[i], right[i])]
     return (
         f"Of readings 0 to {len(right) - 1}, these are wrong: {', '.join(wrong)}. Reading 0 is the "
         "stream that the first block reads, the last gives the model's own logits."

@@ -124,7 +124,7 @@ def layer_norm(x, gain, bias, eps=1e-5):
     return gain * ((x - mean) / torch.sqrt(variance + eps) + bias)
 
 
-# %% tags=["mistake"] says="changed x itself"
+# %% tags=["mistake"] says="in place"
 def layer_norm(x, gain, bias, eps=1e-5):
     x -= x.mean(-1, keepdim=True)
     return gain * x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) + bias
@@ -352,7 +352,7 @@ def decoder_block(x, mask, attention_norm, attention, feed_forward_norm, feed_fo
     return x + feed_forward(attention_norm(x))
 
 
-# %% tags=["mistake"] says="changed x itself"
+# %% tags=["mistake"] says="in place"
 def decoder_block(x, mask, attention_norm, attention, feed_forward_norm, feed_forward):
     x += attention(attention_norm(x), mask)[0]
     return x + feed_forward(feed_forward_norm(x))
