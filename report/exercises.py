@@ -166,8 +166,7 @@ def read(path: Path) -> list:
 
 
 def verdict(exercise: Exercise, solution: str, names: dict):
-    """What the check says to a solution that sees these names. They stay as they are."""
-    names = dict(names)
+    """What the check says to a solution that sees these names, which it adds to."""
     exec(compile(solution, "<solution>", "exec"), names)
     *before, last = ast.parse(exercise.check).body
     with contextlib.redirect_stdout(io.StringIO()):
@@ -186,12 +185,13 @@ def tried(path: Path):
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(part, str(path), "exec"), names)
             continue
-        yield part, "stub", "not done yet", verdict(part, part.stub, names)
-        for text in part.solutions:
-            yield part, "right", "", verdict(part, text, names)
+        solved, *others = (dict(names) for _ in part.solutions)
+        yield part, "stub", "not done yet", verdict(part, part.stub, dict(names))
+        for text, own in zip(part.solutions, (solved, *others), strict=True):
+            yield part, "right", "", verdict(part, text, own)
         for says, text in part.mistakes:
-            yield part, "mistake", says, verdict(part, text, names)
-        exec(compile(part.solutions[0], str(path), "exec"), names)
+            yield part, "mistake", says, verdict(part, text, dict(solved))
+        names = solved
 
 
 def show(path: Path) -> None:
