@@ -66,34 +66,34 @@ def layer_norm(student):
     one, zero = torch.ones(7), torch.zeros(7)  # (D,) each
     answer = expect_shape(call(student, x, one, zero), x.shape)  # (B, T, D)
     variance, square = x.var(-1, unbiased=False, keepdim=True), x.square().mean(-1, keepdim=True)
-    whole = "Do you take mean and variance of the whole tensor? A token must not see the others."
-    tokens = "Do you take mean and variance over the tokens? Which axis holds one token's numbers?"
+    whole = "do you take mean and variance of the whole tensor? A token must not see the others."
+    tokens = "do you take mean and variance over the tokens? Which axis holds one token's numbers?"
     expect_close(
         answer,
         normed(x, one, zero),
         {
-            "Your variance is a little too large: does it divide by D - 1, and not by D?": normed(
+            "your variance is a little too large: does it divide by D - 1, and not by D?": normed(
                 x, one, zero, spread=x.std(-1, keepdim=True)
             ),
             whole: normed(x, one, zero, dim=None),
             tokens: tuple(normed(x, one, zero, dim=dim) for dim in (0, 1, (0, 1))),
-            "Do you take mean and variance of a whole story? A token must not see the "
+            "do you take mean and variance of a whole story? A token must not see the "
             "others.": normed(x, one, zero, dim=(1, 2)),
-            "A token's mean is not 0 in your result: is the mean subtracted?": x / square.sqrt(),
-            "A token's mean is not 0 in your result: is the mean subtracted from x itself, too?": (
+            "a token's mean is not 0 in your result: is the mean subtracted?": x / square.sqrt(),
+            "a token's mean is not 0 in your result: is the mean subtracted from x itself, too?": (
                 x / variance.sqrt()
             ),
-            "The variance is the mean of (x - μ)². Is yours the mean of x²?": normed(
+            "the variance is the mean of (x - μ)². Is yours the mean of x²?": normed(
                 x, one, zero, spread=square.sqrt()
             ),
-            "You divide by something too large: is there a square root missing?": normed(
+            "you divide by something too large: is there a square root missing?": normed(
                 x, one, zero, spread=variance
             ),
-            "The mean is subtracted, but nothing is divided.": normed(x, one, zero, spread=1),
-            "Do you divide by the length of the vector, and not by its standard deviation? √D "
+            "the mean is subtracted, but nothing is divided.": normed(x, one, zero, spread=1),
+            "do you divide by the length of the vector, and not by its standard deviation? √D "
             "lies between them.": normed(x, one, zero, spread=(variance * 7).sqrt()),
         },
-        f"With gain 1 and bias 0 a token's numbers should have mean 0 and variance 1. Yours have "
+        f"with gain 1 and bias 0 a token's numbers should have mean 0 and variance 1. Yours have "
         f"mean {answer[0, 0].mean():.2f} and variance {answer[0, 0].var(unbiased=False):.2f}.",
     )
     gain, bias = torch.randn(7), torch.randn(7)  # (D,) each
@@ -102,22 +102,22 @@ def layer_norm(student):
         call(student, x, gain, bias),
         normed(x, gain, bias),
         {
-            "Neither gain nor bias has an effect.": plain,
-            "The gain has no effect.": plain + bias,
-            "The bias has no effect.": gain * plain,
-            "The bias is multiplied by the gain: which of the two comes first?": gain
+            "neither gain nor bias has an effect.": plain,
+            "the gain has no effect.": plain + bias,
+            "the bias has no effect.": gain * plain,
+            "the bias is multiplied by the gain: which of the two comes first?": gain
             * (plain + bias),
-            "Are gain and bias swapped?": bias * plain + gain,
-            "Is the gain added to 1? It is 1 itself at the start.": (1 + gain) * plain + bias,
-            "Is the gain applied before the norm, which forgets it again?": normed(
+            "are gain and bias swapped?": bias * plain + gain,
+            "is the gain added to 1? It is 1 itself at the start.": (1 + gain) * plain + bias,
+            "is the gain applied before the norm, which forgets it again?": normed(
                 gain * x, one, bias
             ),
-            "Are gain and bias applied before the norm? It forgets them again.": normed(
+            "are gain and bias applied before the norm? It forgets them again.": normed(
                 gain * x + bias, one, zero
             ),
-            "Is the bias subtracted?": gain * plain - bias,
+            "is the bias subtracted?": gain * plain - bias,
         },
-        "Without gain and bias your norm is right, with them it is not.",
+        "without gain and bias your norm is right, with them it is not.",
     )
     small, eps = x / 100, 3e-3
     spread = small.var(-1, unbiased=False, keepdim=True).sqrt()  # (B, T, 1)
@@ -125,33 +125,33 @@ def layer_norm(student):
         call(student, small, gain, bias, eps),
         normed(small, gain, bias, eps),
         {
-            "Your `eps` is added after the square root. It belongs to the variance.": normed(
+            "your `eps` is added after the square root. It belongs to the variance.": normed(
                 small, gain, bias, spread=spread + eps
             ),
-            "Your `eps` has no effect: where would a division by 0 be possible?": normed(
+            "your `eps` has no effect: where would a division by 0 be possible?": normed(
                 small, gain, bias, spread=spread
             ),
-            "Is `eps` a number in your code? It is an argument, with a default.": normed(
+            "is `eps` a number in your code? It is an argument, with a default.": normed(
                 small, gain, bias, 1e-5
             ),
-            "Your `eps` is squared. It belongs to the variance as it is.": normed(
+            "your `eps` is squared. It belongs to the variance as it is.": normed(
                 small, gain, bias, eps**2
             ),
-            "Your `eps` only sets a smallest variance. It is added to each.": normed(
+            "your `eps` only sets a smallest variance. It is added to each.": normed(
                 small, gain, bias, spread=(spread**2).clamp(min=eps).sqrt()
             ),
         },
-        "With small numbers, for which `eps` matters, your result differs: where does it stand?",
+        "with small numbers, for which `eps` matters, your result differs: where does it stand?",
     )
     level = call(student, torch.full((7,), 3.0), gain, bias)  # (D,)
     level = expect_shape(level, (7,), "the norm of one token")
-    expect(agrees(level, bias), "A token of equal numbers should become the bias. Yours does not.")
+    expect(agrees(level, bias), "a token of equal numbers should become the bias. Yours does not.")
     wide = torch.randn(2, 3, 4, 6)  # (…, D)
     one, zero = torch.ones(6), torch.zeros(6)  # (D,) each
     answer = expect_shape(call(student, wide, one, zero), wide.shape)  # (…, D)
     expect(
         agrees(answer, normed(wide, one, zero), TOLERANCE),
-        "For x of shape (2, 3, 4, 6) your result is wrong: it must work whatever comes before the "
+        "for x of shape (2, 3, 4, 6) your result is wrong: it must work whatever comes before the "
         "last axis.",
     )
     expect_gradient(student, [x, gain, bias], normed)
@@ -169,7 +169,7 @@ def number_of_parameters(student):
         found = call(student, config)
         expect(
             isinstance(found, int | float) and found == int(found),
-            f"Your function returned {found!r}, and not a whole number.",
+            f"your function returned {found!r}, and not a whole number.",
         )
         return int(found), course.Decoder(config).num_parameters()
 
@@ -182,90 +182,90 @@ def number_of_parameters(student):
     more, _ = slope(num_heads=7)
     expect(
         more == 0,
-        "Your number changes with the number of heads. However many they are, they share the "
+        "your number changes with the number of heads. However many they are, they share the "
         "width D.",
     )
     more, _ = slope(context_length=10)
     expect(
         more == 0,
-        "Your number changes with context_length. Positions are computed, and the mask is no "
+        "your number changes with context_length. Positions are computed, and the mask is no "
         "parameter.",
     )
     E, D, F = TINY["embedding_dim"], TINY["d_model"], TINY["d_ff"]
     more, right = slope(num_layers=4)
-    expect(more != 0, "Your number does not change with the number of blocks, num_layers.")
+    expect(more != 0, "your number does not change with the number of blocks, num_layers.")
     block = {
-        "Are the biases of linear layers in a block counted? There are six of them or more, by "
+        "are the biases of linear layers in a block counted? There are six of them or more, by "
         "the output of each layer.": -(4 * D + F + D),
-        "Are the biases of the attention's layers counted?": -4 * D,
-        "Are the biases of the feed-forward layers counted?": -(F + D),
-        "Two norms of a block: is one of them missing, or its gains, or its biases?": -2 * D,
-        "The two norms of a block are not counted.": -4 * D,
-        "A block is too small by D²: is the output layer of attention counted?": -D * D,
-        "A block is too small by D² + D: is the output layer of attention counted?": -(D * D + D),
-        "Queries, keys and values are three matrices. Is only one counted?": -2 * D * D,
-        "Queries, keys and values are three layers. Is only one counted?": -2 * (D * D + D),
-        "Feed-forward has two matrices, D × F and F × D. Is only one counted?": -D * F,
-        "Feed-forward has two layers. Is only the first counted?": -(F * D + D),
-        "Feed-forward has two layers. Is only the second counted?": -(D * F + F),
+        "are the biases of the attention's layers counted?": -4 * D,
+        "are the biases of the feed-forward layers counted?": -(F + D),
+        "two norms of a block: is one of them missing, or its gains, or its biases?": -2 * D,
+        "the two norms of a block are not counted.": -4 * D,
+        "a block is too small by D²: is the output layer of attention counted?": -D * D,
+        "a block is too small by D² + D: is the output layer of attention counted?": -(D * D + D),
+        "queries, keys and values are three matrices. Is only one counted?": -2 * D * D,
+        "queries, keys and values are three layers. Is only one counted?": -2 * (D * D + D),
+        "feed-forward has two matrices, D × F and F × D. Is only one counted?": -D * F,
+        "feed-forward has two layers. Is only the first counted?": -(F * D + D),
+        "feed-forward has two layers. Is only the second counted?": -(D * F + F),
     }
     for message, gap in block.items():
         expect(more - right != gap, message)
     expect(
         abs(more - right) != F - D,
-        "The biases of the two feed-forward layers have different sizes: F, and D.",
+        "the biases of the two feed-forward layers have different sizes: F, and D.",
     )
     rise, true_rise = slope(d_ff=18)
     expect(
         rise == true_rise,
-        f"If F grows by 1, all feed-forward layers together grow by {true_rise} numbers, yours by "
+        f"if F grows by 1, all feed-forward layers together grow by {true_rise} numbers, yours by "
         f"{rise}. Do you use d_ff?",
     )
     expect(
         more == right,
-        f"A block more adds {right:,} numbers, in your formula {more:,}. Which part of a block?",
+        f"a block more adds {right:,} numbers, in your formula {more:,}. Which part of a block?",
     )
     rise, true_rise = slope(vocab_size=24)
     ends = {
-        "A word has a row in the embedding, E wide, and a row and a bias in the output layer. Is "
+        "a word has a row in the embedding, E wide, and a row and a bias in the output layer. Is "
         "only one table counted?": (-(D + 1), -D, -(E + 1), -E, -(E + D)),
-        "A word more: is the bias of the output layer counted?": (-1,),
-        "A word more: how wide is a row of each table? One is E wide, and one D.": (E - D, D - E),
+        "a word more: is the bias of the output layer counted?": (-1,),
+        "a word more: how wide is a row of each table? One is E wide, and one D.": (E - D, D - E),
     }
     for message, gaps in ends.items():
         expect(rise - true_rise not in gaps, message)
     expect(
         rise == true_rise,
-        f"A word more in the vocabulary adds {true_rise} numbers, in your formula {rise}.",
+        f"a word more in the vocabulary adds {true_rise} numbers, in your formula {rise}.",
     )
     rest = {
-        "The projection from E to D is not counted.": (-(E * D + D),),
-        "The bias of the projection is not counted, or its size is wrong.": (-D, E - D),
-        "The matrix of the projection is not counted.": (-E * D,),
-        "The final norm is not counted.": (-2 * D,),
-        "Neither the projection nor the final norm is counted.": (-(E * D + 3 * D),),
+        "the projection from E to D is not counted.": (-(E * D + D),),
+        "the bias of the projection is not counted, or its size is wrong.": (-D, E - D),
+        "the matrix of the projection is not counted.": (-E * D,),
+        "the final norm is not counted.": (-2 * D,),
+        "neither the projection nor the final norm is counted.": (-(E * D + 3 * D),),
     }
     rise, true_rise = slope(embedding_dim=12)
     if rise == true_rise:
-        rest["Is the final norm counted with gain and bias, and the projection with its bias?"] = (
+        rest["is the final norm counted with gain and bias, and the projection with its bias?"] = (
             yours - truth,
         )
     for message, gaps in rest.items():
         expect(yours == truth or yours - truth not in gaps, message)
     expect(
         rise == true_rise,
-        f"If a word vector gets one number more, the model grows by {true_rise} numbers, in your "
+        f"if a word vector gets one number more, the model grows by {true_rise} numbers, in your "
         f"formula by {rise}. What is E wide?",
     )
     for changes in ({"d_model": 18}, {"d_ff": 5, "num_layers": 1}, {"embedding_dim": 14}):
         yours, truth = answers(**changes)
         expect(
             yours == truth,
-            f"With {', '.join(f'{name}={size}' for name, size in changes.items())} and the rest "
+            f"with {', '.join(f'{name}={size}' for name, size in changes.items())} and the rest "
             f"as before, your formula gives {yours:,} instead of {truth:,}: is a size fixed?",
         )
     full = call(student, ModelConfig())
-    expect(full == 8_940_768, f"For the full model your formula gives {full:,}.")
+    expect(full == 8_940_768, f"for the full model your formula gives {full:,}.")
     return f"the assignment's model has {int(full):,} parameters"
 
 
@@ -307,7 +307,7 @@ def decoder_block(student):
         answer = call(student, x, causal(5), n1, attend, n2, feed)
         expect(
             not isinstance(answer, tuple),
-            "Return the stream alone: the block does not need attention's weights.",
+            "return the stream alone: the block does not need attention's weights.",
         )
         answer = expect_shape(answer, x.shape)  # (B, T, D)
 
@@ -324,49 +324,49 @@ def decoder_block(student):
         whole = x + feed(n2(x))  # (B, T, D)
         swapped = x + attention(n2(x))  # (B, T, D)
         stream = (
-            "The norms stand in the stream: its next value is a normed one. A part reads only a "
+            "the norms stand in the stream: its next value is a normed one. A part reads only a "
         )
         stream += "copy that is normed."
-        alone = "A part overwrites the stream, and should add to it: "
+        alone = "a part overwrites the stream, and should add to it: "
         unnormed = " reads the stream as it is. Which copy should it read?"
         expect_close(
             answer,
             right,
             {
-                "You norm after the sum, as the transformer of 2017 did. A pre-norm block adds to "
+                "you norm after the sum, as the transformer of 2017 did. A pre-norm block adds to "
                 "a stream that is never normed.": n2(post + feed(post)),
                 alone + "attention.": mixed + feed(n2(mixed)),
                 alone + "feed-forward.": feed(n2(x + mixed)),
                 alone + "both.": feed(n2(mixed)),
-                "The sum lacks what attention wrote: your second addition starts from the first "
+                "the sum lacks what attention wrote: your second addition starts from the first "
                 "x.": x + feed(n2(x + mixed)),
-                "The sum lacks the x with which the block began.": mixed + feed(n2(x + mixed)),
+                "the sum lacks the x with which the block began.": mixed + feed(n2(x + mixed)),
                 stream: (
                     n2(again) + feed(n2(again)),
                     n2(x + mixed) + feed(n2(x + mixed)),
                     again + feed(n2(again)),
                 ),
-                "You run attention and feed-forward side by side. Feed-forward should read what "
+                "you run attention and feed-forward side by side. Feed-forward should read what "
                 "attention has just added.": x + mixed + feed(n2(x)),
-                "Feed-forward reads only what attention wrote, and should read the whole stream.": x
+                "feed-forward reads only what attention wrote, and should read the whole stream.": x
                 + mixed
                 + feed(n2(mixed)),
-                "Is one norm used for both parts, or are the two swapped? each part has its own "
+                "is one norm used for both parts, or are the two swapped? each part has its own "
                 "norm.": (
                     x + mixed + feed(n1(x + mixed)),
                     swapped + feed(n1(swapped)),
                     swapped + feed(n2(swapped)),
                 ),
-                "Feed-forward comes first in your block, and should come second.": whole
+                "feed-forward comes first in your block, and should come second.": whole
                 + attention(n1(whole)),
-                "Attention" + unnormed: naked + feed(n2(naked)),
-                "Feed-forward" + unnormed: x + mixed + feed(x + mixed),
-                "Each part" + unnormed: naked + feed(naked),
-                "Only attention is there; feed-forward adds nothing.": x + mixed,
-                "Only feed-forward is there; attention adds nothing.": whole,
-                "Every token sees the future: does attention get the mask?": seen + feed(n2(seen)),
-                "The first x is added once too often.": x + right,
-                "Your sum is normed at the end. The stream of a pre-norm block is not.": (
+                "attention" + unnormed: naked + feed(n2(naked)),
+                "feed-forward" + unnormed: x + mixed + feed(x + mixed),
+                "each part" + unnormed: naked + feed(naked),
+                "only attention is there; feed-forward adds nothing.": x + mixed,
+                "only feed-forward is there; attention adds nothing.": whole,
+                "every token sees the future: does attention get the mask?": seen + feed(n2(seen)),
+                "the first x is added once too often.": x + right,
+                "your sum is normed at the end. The stream of a pre-norm block is not.": (
                     n1(right),
                     n2(right),
                 ),
@@ -377,7 +377,7 @@ def decoder_block(student):
         single = expect_shape(call(student, one, causal(1), n1, attend, n2, feed), (1, 1, 14))
         expect(
             agrees(single, block(one, causal(1))[0], TOLERANCE),
-            "For a single token your block is wrong: is a size fixed?",
+            "for a single token your block is wrong: is a size fixed?",
         )
     expect_gradient(
         lambda x: student(x, causal(5), n1, attend, n2, feed), [x], lambda x: block(x, causal(5))[0]
@@ -397,10 +397,10 @@ def give_weights(theirs: nn.Module, ours: course.Decoder) -> None:
     held = [b for value in vars(theirs).values() for b in blocks_outside(value)]
     expect(
         not held,
-        "Your blocks are in a plain list, where PyTorch does not see their parameters: what is "
+        "your blocks are in a plain list, where PyTorch does not see their parameters: what is "
         "nn.ModuleList for?",
     )
-    calls = "Are all of them the same block? " if len(blocks) == 1 else ""
+    calls = "are all of them the same block? " if len(blocks) == 1 else ""
     expect(
         len(blocks) == len(ours.blocks),
         f"{calls}Your model holds {len(blocks)} different DecoderBlocks, and config.num_layers is "
@@ -431,7 +431,7 @@ def give_weights(theirs: nn.Module, ours: course.Decoder) -> None:
             if id(module) not in inside and found == shapes:
                 break
         else:
-            expect(False, f"Your model has no {name} with the parameters {describe(shapes)}.")
+            expect(False, f"your model has no {name} with the parameters {describe(shapes)}.")
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(getattr(source, key))
@@ -440,9 +440,9 @@ def give_weights(theirs: nn.Module, ours: course.Decoder) -> None:
     spare = {n: tuple(p.shape) for n, p in theirs.named_parameters() if id(p) not in taken}
     expect(
         (config.context_length, D) not in spare.values(),
-        "Your positions are learned, as parameters. The sinusoids are constants.",
+        "your positions are learned, as parameters. The sinusoids are constants.",
     )
-    expect(not spare, f"Your model has parameters that a decoder does not need: {describe(spare)}.")
+    expect(not spare, f"your model has parameters that a decoder does not need: {describe(spare)}.")
 
 
 def describe(shapes: dict[str, tuple[int, ...]]) -> str:
@@ -480,50 +480,50 @@ def decoder(student):
         give_weights(theirs, ours)
         right, answer = ours(ids), theirs(ids)  # (B, T, V) each
         expect(
-            not isinstance(answer, tuple), "Return the logits alone, one tensor of shape (B, T, V)."
+            not isinstance(answer, tuple), "return the logits alone, one tensor of shape (B, T, V)."
         )
         answer = expect_shape(answer, right.shape, "your logits")  # (B, T, V)
         D = config.d_model
-        chance = "Your model returns probabilities (or their logarithms). Logits are the scores "
+        chance = "your model returns probabilities (or their logarithms). Logits are the scores "
         chance += "before the softmax."
         expect_close(
             answer,
             right,
             {
                 chance: (right.softmax(-1), right.log_softmax(-1)),
-                "Your word vectors are not multiplied by √D.": scored(ours, ids, scale=1.0),
-                "Your word vectors are multiplied by D, and not by √D.": scored(ours, ids, scale=D),
-                "Your word vectors are divided by √D, and should be multiplied.": scored(
+                "your word vectors are not multiplied by √D.": scored(ours, ids, scale=1.0),
+                "your word vectors are multiplied by D, and not by √D.": scored(ours, ids, scale=D),
+                "your word vectors are divided by √D, and should be multiplied.": scored(
                     ours, ids, scale=D**-0.5
                 ),
-                "Do you multiply by the root of E? The vectors are projected to the width D "
+                "do you multiply by the root of E? The vectors are projected to the width D "
                 "first.": scored(ours, ids, scale=config.embedding_dim**0.5),
-                "You multiply the positions too: √D is for the words.": scored(
+                "you multiply the positions too: √D is for the words.": scored(
                     ours, ids, scale=1.0, both=D**0.5
                 ),
-                "You multiply the positions, and not the words, by √D.": scored(
+                "you multiply the positions, and not the words, by √D.": scored(
                     ours, ids, scale=1.0, positions=D**0.5
                 ),
-                "Your model works without positions: it cannot tell in which order the words "
+                "your model works without positions: it cannot tell in which order the words "
                 "stood.": scored(ours, ids, positions=0.0),
-                "The positions are there twice.": scored(ours, ids, positions=2.0),
-                "The final norm is there, but nothing goes through it.": scored(
+                "the positions are there twice.": scored(ours, ids, positions=2.0),
+                "the final norm is there, but nothing goes through it.": scored(
                     ours, ids, norm=False
                 ),
-                "In your model a later token changes an earlier output: does each block get the "
+                "in your model a later token changes an earlier output: does each block get the "
                 "mask?": scored(ours, ids, mask=torch.zeros(9, 9)),
-                "Your mask hides the past, and shows the future: on which side of the diagonal is "
+                "your mask hides the past, and shows the future: on which side of the diagonal is "
                 "-inf?": scored(ours, ids, mask=causal(9).T),
-                "Is your mask made of zeros and ones? It is added to the scores, so what may not "
+                "is your mask made of zeros and ones? It is added to the scores, so what may not "
                 "be seen needs -inf.": (
                     scored(ours, ids, mask=torch.ones(9, 9).tril()),
                     scored(ours, ids, mask=torch.ones(9, 9).triu(1)),
                 ),
-                "Do the blocks run from the last to the first?": scored(
+                "do the blocks run from the last to the first?": scored(
                     swapped(ours, [2, 1, 0]), ids
                 ),
-                "Only the first block runs.": scored(swapped(ours, [0]), ids),
-                "No block runs.": scored(swapped(ours, []), ids),
+                "only the first block runs.": scored(swapped(ours, [0]), ids),
+                "no block runs.": scored(swapped(ours, []), ids),
             },
             leak(theirs, ids),
         )
@@ -534,18 +534,18 @@ def decoder(student):
         except Exception:
             expect(
                 False,
-                "Your model fails on a text shorter than context_length: how many rows of the "
+                "your model fails on a text shorter than context_length: how many rows of the "
                 "positions, and which part of the mask, do T tokens need?",
             )
         answer = expect_shape(answer, (2, 5, 23), "your logits of 5 tokens")  # (B, T, V)
         expect(
             agrees(answer, ours(short), TOLERANCE),
-            "On a text shorter than context_length your logits differ: which rows of the "
+            "on a text shorter than context_length your logits differ: which rows of the "
             "positions, and which part of the mask, do T tokens need?",
         )
         expect(
             agrees(theirs(ids[:1, :1]), ours(ids[:1, :1]), TOLERANCE),
-            "For one word your logits differ.",
+            "for one word your logits differ.",
         )
     sizes = TINY | {"num_layers": 1, "vocab_size": 19, "d_model": 18}
     other = random_parameters(course.Decoder(ModelConfig(**sizes)))
@@ -553,13 +553,13 @@ def decoder(student):
     give_weights(again, other)
     expect(
         agrees(again(short % 19), other(short % 19), TOLERANCE),
-        "For other sizes your logits differ.",
+        "for other sizes your logits differ.",
     )
     again(short % 19).square().mean().backward()
     blind = [name for name, p in again.named_parameters() if p.grad is None]
     expect(
         not blind,
-        f"No gradient reaches {', '.join(blind[:3])}: does something leave the graph?",
+        f"no gradient reaches {', '.join(blind[:3])}: does something leave the graph?",
     )
     gap = (theirs(ids) - right).abs().max().item()
     return f"{right.numel()} logits as the course's decoder, within ≈{max(gap, 1e-7):.0e}"
@@ -577,12 +577,12 @@ def leak(model: nn.Module, ids: Tensor) -> str:
     changed = ids.clone()  # (B, T)
     changed[:, -1] = changed[:, -1] % 22 + 1
     if not agrees(model(changed)[:, :-1], model(ids)[:, :-1]):
-        return "In your model a later token changes an earlier output: look at the mask."
+        return "in your model a later token changes an earlier output: look at the mask."
     rows = [model(row[None])[0] for row in ids]  # (T, V) each
     if not agrees(torch.stack(rows), model(ids)):
-        return "In your model one story changes the logits of another: which axes do you mix?"
+        return "in your model one story changes the logits of another: which axes do you mix?"
     return (
-        "With the same weights your logits differ from the course's. Go through forward step by "
+        "with the same weights your logits differ from the course's. Go through forward step by "
         "step: words, √D, positions, blocks, norm, output."
     )
 
@@ -615,12 +615,12 @@ def logit_lens(student):
         expect(
             list(model.blocks) == parts
             and all(torch.equal(p, before[n]) for n, p in model.named_parameters()),
-            "Your function changed the model: whoever uses it next gets another.",
+            "your function changed the model: whoever uses it next gets another.",
         )
         right = lens(streams())  # (L + 1, B, T, V)
         expect(
             answer.shape != right[1:].shape,
-            "You return L readings, and L + 1 are wanted: the first stream is the one that the "
+            "you return L readings, and L + 1 are wanted: the first stream is the one that the "
             "first block reads.",
         )
         answer = expect_shape(answer, right.shape)  # (L + 1, B, T, V)
@@ -628,7 +628,7 @@ def logit_lens(student):
         apart = torch.cat([own[:1], steps])  # (L + 1, B, T, D)
         start = own[0]  # (B, T, D)
         alike = [start, *(block(start, model.mask[:5, :5])[0] for block in model.blocks)]
-        chance = "You return probabilities (or their logarithms). Logits are the scores before the "
+        chance = "you return probabilities (or their logarithms). Logits are the scores before the "
         chance += "softmax."
         last = model.norm(own[-1]) * torch.ones(4, 1, 1, 1)  # (L + 1, B, T, D)
         once = torch.cat([own[:-1], model.norm(own[-1:])])  # (L + 1, B, T, D)
@@ -636,34 +636,34 @@ def logit_lens(student):
             answer,
             right,
             {
-                "The final norm is missing: the output layer never sees a stream that is not "
+                "the final norm is missing: the output layer never sees a stream that is not "
                 "normed.": model.output(own),
-                "Only the last stream goes through the final norm. What would the output layer see "
+                "only the last stream goes through the final norm. What would the output layer see "
                 "if the model ended early?": model.output(once),
-                "Your stream goes on from the normed copy. The norm is for reading only.": (
+                "your stream goes on from the normed copy. The norm is for reading only.": (
                     model.output(streams(normed=True)),
                     lens(streams(normed=True)),
                 ),
-                "You read what each block adds, by itself. The lens reads the whole stream so "
+                "you read what each block adds, by itself. The lens reads the whole stream so "
                 "far.": lens(apart),
-                "You read what each block adds, by itself, and without the norm. The lens reads "
+                "you read what each block adds, by itself, and without the norm. The lens reads "
                 "the whole stream so far.": model.output(apart),
                 "√D: are the words, and they alone, multiplied by it before the positions are "
                 "added?": (
                     lens(streams(lambda words: words + model.positions[:5])),
                     lens(streams(lambda words: (words + model.positions[:5]) * 14**0.5)),
                 ),
-                "Your words have no positions.": lens(streams(lambda words: words * 14**0.5)),
-                "A later token changes an earlier output: does each block get the mask?": lens(
+                "your words have no positions.": lens(streams(lambda words: words * 14**0.5)),
+                "a later token changes an earlier output: does each block get the mask?": lens(
                     streams(mask=torch.zeros(5, 5))
                 ),
                 chance: (right.softmax(-1), right.log_softmax(-1)),
-                "Every block reads the same stream in your code. Each should read what the one "
+                "every block reads the same stream in your code. Each should read what the one "
                 "before left.": lens(torch.stack(alike)),
-                "Your readings are in the opposite order: the first stream comes first.": (
+                "your readings are in the opposite order: the first stream comes first.": (
                     right.flip(0)
                 ),
-                "All your readings are those of the last stream: do you keep one tensor, and "
+                "all your readings are those of the last stream: do you keep one tensor, and "
                 "change it?": model.output(last),
             },
             rows_that_differ(answer, right),
@@ -676,6 +676,6 @@ def logit_lens(student):
 def rows_that_differ(answer: Tensor, right: Tensor) -> str:
     wrong = [str(i) for i in range(len(right)) if not agrees(answer[i], right[i])]
     return (
-        f"Of readings 0 to {len(right) - 1}, these are wrong: {', '.join(wrong)}. Reading 0 is the "
+        f"of readings 0 to {len(right) - 1}, these are wrong: {', '.join(wrong)}. Reading 0 is the "
         "stream that the first block reads, the last gives the model's own logits."
     )

@@ -190,7 +190,7 @@ def training_step(student):
     (mean, _) = run(reference_step, (0.02, 0.3))[1]
     expect(
         not agrees(flat(first), flat(model)),
-        "Nothing has changed: is there no step of the optimizer, or no gradient when it comes?",
+        "nothing has changed: is there no step of the optimizer, or no gradient when it comes?",
     )
     expect(
         reported is not None,
@@ -215,10 +215,10 @@ def training_step(student):
     for clips in cases:
         yours, losses = run(student, clips)
         wanted, right = run(reference_step, clips)
-        pairs = [
+        pairs = (
             (flat(run(functools.partial(reference_step, fault=fault), clips)[0]), message)
             for fault, message in FAULTS.items()
-        ]
+        )
         compare(flat(yours), flat(wanted), pairs, "the model after two steps", tolerance=3e-5)
         compare(torch.tensor([float(x) for x in losses]), torch.tensor(right), what="the losses")
     return f"two steps, from {right[0]:.3f} to {right[1]:.3f} nats, move the model as they should"
@@ -325,7 +325,7 @@ def learning_rate(student):
     for given in ((40, 1, 0.01), (7, 6, 0.5), (1, 0, 1.0)):
         pair = schedules(*given)
         compare(*pair, what=f"the schedule of {given[0]} steps, {given[1]} of them warm-up,")
-    return f"{total + 9 + 40 + 7 + 1} rates of five schedules; the last of {total} steps has {wanted[-1]:.4f}"
+    return f"five schedules; the last step of the first has {wanted[-1] / peak:.3f} of the peak"
 
 
 # 4 ----------------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def judge(student):
             found = call(student, list(words), next_words)
         except KeyError:
             raise Wrong(
-                "KeyError: an impossible word is not in the dictionary. What does the judge do then?"
+                "KeyError: an impossible word is not in the dictionary. What then?"
             ) from None
         expect(
             isinstance(found, list | tuple) and len(found) == 2,

@@ -294,7 +294,7 @@ def training_step(model, optimizer, batch, learning_rate, clip_norm):
     return (total / count).item()
 
 
-# %% tags=["mistake"] says="Nothing has changed"
+# %% tags=["mistake"] says="nothing has changed"
 def training_step(model, optimizer, batch, learning_rate, clip_norm):
     total, count = loss_sum(model, batch)
     (total / count).backward()
@@ -484,7 +484,7 @@ def best_rate():
 
 # %% tags=["solution"]
 def best_rate():
-    return min([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1], key=check.loss_after)
+    return min([0.001, 0.003, 0.01, 0.03, 0.1], key=check.loss_after)
 
 
 # %% tags=["second"]
