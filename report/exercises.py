@@ -33,6 +33,7 @@ import execute
 
 ROOT = Path(__file__).resolve().parents[1]
 READERS = ROOT / "notebooks" / "exercises"
+sys.path.insert(0, str(READERS))  # for `checks`; that of `helpers` is set by execute
 TAGS = {"exercise", "solution", "second", "mistake", "check", "hint"}
 
 
@@ -176,9 +177,6 @@ def verdict(exercise: Exercise, solution: str, names: dict):
 
 def tried(path: Path):
     """(exercise, kind, says, verdict) of every solution in a source, the stub among them."""
-    for folder in (str(READERS), str(ROOT)):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
     names = {"__name__": "__main__"}
     for part in read(path):
         if isinstance(part, str):
@@ -215,6 +213,7 @@ def renew(path: Path, run: bool) -> list[str]:
     problems = []
     for target, notebook in editions(path).items():
         begin, found = time.monotonic(), []
+        target.parent.mkdir(exist_ok=True)
         if run:
             found = execute.execute(notebook, folder=target.parent)
             found += execute.machine_paths(notebook)

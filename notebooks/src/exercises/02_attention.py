@@ -13,8 +13,9 @@
 #
 # Five exercises, about an hour and a quarter: attention from its formula, and then a head that you make by hand. Write your code in the cells
 # that say `raise NotImplementedError`, and run the cell after each: it says what is right, or what the mistake looks like. Stay in PyTorch,
-# so that gradients can flow. The exercises go with [notebook 02](../02_attention.ipynb). The letters for sizes are those of [notebook 01](../01_embeddings.ipynb): $B$ stories,
-# $T$ tokens that read, $S$ tokens that are read, $D$ numbers for each token, $H$ heads of $d = D / H$ numbers.
+# so that gradients can flow. The exercises go with [notebook 02](../02_attention.ipynb). The letters for sizes are those of
+# [notebook 01](../01_embeddings.ipynb): $B$ stories, $T$ tokens that read, $S$ tokens that are read, $D$ numbers for each token, $H$ heads
+# of $d = D / H$ numbers.
 
 # %% cellView="form" tags=["setup"]
 # @title Set-up: run this cell first
