@@ -166,10 +166,10 @@ def layer_norm(student):
 def number_of_parameters(student):
     def answers(**changes):
         config = ModelConfig(**TINY | changes)
-        found = call(student, config)
+        found = as_tensor(call(student, config), "the number")
         expect(
-            isinstance(found, int | float) and found == int(found),
-            f"your function returned {found!r}, and not a whole number.",
+            found.numel() == 1 and found == int(found),
+            f"your function returned {found.tolist()}, and not a whole number.",
         )
         return int(found), course.Decoder(config).num_parameters()
 
@@ -320,6 +320,7 @@ def decoder_block(student):
         post = n1(x + attention(x))  # (B, T, D)
         mixed = attention(n1(x))  # (B, T, D)
         again = n1(x) + mixed  # (B, T, D): the normed copy goes on
+        upside = x + attention(n1(x), causal(5).T)  # (B, T, D)
         naked = x + attention(x)  # (B, T, D)
         whole = x + feed(n2(x))  # (B, T, D)
         swapped = x + attention(n2(x))  # (B, T, D)
@@ -366,6 +367,16 @@ def decoder_block(student):
                 "only feed-forward is there; attention adds nothing.": whole,
                 "every token sees the future: does attention get the mask?": seen + feed(n2(seen)),
                 "the first x is added once too often.": x + right,
+                "you norm what a part writes. What it reads is to be normed.": (
+                    x + n1(attention(x)) + n2(feed(x + n1(attention(x)))),
+                    x + n1(attention(x)) + feed(n2(x + n1(attention(x)))),
+                ),
+                "does attention get another mask than the one that you were given?": (
+                    upside + feed(n2(upside))
+                ),
+                "only the second norm stands after its sum. Both stand before their parts.": (
+                    n2(x + mixed + feed(x + mixed))
+                ),
                 "your sum is normed at the end. The stream of a pre-norm block is not.": (
                     n1(right),
                     n2(right),
@@ -389,10 +400,11 @@ def decoder_block(student):
 # 4 ----------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def give_weights(theirs: nn.Module, ours: course.Decoder) -> None:
     """Copy the weights of the course's decoder into a student's, whose names may be any."""
     config = ours.config
-    V, E, D = config.vocab_size, config.embedding_dim, config.d_model
+    D = config.d_model
     blocks = [m for m in theirs.modules() if isinstance(m, course.DecoderBlock)]
     held = [b for value in vars(theirs).values() for b in blocks_outside(value)]
     expect(
@@ -400,44 +412,47 @@ def give_weights(theirs: nn.Module, ours: course.Decoder) -> None:
         "your blocks are in a plain list, where PyTorch does not see their parameters: what is "
         "nn.ModuleList for?",
     )
-    calls = "are all of them the same block? " if len(blocks) == 1 else ""
+    alike = " Are all of them the same block?" if len(blocks) == 1 else ""
     expect(
         len(blocks) == len(ours.blocks),
-        f"{calls}Your model holds {len(blocks)} different DecoderBlocks, and config.num_layers is "
-        f"{len(ours.blocks)}.",
+        f"your model holds {len(blocks)} different DecoderBlocks, and config.num_layers is "
+        f"{len(ours.blocks)}.{alike}",
     )
     for mine, yours in zip(ours.blocks, blocks, strict=True):
         yours.load_state_dict(mine.state_dict())
-    inside = {id(m) for block in blocks for m in block.modules()}
-    taken = {id(p) for block in blocks for p in block.parameters()}
-    wanted = {
-        "embedding table, V × E": ({"weight": (V, E)}, ours.embedding),
-        "linear layer from E to D, the projection,": (
-            {"weight": (D, E), "bias": (D,)},
-            ours.projection,
-        ),
-        "linear layer from D to V, the output layer,": (
-            {"weight": (V, D), "bias": (V,)},
-            ours.output,
-        ),
-        "final norm of width D": ({"gain": (D,), "bias": (D,)}, ours.norm),
-    }
-    for name, (shapes, source) in wanted.items():
-        for module in theirs.modules():
-            own = dict(module.named_parameters(recurse=False))
-            if isinstance(module, nn.LayerNorm):
-                own = {"gain": own.get("weight"), "bias": own.get("bias")}
-            found = {key: tuple(value.shape) for key, value in own.items() if value is not None}
-            if id(module) not in inside and found == shapes:
-                break
-        else:
-            expect(False, f"your model has no {name} with the parameters {describe(shapes)}.")
-        with torch.no_grad():
-            for key, value in own.items():
-                value.copy_(getattr(source, key))
-        inside.add(id(module))
-        taken |= {id(value) for value in own.values()}
-    spare = {n: tuple(p.shape) for n, p in theirs.named_parameters() if id(p) not in taken}
+    inside = {id(p) for block in blocks for p in block.parameters()}
+    free = [
+        (owner, f"{path}.{name}".strip("."), p)
+        for path, owner in theirs.named_modules()
+        for name, p in owner.named_parameters(recurse=False)
+        if id(p) not in inside
+    ]
+
+    def give(source: Tensor, what: str, beside=None, ones=False):
+        """To the first free parameter of this shape that fits best. Returns the module it is in."""
+        shapes = {source.shape, source.shape[::-1]}
+        fits = [entry for entry in free if entry[2].shape in shapes]
+        if isinstance(beside, nn.Linear):
+            fits = [entry for entry in fits if entry[0] is beside]
+        expect(
+            fits,
+            f"your model has no parameters for {what}, of shape {tuple(source.shape)}. It has "
+            f"{describe({name: tuple(p.shape) for _, name, p in free}) or 'none'} left.",
+        )
+        # At first the gain of a norm is 1, and no bias is.
+        best = max(fits, key=lambda e: (e[0] is beside, bool((e[2] == 1).all()) is ones))
+        free.remove(best)
+        best[2].copy_(source if best[2].shape == source.shape else source.mT)
+        return best[0]
+
+    give(ours.embedding.weight, "the embedding, V × E")
+    layer = give(ours.projection.weight, "the projection from E to D")
+    give(ours.projection.bias, "the bias of the projection", layer)
+    layer = give(ours.output.weight, "the output layer from D to V")
+    give(ours.output.bias, "the bias of the output layer", layer)
+    layer = give(ours.norm.gain, "the gain of the final norm", ones=True)
+    give(ours.norm.bias, "the bias of the final norm", layer)
+    spare = {name: tuple(p.shape) for _, name, p in free if p.requires_grad}
     expect(
         (config.context_length, D) not in spare.values(),
         "your positions are learned, as parameters. The sinusoids are constants.",
@@ -456,14 +471,22 @@ def blocks_outside(value) -> list:
     return [item for item in values if isinstance(item, course.DecoderBlock)]
 
 
-def scored(model, ids, *, scale=None, positions=1.0, mask=None, norm=True, both=1.0):
-    """The logits of the course's decoder, with one thing changed."""
+def scored(
+    model, ids, *, scale=None, positions=1.0, mask=None, norm=True, both=1.0, after=None, bias=True
+):
+    """The logits of the course's decoder, with one thing changed.
+
+    after: what is done with the stream after each block, of it and the stream before.
+    bias: whether the projection's bias is multiplied by √D too.
+    """
     T, D = ids.shape[1], model.config.d_model
     scale = D**0.5 if scale is None else scale
     x = model.projection(model.embedding(ids)) * scale + positions * model.positions[:T]
-    x = x * both  # (B, T, D)
+    x = x * both - (0.0 if bias else model.projection.bias * (scale - 1))  # (B, T, D)
     for block in model.blocks:
+        before = x  # (B, T, D)
         x, _ = block(x, model.mask[:T, :T] if mask is None else mask)  # (B, T, D)
+        x = x if after is None else after(x, before)  # (B, T, D)
     return model.output(model.norm(x) if norm else x)  # (B, T, V)
 
 
@@ -522,8 +545,20 @@ def decoder(student):
                 "do the blocks run from the last to the first?": scored(
                     swapped(ours, [2, 1, 0]), ids
                 ),
-                "only the first block runs.": scored(swapped(ours, [0]), ids),
-                "no block runs.": scored(swapped(ours, []), ids),
+                "not all blocks run.": tuple(
+                    scored(swapped(ours, kept), ids) for kept in ([], [0], [0, 1], [1, 2])
+                ),
+                "does each block get what the one before it left?": scored(swapped(ours, [2]), ids),
+                "the stream goes through the norm after each block. Only the last norm is left to "
+                "you.": (
+                    scored(ours, ids, after=lambda x, _: ours.norm(x)),
+                    scored(ours, ids, after=lambda x, _: ours.norm(x), norm=False),
+                ),
+                "you add the stream to what a block returns. It is in it already.": scored(
+                    ours, ids, after=torch.add
+                ),
+                "you multiply by √D before the projection. Afterwards is asked for: the projection "
+                "has a bias.": scored(ours, ids, bias=False),
             },
             leak(theirs, ids),
         )
@@ -555,8 +590,10 @@ def decoder(student):
         agrees(again(short % 19), other(short % 19), TOLERANCE),
         "for other sizes your logits differ.",
     )
-    again(short % 19).square().mean().backward()
-    blind = [name for name, p in again.named_parameters() if p.grad is None]
+    logits = again(short % 19)  # (B, T, V)
+    if logits.requires_grad:
+        logits.square().mean().backward()
+    blind = [n for n, p in again.named_parameters() if p.requires_grad and p.grad is None]
     expect(
         not blind,
         f"no gradient reaches {', '.join(blind[:3])}: does something leave the graph?",
@@ -646,6 +683,9 @@ def logit_lens(student):
                 ),
                 "you read what each block adds, by itself. The lens reads the whole stream so "
                 "far.": lens(apart),
+                "you add up the streams. Each of them holds all that was written before it.": lens(
+                    own.cumsum(0)
+                ),
                 "you read what each block adds, by itself, and without the norm. The lens reads "
                 "the whole stream so far.": model.output(apart),
                 "√D: are the words, and they alone, multiplied by it before the positions are "

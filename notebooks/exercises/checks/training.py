@@ -56,7 +56,16 @@ def batch_loss(student):
         "your softmax runs over another axis. Which axis holds the words of the vocabulary?": (
             torch.stack([nats(logits, dim)[real].mean() for dim in (0, 1)])
         ),
-        "this is in bits: which logarithm gives nats?": each[real].mean() / math.log(2),
+        "this is not in nats: which logarithm gives them?": each[real].mean()
+        / torch.tensor([2.0, 10.0]).log(),
+        "this is the perplexity, the power of the loss.": each[real].mean().exp(),
+        "do you divide the sum by the number of words in the vocabulary?": each[real].sum() / V,
+        "you count the fillers' losses, and divide by the number of real words.": each[~real].sum()
+        / real.sum(),
+        "this is the mean entropy of the predictions. The targets have no part in it.": (
+            -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)[real].mean()
+        ),
+        "only the places that are real in all stories are counted.": each[:, :2].mean(),
         "this is a mean of logits: they are not yet logarithms of probabilities.": (
             -logits.gather(-1, targets[..., None])[..., 0][real].mean()
         ),
@@ -116,9 +125,10 @@ def tiny_model() -> Decoder:
 
 
 def sgd(model: nn.Module) -> torch.optim.SGD:
-    """Two groups with rates of their own. Plain steps, so that the gradient can be read off."""
+    """Two groups with rates of their own, and a memory of the step before."""
     first, *others = model.parameters()
-    return torch.optim.SGD([{"params": [first], "lr": 3.0}, {"params": others, "lr": 7.0}], lr=1.0)
+    groups = [{"params": [first], "lr": 3.0}, {"params": others, "lr": 7.0}]
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.5)
 
 
 def reference_step(model, optimizer, batch, rate, clip_norm, fault=None):
@@ -127,23 +137,33 @@ def reference_step(model, optimizer, batch, rate, clip_norm, fault=None):
     if fault != "no zero_grad":
         optimizer.zero_grad()
     divisor = {"sum": 1, "stories": len(batch), "places": batch[:, 1:].numel()}.get(fault, count)
-    (total / divisor).backward()
+    if fault == "fillers":
+        logits = model(batch[:, :-1]).flatten(0, 1)  # (B · (T-1), V)
+        nn.functional.cross_entropy(logits, batch[:, 1:].flatten()).backward()
+    else:
+        (total / divisor).backward()
     parameters = list(model.parameters())
     if fault == "value":
         nn.utils.clip_grad_value_(parameters, clip_norm)
-    elif fault == "each":
-        for parameter in parameters:
-            nn.utils.clip_grad_norm_([parameter], clip_norm)
+    elif fault in ("each", "by group"):
+        groups = [group["params"] for group in optimizer.param_groups]
+        for group in groups if fault == "by group" else [[p] for p in parameters]:
+            nn.utils.clip_grad_norm_(group, clip_norm)
     elif fault == "always":
         length = nn.utils.get_total_norm([p.grad for p in parameters])  # ()
         for parameter in parameters:
             parameter.grad *= clip_norm / length
     elif fault != "no clipping":
-        nn.utils.clip_grad_norm_(parameters, clip_norm)
+        nn.utils.clip_grad_norm_(parameters, 1.0 if fault == "fixed" else clip_norm)
+    if fault == "other":
+        optimizer = torch.optim.SGD(parameters, lr=rate)
+    if fault == "late rate":
+        optimizer.step()
     for group in optimizer.param_groups[: 1 if fault == "first" else None]:
         group["lr"] = group["lr"] if fault == "no rate" else rate
         group["lr"] *= {"uphill": -1, "times lr": 3.0}.get(fault, 1)
-    optimizer.step()
+    if fault != "late rate":
+        optimizer.step()
     if fault == "twice":
         optimizer.step()
     return (total / count).item()
@@ -162,6 +182,12 @@ FAULTS = {
     "stories": "you divide the loss by the number of stories, and not of real targets.",
     "places": "you divide the loss by the number of all places. `<pad>` is no target.",
     "no rate": "learning_rate has no effect: where does the optimizer keep its rate?",
+    "late rate": "learning_rate comes too late: it has an effect on the next step only.",
+    "fixed": "is the largest length a number in your code? It is an argument, clip_norm.",
+    "by group": "you clip the gradient of each group by itself. All together are one long vector.",
+    "other": "is the step taken by another optimizer than the one you were given? Its memory of "
+    "earlier steps is lost.",
+    "fillers": "your loss counts the fillers. `<pad>` is no target.",
     "first": "learning_rate reaches only the first group of the optimizer.",
     "uphill": "the model moves along the gradient, and not against it: the loss rises.",
     "twice": "the optimizer takes two steps.",
@@ -250,6 +276,9 @@ def learning_rate(student):
         "your climb ends below the peak.": lambda s: (s + 1) / (warmup + 1),
         "is // in your climb? It cuts off fractions.": lambda s: (s + 1) // warmup,
         "is // in your climb? It cuts off fractions, and all rates are 0.": lambda s: s // warmup,
+        "your climb is multiplied by the cosine.": lambda s: (
+            (s + 1) / warmup * (1 + math.cos(math.pi * s / total)) / 2
+        ),
         "there is no climb: the first steps have the full rate.": lambda s: 1,
         "your climb ignores the peak.": lambda s: (s + 1) / warmup / peak,
         "your climb goes beyond the peak.": lambda s: s + 1,
@@ -300,6 +329,12 @@ def learning_rate(student):
         "the angle of cos is in radians. Where does it end?": (
             (1 + share.cos()) / 2,
             (1 + (180 * share).cos()) / 2,
+            (1 + (math.pi / 180 * share).cos()) / 2,
+        ),
+        "your rate does not end at 0: is there a smallest rate?": (0.1 + 0.9 * fall(share),),
+        "this is a sine, which begins and ends at 0.": ((math.pi * share).sin(),),
+        "at step warmup_steps the climb goes on: its last step is the one before.": (
+            torch.where(done == 0, (warmup + 1) / warmup, fall(share)),
         ),
         "your rate does not fall.": (torch.ones(whole), fall(done // whole)),
         "your fall is one step late, so the peak comes twice too often.": (
@@ -440,6 +475,10 @@ def judge(student):
         )
         costs, index = found
         expect(
+            index is None or hasattr(index, "__index__") or hasattr(index, "item"),
+            f"the second result should be an index or None, and is {index!r}.",
+        )
+        expect(
             hasattr(costs, "__len__"),
             "the costs are one number, a total. The cost of each word is wanted, in a list.",
         )
@@ -472,6 +511,9 @@ def judge(student):
             ),
             "your costs are 1 - p. The cost is -ln p.": judged(
                 words, next_words, cost=lambda p: p - 1
+            ),
+            "your costs are 1/p, without a logarithm.": judged(
+                words, next_words, cost=lambda p: -1 / p
             ),
             "the sign: a cost is not negative.": judged(
                 words, next_words, cost=lambda p: -math.log(p)

@@ -385,8 +385,8 @@ check.decoder_block(decoder_block)
 #
 # ●●● · 30 minutes
 #
-# Write the model: ids in, logits out. You may use `DecoderBlock(config)`, whose call `block(x, mask)` returns the stream and the weights;
-# `LayerNorm(D)`; `sinusoidal_positions(length, D)` of shape (length, D); and all of `torch.nn`. Word vectors, projected to the width of the
+# Write the model: ids in, logits out. Its blocks are `DecoderBlock(config)`, whose call `block(x, mask)` returns the stream and the weights. You
+# may also use `LayerNorm(D)`; `sinusoidal_positions(length, D)`, of shape (length, D); and all of `torch.nn`. Word vectors, projected to the width of the
 # model, are multiplied by $\sqrt{D}$ before the positions are added. The check puts the weights of the course's own decoder into your layers,
 # whatever you call them, and the logits must agree.
 

@@ -140,7 +140,7 @@ def batch_loss(logits, targets, pad_id):
     return nats[targets != pad_id].mean()
 
 
-# %% tags=["mistake"] says="bits"
+# %% tags=["mistake"] says="not in nats"
 def batch_loss(logits, targets, pad_id):
     nats = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     return nats[targets != pad_id].mean() / math.log(2)
@@ -331,6 +331,18 @@ def training_step(model, optimizer, batch, learning_rate, clip_norm):
     return (total / count).item()
 
 
+# %% tags=["mistake"] says="another optimizer"
+def training_step(model, optimizer, batch, learning_rate, clip_norm):
+    total, count = loss_sum(model, batch)
+    model.zero_grad()
+    (total / count).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= learning_rate * parameter.grad
+    return (total / count).item()
+
+
 # %% tags=["check"]
 check.training_step(training_step)
 
@@ -449,6 +461,14 @@ def learning_rate(step, total_steps, warmup_steps, peak):
 def learning_rate(step, total_steps, warmup_steps, peak):
     if step < warmup_steps:
         return peak * ((step + 1) // warmup_steps)
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return peak * (1 + math.cos(math.pi * progress)) / 2
+
+
+# %% tags=["mistake"] says="climb goes on"
+def learning_rate(step, total_steps, warmup_steps, peak):
+    if step <= warmup_steps:
+        return peak * (step + 1) / max(1, warmup_steps)
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return peak * (1 + math.cos(math.pi * progress)) / 2
 
