@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -21,17 +20,16 @@ from torch import Tensor, nn
 from helpers.model import sinusoidal_positions
 from helpers.tokenizer import WordTokenizer
 
-WIDTH, HEADS, LAYERS, LENGTH = 24, 3, 1, 24
+WIDTH, HEADS, LAYERS, LENGTH = 24, 3, 1, 17
 RATE = 2e-2
 CLIP_NORM = 0.5
+STEPS = 100
 
-# Some are longer, so that the others are padded.
-LONGER = " {hero} sang to the {animal} all day and all night. The {animal} danced. The end."
+# Those of owls are longer, so that the others are padded.
 STORIES = [
-    f"{hero} had a {animal}." + LONGER.format(hero=hero, animal=animal) * (number % 4 == 0)
-    for number, (hero, animal) in enumerate(
-        product(("Mia", "Tom", "Ada", "Ben"), ("cat", "dog", "owl"))
-    )
+    f"{hero} had a {animal}." + " It sang all day and all night. The end." * (animal == "owl")
+    for hero in ("Mia", "Tom", "Ada", "Ben")
+    for animal in ("cat", "dog", "owl")
 ]
 
 
@@ -103,6 +101,9 @@ class Parts:
     loss_sum: Callable = loss_sum
     gradient: Callable = gradient
     make_optimizer: Callable = make_optimizer
+
+
+RIGHT = Parts()
 
 
 class Cache:
@@ -180,7 +181,7 @@ class Finding(NamedTuple):
     shown: str  # what the diagnostic measured, in a sentence
 
 
-def _model(parts: Parts, dtype: torch.dtype = torch.float32) -> TinyDecoder:
+def new_model(parts: Parts = RIGHT, dtype: torch.dtype = torch.float32) -> TinyDecoder:
     torch.manual_seed(0)
     return TinyDecoder(parts).to(dtype)
 
@@ -192,24 +193,20 @@ def _mean_loss(parts: Parts, model: TinyDecoder) -> float:
 
 
 @lru_cache(maxsize=1)  # two diagnostics ask for the same run
-def _after_training(parts: Parts, steps: int = 150) -> float:
-    """The loss after so many steps on all stories at once."""
-    model, threads = _model(parts), torch.get_num_threads()
+def _after_training(parts: Parts) -> float:
+    """The loss after STEPS steps on all stories at once."""
+    model = new_model(parts)
     optimizer = parts.make_optimizer(model, RATE)
-    torch.set_num_threads(1)  # such small products wait for each other on more
-    try:
-        for step in range(steps):
-            parts.gradient(model, stories(), len(stories()), parts.loss_sum, CLIP_NORM)
-            for group in optimizer.param_groups:  # warm-up, then a line to zero
-                group["lr"] = RATE * min((step + 1) / 10, 1 - step / steps)
-            optimizer.step()
-    finally:
-        torch.set_num_threads(threads)
+    for step in range(STEPS):
+        parts.gradient(model, stories(), len(stories()), parts.loss_sum, CLIP_NORM)
+        for group in optimizer.param_groups:  # warm-up, then a line to zero
+            group["lr"] = RATE * min((step + 1) / 10, 1 - step / STEPS)
+        optimizer.step()
     return _mean_loss(parts, model)
 
 
 def initial_loss(parts: Parts) -> Finding:
-    loss, even = _mean_loss(parts, _model(parts)), math.log(len(tokenizer()))
+    loss, even = _mean_loss(parts, new_model(parts)), math.log(len(tokenizer()))
     return Finding(
         abs(loss - even) > 1,
         f"before the first step the loss is {loss:.2f} nats, and ln V is {even:.2f}",
@@ -219,15 +216,15 @@ def initial_loss(parts: Parts) -> Finding:
 def batch_by_heart(parts: Parts) -> Finding:
     loss, least = _after_training(parts), floor_of_stories()
     return Finding(
-        loss > least + 0.5,
-        f"after 150 steps on the same twelve stories the loss is {loss:.2f} nats, and by heart it "
-        f"would be {least:.2f}",
+        loss > least + 0.3,
+        f"after {STEPS} steps on the same twelve stories the loss is {loss:.2f} nats, and by heart "
+        f"it would be {least:.2f}",
     )
 
 
 @torch.no_grad()
 def causality(parts: Parts) -> Finding:
-    model, ids = _model(parts, torch.float64), stories().clone()
+    model, ids = new_model(parts, torch.float64), stories().clone()
     before = model(ids)  # (B, T, V)
     ids[:, 7] = ids[:, 7] % 9 + 4
     off = (model(ids) - before)[:, :7].abs().max().item()
@@ -239,7 +236,7 @@ def causality(parts: Parts) -> Finding:
 
 @torch.no_grad()
 def cache_equality(parts: Parts) -> Finding:
-    model, ids, held = _model(parts, torch.float64), stories(), Cache()
+    model, ids, held = new_model(parts, torch.float64), stories(), Cache()
     steps = [ids[:, :6], *ids[:, 6:].split(1, dim=1)]  # prefill, then token by token
     stepwise = torch.cat([parts.read(model, part, held) for part in steps], dim=1)  # (B, T, V)
     off = (stepwise - model(ids)).abs().max().item()
@@ -247,7 +244,7 @@ def cache_equality(parts: Parts) -> Finding:
 
 
 def split_gradient(parts: Parts) -> Finding:
-    model, ids, found = _model(parts, torch.float64), stories(), []
+    model, ids, found = new_model(parts, torch.float64), stories(), []
     for size in (12, 5):
         parts.gradient(model, ids, size, parts.loss_sum, CLIP_NORM)
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())  # (P,)
@@ -264,8 +261,8 @@ def floor(parts: Parts) -> Finding:
     loss, least = _after_training(parts), floor_of_stories()
     return Finding(
         loss < least - 0.02,
-        f"after 150 steps on the same twelve stories the loss is {loss:.2f} nats, and their floor "
-        f"is {least:.2f}",
+        f"after {STEPS} steps on the same twelve stories the loss is {loss:.2f} nats, and their "
+        f"floor is {least:.2f}",
     )
 
 

@@ -32,6 +32,7 @@ colab.start()
 import math
 
 import torch
+
 from checks import decoding as check
 
 # %% [markdown]
