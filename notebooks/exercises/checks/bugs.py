@@ -64,7 +64,7 @@ def read(model: nn.Module, ids: Tensor, cache: "Cache") -> Tensor:
     return model.words.score(model.norm(x))  # (B, T, V)
 
 
-def loss_sum(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+def story_loss(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Of ids (B, T): the sum of the losses in nats, and the number of targets."""
     targets = ids[:, 1:]  # (B, T-1)
     logits = model(ids[:, :-1])  # (B, T-1, V)
@@ -98,7 +98,7 @@ class Parts:
     TiedWords: type = TiedWords
     attend: Callable = attend
     read: Callable = read
-    loss_sum: Callable = loss_sum
+    story_loss: Callable = story_loss
     gradient: Callable = gradient
     make_optimizer: Callable = make_optimizer
 
@@ -188,7 +188,7 @@ def new_model(parts: Parts = RIGHT, dtype: torch.dtype = torch.float32) -> TinyD
 
 def _mean_loss(parts: Parts, model: TinyDecoder) -> float:
     with torch.no_grad():
-        total, number = parts.loss_sum(model, stories())  # (), ()
+        total, number = parts.story_loss(model, stories())  # (), ()
     return float(total / number)
 
 
@@ -198,7 +198,7 @@ def _after_training(parts: Parts) -> float:
     model = new_model(parts)
     optimizer = parts.make_optimizer(model, RATE)
     for step in range(STEPS):
-        parts.gradient(model, stories(), len(stories()), parts.loss_sum, CLIP_NORM)
+        parts.gradient(model, stories(), len(stories()), parts.story_loss, CLIP_NORM)
         for group in optimizer.param_groups:  # warm-up, then a line to zero
             group["lr"] = RATE * min((step + 1) / 10, 1 - step / STEPS)
         optimizer.step()
@@ -246,7 +246,7 @@ def cache_equality(parts: Parts) -> Finding:
 def split_gradient(parts: Parts) -> Finding:
     model, ids, found = new_model(parts, torch.float64), stories(), []
     for size in (12, 5):
-        parts.gradient(model, ids, size, parts.loss_sum, CLIP_NORM)
+        parts.gradient(model, ids, size, parts.story_loss, CLIP_NORM)
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())  # (P,)
     whole, split = found
     off = ((split - whole).abs().max() / whole.abs().max()).item()
@@ -273,6 +273,16 @@ DIAGNOSTICS = {
     "cache equality": cache_equality,
     "split gradient": split_gradient,
     "floor": floor,
+}
+
+# {program: its name among the Parts}
+PROGRAMS = {
+    "tied words": "TiedWords",
+    "optimizer": "make_optimizer",
+    "attention": "attend",
+    "reading": "read",
+    "gradient": "gradient",
+    "loss": "story_loss",
 }
 
 # {program: {diagnostic: why it cannot see the bug}}; those that are missing see it.

@@ -341,13 +341,8 @@ def best_segments(student):
 # Find the bug -------------------------------------------------------------------------------------
 
 
-def _find_the_bug(program: str, part: str):
-    """From a check of a mended program: the check of the reader's choice, and of the program.
-
-    Args:
-        program: its name in `bugs.BLIND`.
-        part: its name in `bugs.Parts`.
-    """
+def _find_the_bug(program: str):
+    """From a check of a mended program: the check of the reader's choice, and of the program."""
 
     def around(judge: Callable):
         @exercise
@@ -362,7 +357,7 @@ def _find_the_bug(program: str, part: str):
             )
             reason = bugs.BLIND[program].get(chosen)
             expect(reason is None, f"“{chosen}” cannot see this bug: {reason}")
-            finding = bugs.DIAGNOSTICS[chosen](bugs.Parts(**{part: found}))
+            finding = bugs.DIAGNOSTICS[chosen](bugs.Parts(**{bugs.PROGRAMS[program]: found}))
             expect(
                 not finding.caught,
                 f"“{chosen}” sees it: {finding.shown}. Now find the line, and correct it",
@@ -375,7 +370,7 @@ def _find_the_bug(program: str, part: str):
     return around
 
 
-@_find_the_bug("tied words", "TiedWords")
+@_find_the_bug("tied words")
 def tied_words(TiedWords):
     words = TiedWords(13, 6)
     with torch.no_grad():
@@ -396,7 +391,7 @@ def tied_words(TiedWords):
     )
 
 
-@_find_the_bug("optimizer", "make_optimizer")
+@_find_the_bug("optimizer")
 def optimizer(make_optimizer):
     model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
     groups = make_optimizer(model, 0.125).param_groups
@@ -420,7 +415,7 @@ def optimizer(make_optimizer):
     )
 
 
-@_find_the_bug("attention", "attend")
+@_find_the_bug("attention")
 def attention(attend):
     q, k, v = torch.randn(3, 2, 3, 5, 4)  # (B, H, T, d) each
     right = bugs.attend(q, k, v)  # (B, T, D)
@@ -441,7 +436,7 @@ def attention(attend):
     )
 
 
-@_find_the_bug("reading", "read")
+@_find_the_bug("reading")
 def reading(read):
     model, nowhere, ids = bugs.new_model(), bugs.new_model(), bugs.stories()  # (N, T)
     nowhere.positions.zero_()
@@ -459,15 +454,15 @@ def reading(read):
                 )
 
 
-@_find_the_bug("gradient", "gradient")
+@_find_the_bug("gradient")
 def gradient(gradient):
     model = bugs.new_model(dtype=torch.float64)
     for clip_norm in (0.5, 1e9):
-        bugs.gradient(model, bugs.stories(), 5, bugs.loss_sum, clip_norm)
+        bugs.gradient(model, bugs.stories(), 5, bugs.story_loss, clip_norm)
         right = _gradient(model)  # (P,)
         for p in model.parameters():
             p.grad = torch.full_like(p, 0.25)  # of a step before
-        gradient(model, bugs.stories(), 5, bugs.loss_sum, clip_norm)
+        gradient(model, bugs.stories(), 5, bugs.story_loss, clip_norm)
         found = _gradient(model)  # (P,)
         factor = float(found @ right / right.square().sum())
         expect(
@@ -479,11 +474,11 @@ def gradient(gradient):
         compare(found, right, what=what, tolerance=1e-6)
 
 
-@_find_the_bug("loss", "loss_sum")
-def loss(loss_sum):
+@_find_the_bug("loss")
+def loss(story_loss):
     model, ids = bugs.new_model(), bugs.stories()  # (N, T)
-    right, wanted = bugs.loss_sum(model, ids)  # (), ()
-    total, number = loss_sum(model, ids)
+    right, wanted = bugs.story_loss(model, ids)  # (), ()
+    total, number = story_loss(model, ids)
     padded = F.cross_entropy(model(ids[:, :-1]).mT, ids[:, 1:], reduction="sum")  # ()
     compare(
         number,
