@@ -114,10 +114,10 @@ def heading(cell) -> str:
 def filled(stub: str, solution: str) -> str:
     """The stub with the solution's body, so that its docstring stays; or the solution."""
     head, _, rest = stub.partition('    """')
-    begin, blank = head.strip(), stub.removesuffix("    raise NotImplementedError")
-    if rest and blank != stub and begin and solution.startswith(begin):
-        return blank + solution.removeprefix(begin).lstrip("\n")
-    return solution
+    body = solution.removeprefix(head)
+    if not head.startswith("def ") or not rest or body == solution:
+        return solution
+    return stub.removesuffix("    raise NotImplementedError") + body
 
 
 def moved(text: str, name: str, first: bool) -> str:

@@ -30,6 +30,8 @@ def test_each_chapter_has_exercises_and_each_exercise_has_mistakes():
     assert [path.stem for path in sorted((ROOT / "notebooks").glob("0[1-6]*.ipynb"))] == NAMES
     everything = [part for path in exercises.sources() for part in parts(path)]
     assert len(everything) >= 20
+    told = re.search(r"exercises,\s(\d+)\sin all", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert int(told[1]) == len(everything)
     assert {part.title: len(part.mistakes) for part in everything if len(part.mistakes) < 3} == {}
     assert {part.title for part in everything if len(part.solutions) < 2} == set()
 
@@ -43,7 +45,7 @@ def test_an_exercise_says_how_hard_it_is_and_how_long_it_takes(path):
     assert len(titles) == len(parts(path))
     for number, part in enumerate(parts(path), 1):
         assert part.title.startswith(f"{number} · ")
-        assert re.match(r"<details><summary>Hint</summary>\n\n[\s\S]+\n\n</details>$", part.hint)
+        assert re.match(r"<details><summary>Hint</summary>\n\n[\s\S]+\n</details>$", part.hint)
         assert len(part.check.splitlines()) == 1
 
 

@@ -187,7 +187,8 @@ def test_the_set_up_cell_is_short_and_folded_in_colab(name):
 def test_the_set_up_cell_finds_the_course_from_its_folders(name, tmp_path):
     program = tmp_path / "cell.py"
     program.write_text(
-        f"{setup_cell(name).source}\nimport checks, helpers\nprint(helpers.__file__, checks.__file__)"
+        f"{setup_cell(name).source}\n"
+        "import checks, helpers\nprint(helpers.__file__, checks.__file__)"
     )
     command = [sys.executable, program]
     for folder in (".", "notebooks", *(f"notebooks/{place}" for place in SETUPS[name])):
