@@ -403,12 +403,13 @@ def best_rate(student):
     )
     rate = float(rate)
     expect(0 < rate < math.inf, "a learning rate is a finite number above 0.")
-    low, here, high = (loss_after(rate * factor) for factor in (0.25, 1.0, 4.0))
+    here = loss_after(rate)
     expect(
         rate < 1.5,
         f"with this rate the loss ends at {here:.2f}. Is it a rate, or is it the loss that you "
         "found? Where the loss is lowest is wanted, and not how low it is.",
     )
+    low, high = loss_after(rate / 4), loss_after(rate * 4)
     expect(
         here < high,
         f"too small: your loss ends at {here:.2f}, that of four times your rate at {high:.2f}.",

@@ -407,6 +407,8 @@ class Decoder(nn.Module):
 
 # %% tags=["solution"]
 class Decoder(nn.Module):
+    """Token ids in, scores of every possible next token out."""
+
     def __init__(self, config):
         super().__init__()
         self.scale = config.d_model**0.5
@@ -418,7 +420,7 @@ class Decoder(nn.Module):
         positions = sinusoidal_positions(config.context_length, config.d_model)  # (length, D)
         self.register_buffer("positions", positions, persistent=False)
 
-    def forward(self, ids):
+    def forward(self, ids):  # (B, T) -> (B, T, V)
         T = ids.shape[1]
         mask = torch.full((T, T), float("-inf"), device=ids.device).triu(1)  # (T, T)
         stream = self.projection(self.embedding(ids)) * self.scale + self.positions[:T]  # (B, T, D)
