@@ -31,9 +31,9 @@ colab.start()
 
 # %%
 import torch
-from checks import decoder_block as check
 from torch import nn
 
+from checks import decoder_block as check
 from helpers.model import DecoderBlock, LayerNorm, sinusoidal_positions
 
 # %% [markdown]

@@ -33,9 +33,9 @@ colab.start()
 import math
 
 import torch
-from checks import training as check
 from torch import nn
 
+from checks import training as check
 from helpers.grammar import bundled_grammar
 from helpers.loss import loss_sum
 from helpers.notebook import show_source
