@@ -13,8 +13,8 @@
 #
 # These leave the files that git tracks as they are. These renew them:
 #
-#   make notebooks  execute every notebook: notebooks/*.ipynb and figures/, after an edit in notebooks/src/
-#   make sync       notebooks/src/*.py -> notebooks/*.ipynb, executing nothing
+#   make notebooks  execute every notebook: notebooks/**/*.ipynb and figures/, after an edit in notebooks/src/
+#   make sync       notebooks/src/**/*.py -> notebooks/**/*.ipynb, executing nothing
 #   make record CORPUS=path    the same notebooks on other stories: figures/<corpus>/ and build/<corpus>/
 #   make benchmark RECORD=1    the same, and with oneDNN limited to AVX512_CORE and to AVX2: figures/benchmark/
 #
@@ -48,6 +48,7 @@ report: $(READY)
 
 notebooks: $(READY)
 	$(PY) report/execute.py
+	$(PY) report/exercises.py
 
 test: $(READY)
 	$(PY) -m ruff check .
@@ -87,10 +88,11 @@ pages: render
 
 sync: $(READY)
 	$(PY) report/execute.py --sync
+	$(PY) report/exercises.py --sync
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis
-	find helpers tests report -name __pycache__ -type d -prune -exec rm -rf {} +
+	find helpers notebooks tests report -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Every package that pyproject.toml names. To install the project itself would be to build it, which fails if its path holds a $.
 REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \

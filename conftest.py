@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent
-WRITTEN_BY_NOTEBOOKS = ("figures/**/*", "checkpoints/bundled*", "notebooks/*.ipynb")
+WRITTEN_BY_NOTEBOOKS = ("figures/**/*", "checkpoints/bundled*", "notebooks/**/*.ipynb")
 
 settings.register_profile("course", deadline=None, derandomize=True, database=None)
 settings.load_profile("course")

@@ -34,8 +34,8 @@ def install() -> None:
 
 
 def start() -> None:
-    """Install what is missing in Colab; go to notebooks/; let `helpers` be imported."""
+    """Install what is missing in Colab; go to notebooks/; and let `helpers`, `checks` be found."""
     if "google.colab" in sys.modules:
         install()
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "notebooks" / "exercises")]
     os.chdir(ROOT / "notebooks")

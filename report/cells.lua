@@ -276,7 +276,8 @@ local function link(element)
   if alone then element.target = element.target:gsub("^" .. alone .. "#", "#") end
   if element.target:match("^%.%./") then -- a file of the repository
     element.target = repository .. "/blob/main/" .. element.target:sub(4)
-  elseif alone and element.target:match("^%d%d_[%w_]+%.ipynb") then -- a notebook that is not in this document
+  elseif element.target:match("^exercises/") or alone and element.target:match("^%d%d_[%w_]+%.ipynb") then
+    -- a notebook that is not in this document
     element.target = repository .. "/blob/main/notebooks/" .. element.target
   elseif element.target:match("^#") then
     local target = element.target:sub(2)

@@ -107,9 +107,9 @@ def set_corpus(notebook, corpus: str) -> None:
     )
 
 
-def execute(notebook, **environment: str) -> list[str]:
-    """Run every cell in place, with these variables in its environment. Returns what is wrong with
-    the outcome, one line each; an empty list is success.
+def execute(notebook, folder: Path = NOTEBOOKS, **environment: str) -> list[str]:
+    """Run every cell in place, in this folder and with these variables in its environment. Returns
+    what is wrong with the outcome, one line each; an empty list is success.
     """
     client = NotebookClient(
         notebook,
@@ -119,7 +119,7 @@ def execute(notebook, **environment: str) -> list[str]:
         store_widget_state=False,  # GitHub refuses some states, and their ids are random
         extra_arguments=["--log-level=40"],  # without the kernel's line about its transport
         coalesce_streams=True,  # the number of pieces in which a text arrives is chance
-        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        resources={"metadata": {"path": str(folder)}},
     )
     problems, raised = [], ""
     try:
@@ -280,36 +280,45 @@ def sync(paths: list[Path]) -> int:
     """Write the inputs of each pair. A cell that has not changed keeps its outputs; another loses
     them.
     """
-    for path in [*paths, ROOT / "README.md"]:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        if with_repository(text) != text:
-            write_whole(path, with_repository(text))
+    renew_address([*paths, ROOT / "README.md"])
     for path in paths:
-        target = NOTEBOOKS / f"{path.stem}.ipynb"
-        notebook, done = read_source(path), {}
-        if target.exists():
-            before = jupytext.read(target)
-            for cell in before.cells:
-                cell.source = with_repository(cell.source)
-            set_ids(before)
-            done = {cell.id: cell for cell in before.cells}
-        stale = 0
-        for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-            if cell.id in done:
-                cell.outputs, cell.execution_count = (
-                    done[cell.id].outputs,
-                    done[cell.id].execution_count,
-                )
-            stale += cell.execution_count is None
-        notebook.metadata["language_info"] = LANGUAGE
-        write(notebook, target)
+        stale = write_inputs(read_source(path), NOTEBOOKS / f"{path.stem}.ipynb")
         print(f"{path.stem:24} {f'{stale} cells to execute' if stale else 'ok'}")
     return 0
 
 
-def inputs(path: Path) -> list[tuple]:
+def renew_address(paths: list[Path]) -> None:
+    for path in paths:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if with_repository(text) != text:
+            write_whole(path, with_repository(text))
+
+
+def write_inputs(notebook, target: Path) -> int:
+    """Write a notebook that is not executed, with the outputs that `target` has of the same cells.
+    Returns the number of cells without.
+    """
+    done, stale = {}, 0
+    if target.exists():
+        before = jupytext.read(target)
+        for cell in before.cells:
+            cell.source = with_repository(cell.source)
+        set_ids(before)
+        done = {cell.id: cell for cell in before.cells}
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        if cell.id in done:
+            cell.outputs, cell.execution_count = (
+                done[cell.id].outputs,
+                done[cell.id].execution_count,
+            )
+        stale += cell.execution_count is None
+    notebook.metadata["language_info"] = LANGUAGE
+    write(notebook, target)
+    return stale
+
+
+def inputs(notebook) -> list[tuple]:
     """What a notebook and its paired text must share: kind, text and tags of each cell."""
-    notebook = jupytext.read(path)
     return [
         (cell.cell_type, cell.source, tuple(cell.metadata.get("tags", [])))
         for cell in notebook.cells
@@ -325,7 +334,7 @@ def out_of_step() -> list[str]:
     differ = {
         name
         for name in texts.keys() & notebooks.keys()
-        if inputs(texts[name]) != inputs(notebooks[name])
+        if inputs(jupytext.read(texts[name])) != inputs(jupytext.read(notebooks[name]))
     }
     return sorted((texts.keys() ^ notebooks.keys()) | differ)
 

@@ -17,7 +17,7 @@ HELPERS = {
 }
 OTHERS = [
     path
-    for folder in ("notebooks/src", "report", "tests")
+    for folder in ("notebooks/src", "notebooks/exercises", "report", "tests")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 # Each module imports only modules of earlier lines; those of one line in this order.

@@ -8,7 +8,6 @@ import re
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import jupytext
 import pytest
@@ -160,38 +159,54 @@ def test_every_work_is_linked_and_cited():
 # --- The set-up cell ------------------------------------------------------------------------------
 
 
-def setup_cell():
+SETUPS = {"lessons": (".",), "exercises": ("exercises", "exercises/solutions")}
+every_setup = pytest.mark.parametrize("name", SETUPS)
+
+
+def setup_cell(name):
     (cell,) = {
         cell.source: cell
-        for path in (ROOT / "notebooks").glob("*.ipynb")
+        for folder in SETUPS[name]
+        for path in (ROOT / "notebooks" / folder).glob("*.ipynb")
         for cell in cells_of(path)
         if "setup" in cell.metadata.get("tags", [])
     }.values()
     return cell
 
 
-def test_the_set_up_cell_is_short_and_folded_in_colab():
-    cell = setup_cell()
+@every_setup
+def test_the_set_up_cell_is_short_and_folded_in_colab(name):
+    cell = setup_cell(name)
     assert cell.metadata["cellView"] == "form"
     title, *lines = [line for line in cell.source.splitlines() if line]
     assert title.startswith("# @title ")
     assert len(lines) <= 8
 
 
-def test_the_set_up_cell_finds_the_course_from_its_folders(tmp_path):
+@every_setup
+def test_the_set_up_cell_finds_the_course_from_its_folders(name, tmp_path):
     program = tmp_path / "cell.py"
-    program.write_text(f"{setup_cell().source}\nimport helpers\nprint(helpers.__file__)")
+    program.write_text(
+        f"{setup_cell(name).source}\n"
+        "import checks, helpers\nprint(helpers.__file__, checks.__file__)"
+    )
     command = [sys.executable, program]
-    for folder in (ROOT, ROOT / "notebooks"):
-        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        assert Path(found.stdout.strip()) == ROOT / "helpers" / "__init__.py"
+    for folder in (".", "notebooks", *(f"notebooks/{place}" for place in SETUPS[name])):
+        found = subprocess.run(
+            command, cwd=ROOT / folder, capture_output=True, text=True, check=True
+        )
+        assert found.stdout.split(" ", 1) == [
+            str(ROOT / "helpers" / "__init__.py"),
+            f"{ROOT / 'notebooks' / 'exercises' / 'checks' / '__init__.py'}\n",
+        ]
     lost = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "Open this notebook inside the repository" in lost.stderr
 
 
-def test_the_set_up_cell_clones_the_course_in_colab(tmp_path):
+@every_setup
+def test_the_set_up_cell_clones_the_course_in_colab(name, tmp_path):
     """From a clone's address, twice, without what pip would install."""
-    source = setup_cell().source.replace("/content", str(tmp_path))
+    source = setup_cell(name).source.replace("/content", str(tmp_path))
     source = re.sub(r"(?m)^REPOSITORY = .*$", f"REPOSITORY = {str(ROOT)!r}", source)
     colab = tmp_path / "google" / "colab"
     colab.mkdir(parents=True)
@@ -202,7 +217,7 @@ import google.colab
 subprocess.run = lambda command, **how: subprocess.CompletedProcess(command, 0, stdout="")
 for _ in range(2):
     exec({source!r})
-import helpers
+import checks.embeddings, helpers
 print(helpers.__file__)
 """
     found = subprocess.run(

@@ -22,10 +22,10 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE = [
     path
-    for folder in ("helpers", "notebooks/src", "report", "tests")
+    for folder in ("helpers", "notebooks/src", "notebooks/exercises", "report", "tests")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-OURS = {"helpers", "colab", *(path.stem for path in CODE)}
+OURS = {"helpers", "checks", "colab", *(path.stem for path in CODE)}
 
 # Where a package is imported under another name, and where one is used without an import.
 IMPORT_NAME = {
@@ -191,7 +191,8 @@ def test_the_makefile_tells_all_its_commands():
     ("arguments", "commands"),
     [
         (["report"], ["report/execute.py --build --jobs 2", "report/build.py build/notebooks"]),
-        (["notebooks"], ["report/execute.py"]),
+        (["notebooks"], ["report/execute.py", "report/exercises.py"]),
+        (["sync"], ["report/execute.py --sync", "report/exercises.py --sync"]),
         (["render"], ["report/build.py"]),
         (["benchmark"], ["report/benchmark.py"]),
         (["benchmark", "RECORD=1"], ["report/benchmark.py --record"]),
@@ -234,13 +235,14 @@ def test_no_file_names_a_package_index_or_a_path_of_a_machine():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+    "path", sorted((ROOT / "notebooks").rglob("*.ipynb")), ids=lambda path: path.stem
 )
 def test_notebooks_carry_the_address_of_the_repository(path):
     address = PROJECT["urls"]["Repository"]
     owner_and_name = "/".join(address.split("/")[-2:])
     site = "https://colab.research.google.com"
-    target = f"{site}/github/{owner_and_name}/blob/main/notebooks/{path.name}"
+    place = path.relative_to(ROOT).as_posix()
+    target = f"{site}/github/{owner_and_name}/blob/main/{place}"
     cells = jupytext.read(path).cells
     badges = [cell.source for cell in cells if "colab-badge.svg" in cell.source]
     assert len(badges) == 1

@@ -679,17 +679,11 @@ figures.save_numbers(
 #    <details><summary>Answer:</summary> Any two that consist of the same words in another order and end with the same word, the one that
 #    reads.</details>
 #
-# ## Try it
+# ## Exercises
 #
-# 1. Train the tokenizer with `vocab_size=500`. Which words of `STORY` become `<unk>`? How does the unknown rate change?
-#    <details><summary>Answer:</summary> The rare ones, mostly nouns: those that carry the story. About one word in six is then
-#    unknown.</details>
-# 2. Train vectors with `maxn=0` (no n-grams). What does `vectors["grandmothers"]` say now?
-#    <details><summary>Answer:</summary> It has no vector: without n-grams an unseen word has nothing to be built from.</details>
-# 3. Replace `10_000` in the position formula by 100. Which rows of the heat-map change, and what does position 32 now
-#    resemble?
-#    <details><summary>Answer:</summary> The lower rows now move within 64 words. Position 32 resembles its neighbours less, so the peak is
-#    narrower.</details>
+# Five tasks with checks that name your mistake, and with solutions: the loss by hand, also if a logit is 1,000; the loss of a story;
+# sinusoidal positions; the words that a vocabulary of 500 cannot see; and an experiment, how many words are enough. About an hour:
+# [exercises for 01](exercises/01_embeddings.ipynb).
 #
 # ## References
 #

@@ -912,18 +912,11 @@ figures.save_numbers(
 # 5. A head puts all its weight on one word. What is still unknown?
 #    <details><summary>Answer:</summary> What it passes on: that depends on the value matrix and on the output matrix.</details>
 #
-# ## Try it
+# ## Exercises
 #
-# 1. Replace `step_back(2)` by `step_back(5)` in `heads`. Where do the first five words look, which have nothing five
-#    words back?
-#    <details><summary>Answer:</summary> Most of them at `<sos>`, the nearest thing there is; one is torn between two.</details>
-# 2. Mask after the softmax, then divide each row by its sum: the leak is gone, up to rounding. Now raise the future score by 200
-#    instead of 2. What happens, and why not when the mask comes first?
-#    <details><summary>Answer:</summary> The other weights become 0, and 0 divided by 0 is not a number. Masked first, the future never
-#    takes part.</details>
-# 3. Write a table for a new head with `asks_for`, in which every noun asks for an adjective that stands before it.
-#    <details><summary>Answer:</summary> For example <code>asks_for({"ball": "red"}, otherwise="&lt;sos&gt;")</code>; the other nouns have
-#    none.</details>
+# Five tasks with checks that name your mistake, and with solutions: attention from its formula, the causal mask, splitting into heads,
+# joining them, and a head made by hand that looks two words back. About an hour and a quarter: [exercises for
+# 02](exercises/02_attention.ipynb).
 #
 # ## References
 #

@@ -1173,16 +1173,11 @@ figures.save_numbers(
 # 5. When is "the logits are the sum of what every part wrote" exact?
 #    <details><summary>Answer:</summary> When the number by which the final norm divides is held fixed.</details>
 #
-# ## Try it
+# ## Exercises
 #
-# 1. Build `Decoder(ModelConfig(num_heads=4))` and count its parameters. Why is the number the same?
-#    <details><summary>Answer:</summary> The heads share the same matrices in another way: 4 · 74 = 8 · 37 = 296.</details>
-# 2. Train twelve post-norm blocks more gently: `first_steps(stack("post-norm", 12, seed=1), steps=200, learning_rate=5e-4)`.
-#    Where does the loss end, compared with the level of word counts?
-#    <details><summary>Answer:</summary> It starts slowly and ends below that level, where it had been stuck.</details>
-# 3. Silence a part: `silent = copy.deepcopy(exact)`, then set weight and bias of `silent.blocks[0].attention.output` to 0. Does the
-#    difference of the two logits change by the bar of *attention 1*?
-#    <details><summary>Answer:</summary> No. Later parts read what it wrote, and the norm now divides by another number.</details>
+# Five tasks with checks that name your mistake, and with solutions: the norm, a formula for the number of parameters, the block, the
+# whole decoder, and a lens that reads the stream halfway up. About an hour and a half: [exercises for
+# 03](exercises/03_decoder_block.ipynb).
 #
 # ## References
 #

@@ -1155,12 +1155,10 @@ figures.save_numbers(
 # 5. A head scores 0.9 for a pattern. Is it needed?
 #    <details><summary>Answer:</summary> That does not follow. Switch it off and measure.</details>
 #
-# ## Try it
+# ## Exercises
 #
-# 1. Train a second model with `replace(config, max_steps=150)`. Where does its loss end, and which patterns have no head yet?
-#    <details><summary>Answer:</summary> Well above the floor. The heads for names and songs have hardly begun to form.</details>
-# 2. Write a sentence with a name that is not in the vocabulary. What does the same-name head look at?
-#    <details><summary>Answer:</summary> At any <code>&lt;unk&gt;</code> before it, if at anything: all unknown words look alike.</details>
+# Five tasks with checks that name your mistake, and with solutions: the loss without padding, a training step, warm-up and cosine, an
+# experiment with the learning rate, and the judge of a story. About an hour: [exercises for 04](exercises/04_training.ipynb).
 #
 # ## References
 #

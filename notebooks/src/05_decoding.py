@@ -1270,13 +1270,10 @@ figures.save_numbers(
 #    <details><summary>Answer:</summary> The logits, beside those of one pass over the whole text. The text itself may look
 #    fluent.</details>
 #
-# ## Try it
+# ## Exercises
 #
-# 1. Move the sliders until only one word is left. Which of the three did it, and is there another way?
-#    <details><summary>Answer:</summary> top-k 1, or a small top-p. A low temperature comes close, but never removes a word.</details>
-# 2. Break the cache in a fourth way: `cache.length -= 1` after every step. Does the text show it?
-#    <details><summary>Answer:</summary> Each token overwrites the one before it, so only prompt and last word are known. The text is hard
-#    to tell from a right one at first.</details>
+# Four tasks with checks that name your mistake, and with solutions: temperature and top-k, top-p, one step of beam search, and a cache
+# for one head. About an hour: [exercises for 05](exercises/05_decoding.ipynb).
 #
 # ## References
 #

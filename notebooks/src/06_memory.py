@@ -994,13 +994,11 @@ figures.save_numbers(
 # 5. What is the derivative of a row's cross-entropy by its logits?
 #    <details><summary>Answer:</summary> The softmax, less 1 at the target.</details>
 #
-# ## Try it
+# ## Exercises
 #
-# 1. Nest three levels, `set_recomputation(4, 4, 4)`, on the tower. What does the third level save, and what does it cost?
-#    <details><summary>Answer:</summary> Fewer inputs are kept at a time; the inside is computed once more.</details>
-# 2. Time `loss_gradients(chunked_loss, torch.float32)` with `ROWS` at 16, 512 and 2,016. Which is slowest, and why?
-#    <details><summary>Answer:</summary> 16: many small products use a processor badly. 2,016 is one chunk, and needs the memory of all
-#    logits.</details>
+# Three tasks with checks that name your mistake, and with solutions: accumulation over unequal stories, computing twice with the same
+# random numbers, and an experiment with the number of segments. Then six short programs with a bug each, and six diagnostics to choose
+# from. About an hour and a half: [exercises for 06](exercises/06_memory.ipynb).
 #
 # ## References
 #

@@ -1,0 +1,438 @@
+"""The checks of the exercises for notebook 05.
+
+Shape comments name the sizes: B rows, V vocabulary, W beams, T new tokens, S keys, D model width,
+d head width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from checks import agrees, as_tensor, call, compare, exercise, expect, expect_shape
+
+# 1 ------------------------------------------------------------------------------------------------
+
+
+def _kept(logits: Tensor, k: int, otherwise: float = -math.inf) -> Tensor:
+    """Logits (…, V) with all but the k largest replaced."""
+    best = logits.topk(min(k, logits.shape[-1]))  # (…, k) each
+    return torch.full_like(logits, otherwise).scatter(-1, best.indices, best.values)  # (…, V)
+
+
+def _sampled_from(logits: Tensor, temperature: float, k: int) -> Tensor:
+    return _kept(logits / temperature, k).softmax(-1)  # (B, V)
+
+
+def _expect_no_known_nan(answer: Tensor, known: list[tuple[Tensor, str]]) -> None:
+    """Name a mistake that leaves nothing in some row or column, and so divides 0 by 0 there."""
+    for mistake, message in known:
+        if mistake.isnan().any() and mistake.shape == answer.shape:
+            expect(not torch.allclose(answer, mistake.to(answer.dtype), equal_nan=True), message)
+
+
+def _sampling_mistakes(logits: Tensor, temperature: float, k: int) -> list[tuple[Tensor, str]]:
+    V, right = logits.shape[-1], _sampled_from(logits, temperature, k)  # (B, V)
+    scaled, all_words = logits / temperature, (logits / temperature).softmax(-1)  # (B, V) each
+    no_temperature = "The temperature has no effect: does it come before the softmax?"
+    whole_batch = (
+        "Some rows keep more than k words and some fewer: do you look for the k best of the whole "
+        "batch, or the threshold of one row for all?"
+    )
+    cut = scaled.flatten().topk(min(k, scaled.numel())).values[-1]  # ()
+    first_cut = scaled[0].topk(min(k, V)).values[-1]  # ()
+    return [
+        (
+            _sampled_from(logits, 1 / temperature, k),
+            "A small temperature should sharpen the distribution, and yours flattens it: what do "
+            "you do to the logits?",
+        ),
+        (_sampled_from(logits, 1.0, k), no_temperature),
+        (_sampled_from(logits, 1.0, k) / temperature, no_temperature),
+        (
+            all_words * (right > 0),
+            "Your rows no longer sum to 1: the probability of the removed words is lost. Is the "
+            "filter applied after the softmax?",
+        ),
+        (
+            _kept(scaled, k, 0.0).softmax(-1),
+            "Words that are not among the k best still have probability: which score makes the "
+            "softmax give exactly 0?",
+        ),
+        (
+            all_words,
+            "Every word still has probability: the filter has no effect. Is its result used?",
+        ),
+        (
+            torch.where(_kept(-scaled, k) > -math.inf, scaled, -math.inf).softmax(-1),
+            "You keep the k least likely words: which end of the ranking is kept?",
+        ),
+        (
+            _sampled_from(logits, temperature, k + 1),
+            "You keep k + 1 words: does your comparison count the one that it compares with?",
+        ),
+        (
+            _sampled_from(logits, temperature, max(1, k - 1)),
+            "You keep k - 1 words: does the k-th best fall to your own threshold?",
+        ),
+        (
+            _kept(scaled, k).softmax(0),
+            "Your columns sum to 1, and not your rows: over which axis is the softmax?",
+        ),
+        (scaled.masked_fill(scaled < cut, -math.inf).softmax(-1), whole_batch),
+        (scaled.masked_fill(scaled < first_cut, -math.inf).softmax(-1), whole_batch),
+        (
+            right.log(),
+            "These are logarithms of probabilities: the result should be probabilities.",
+        ),
+        (
+            _kept(scaled, k),
+            "These are scores, with -inf for the removed words: which step makes them "
+            "probabilities?",
+        ),
+        (
+            scaled.topk(min(k, V)).values.softmax(-1),
+            "You return k probabilities a row: how is one to know whose they are? Each word keeps "
+            "its own place among V.",
+        ),
+    ]
+
+
+@exercise
+def sampling_distribution(student):
+    for shape, temperature, k in (((3, 7), 0.7, 3), ((2, 5), 1.6, 2), ((4, 6), 0.5, 1)):
+        logits = 2 * torch.randn(shape)  # (B, V)
+        answer = as_tensor(call(student, logits, temperature, k))
+        known = _sampling_mistakes(logits, temperature, k)
+        _expect_no_known_nan(answer, known)
+        compare(answer, _sampled_from(logits, temperature, k), known)
+    logits = torch.tensor([[2.0, -math.inf, 1.0, 0.5]])  # (1, V)
+    compare(
+        call(student, logits, 0.7, 2),
+        _sampled_from(logits, 0.7, 2),
+        what="for a row in which one word already has the score -inf, the result",
+    )
+    logits = torch.randn(3, 4)  # (B, V)
+    compare(
+        call(student, logits, 0.7, 9),
+        (logits / 0.7).softmax(-1),
+        what="for k = 9 of only 4 words, the result",
+    )
+    logits = torch.tensor([[30.0, 29.9, 3.0, -2.0]])  # (1, V)
+    answer = as_tensor(call(student, logits, 0.05, 3))
+    expect(
+        answer.isfinite().all(),
+        "At temperature 0.05 your result is not finite: the logits become hundreds, and their "
+        "exponentials overflow. What can be subtracted from all scores without changing the "
+        "softmax?",
+    )
+    compare(answer, _sampled_from(logits, 0.05, 3), what="at temperature 0.05, the result")
+    return "as expected at five temperatures from 0.05 to 1.6, and for k from 1 to more than V"
+
+
+# 2 ------------------------------------------------------------------------------------------------
+
+
+def _restored(ranked: Tensor, words: Tensor) -> Tensor:
+    """What is left of ranked probabilities (B, V), summing to 1, in the words' own places."""
+    return torch.zeros_like(ranked).scatter(-1, words, ranked / ranked.sum(-1, keepdim=True))
+
+
+def _nucleus(probabilities: Tensor, p: float, order: Tensor | None = None) -> Tensor:
+    """Top-p of (B, V); order: the words as they are added up, (B, V); None: likeliest first."""
+    if order is None:
+        order = probabilities.argsort(descending=True)  # (B, V)
+    ranked = probabilities.double().gather(-1, order)  # (B, V)
+    return _restored(ranked * (ranked.cumsum(-1) - ranked < p), order)  # (B, V)
+
+
+def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str]]:
+    probabilities = probabilities.double()  # (B, V)
+    ranked, words = probabilities.sort(descending=True)  # (B, V) each
+    upto, right = ranked.cumsum(-1), _nucleus(probabilities, p)  # (B, V) each
+    places = torch.arange(ranked.shape[-1])  # (V,)
+    number = (right > 0).sum(-1, keepdim=True)  # (B, 1), of words that are kept
+    fewer = (
+        "What you keep sums to less than p: the word with which the sum reaches p is missing. Is "
+        "the sum compared before or after a word's own probability is added?"
+    )
+    return [
+        (_restored(ranked * (upto < p), words), fewer),
+        (torch.zeros_like(ranked).scatter(-1, words, ranked * (upto < p)), fewer),
+        (_restored(ranked * ((upto < p) | (places == 0)), words), fewer),
+        (
+            _restored(ranked * (places <= number), words),
+            "You keep one word more than is needed: has the sum not reached p before it?",
+        ),
+        (
+            probabilities * (right > 0),
+            "You keep the right words, and your rows no longer sum to 1: what is to be done with "
+            "what is left?",
+        ),
+        (
+            right.gather(-1, words),
+            "Your numbers are right, and stand in the order of the ranking: how does each find "
+            "the way back to its word's own place?",
+        ),
+        (
+            _nucleus(probabilities, p, probabilities.argsort()),
+            "You keep unlikely words and drop likely ones: from which end do you add up?",
+        ),
+        (
+            _nucleus(probabilities, p, places.expand_as(words)),
+            "You add up in the order of the vocabulary: which words should come first?",
+        ),
+        (
+            _restored(ranked * (places < number[0]), words),
+            "Each row keeps as many words as the first: how many are needed differs from row to "
+            "row.",
+        ),
+        (
+            _restored(ranked * (ranked >= p), words),
+            "You compare each probability alone with p: it is their sum that should reach p.",
+        ),
+        (
+            _restored(ranked * (ranked >= 1 - p), words),
+            "You compare each probability alone with 1 - p: it is their sum that should reach p.",
+        ),
+        (
+            torch.where(right > 0, probabilities, -math.inf).softmax(-1),
+            "You take the softmax of probabilities, which are positive already: what else makes "
+            "positive numbers sum to 1?",
+        ),
+        ((right > 0).double(), "You return which words are kept: what is the probability of each?"),
+        (probabilities, "Every word still has probability: the filter has no effect."),
+    ]
+
+
+@exercise
+def nucleus(student):
+    even = torch.tensor([[0.125, 0.5, 0.125, 0.25], [0.25, 0.125, 0.125, 0.5]])  # (B, V), exact
+    for shape, p in (((3, 7), 0.8), ((5, 6), 0.6), ((2, 9), 0.95), ((4, 7), 0.3)):
+        probabilities = (1.5 * torch.randn(shape)).softmax(-1)  # (B, V)
+        answer = call(student, probabilities, p)
+        compare(answer, _nucleus(probabilities, p), _nucleus_mistakes(probabilities, p))
+    compare(
+        call(student, even, 0.75),
+        _nucleus(even, 0.75),
+        [
+            (
+                _nucleus(even, 0.8),
+                "With probabilities of 0.5, 0.25, 0.125 and 0.125, two words sum to exactly 0.75, "
+                "and you keep three for p = 0.75: is p reached, or must it be passed?",
+            ),
+            (
+                _nucleus(even, 0.7).new_tensor([[0, 1, 0, 0], [0, 0, 0, 1]]),
+                "With probabilities of 0.5, 0.25, 0.125 and 0.125, you keep one word for p = 0.75: "
+                "its sum is less than p.",
+            ),
+        ],
+        what="for p = 0.75, which two of the words reach exactly, the result",
+    )
+    compare(call(student, even, 0.5), _nucleus(even, 0.5), what="for p = 0.5, the result")
+    compare(call(student, even, 1.0), even, what="for p = 1, which keeps all, the result")
+    return "the fewest words that reach p, in 19 rows and at seven values of p"
+
+
+# 3 ------------------------------------------------------------------------------------------------
+
+
+def _ranked(candidates: Tensor, width: int, largest=True) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of candidates (W, V), best first: totals, beams and words, (width,) each."""
+    best = candidates.flatten().topk(width, largest=largest)  # (width,) each
+    return best.values, best.indices // candidates.shape[1], best.indices % candidates.shape[1]
+
+
+def _beam_mistakes(
+    totals: Tensor, scores: Tensor, width: int
+) -> list[tuple[tuple[Tensor, Tensor, Tensor], str]]:
+    candidates = totals[:, None] + scores  # (W, V)
+    W, V = scores.shape
+    right, beams, words = _ranked(candidates, width)  # (width,) each
+    flat = candidates.flatten().topk(width).indices  # (width,)
+    split = (
+        "Your totals are right, and not where they come from: the flat index of (beam, word) is "
+    )
+    split += "beam · V + word. How do you take it apart?"
+    own_best = scores.max(-1)  # (W,) each
+    own = totals + own_best.values  # (W,)
+    each = own.argsort(descending=True)[:width]  # (width,) at most
+    return [
+        (
+            _ranked(scores, width),
+            "You rank the new words alone: what did the beginning of each cost?",
+        ),
+        (
+            _ranked(totals[:, None] * scores, width),
+            "You multiply, and these are logarithms: what does a product become?",
+        ),
+        (
+            _ranked(totals[:, None] + scores.exp(), width),
+            "You add a probability to a logarithm: in which of the two is the sum of a text?",
+        ),
+        (
+            _ranked((totals[:, None] + scores).exp(), width),
+            "Your totals are probabilities: after some words they are 0 in float32. Why does one "
+            "keep logarithms?",
+        ),
+        (
+            _ranked(candidates, width, largest=False),
+            "You keep the worst: of two log-probabilities, which belongs to the likelier text?",
+        ),
+        (
+            tuple(part.flip(0) for part in (right, beams, words)),
+            "These are the right ones, and the best stands last: it should come first.",
+        ),
+        (
+            (own[each], each, own_best.indices[each]),
+            "You take the best word of each beam: may not two of the best come from one beam?",
+        ),
+        ((right, words, beams), "Your totals are right: are beam and word exchanged?"),
+        ((right, flat % W, flat // W), split),
+        ((right, flat // W, flat % W), split),
+        ((right, flat // W, flat % V), split),
+        ((right, flat % V, flat // V), "Your totals are right: are beam and word exchanged?"),
+        ((right, beams, flat), "Your words are larger than the vocabulary: is this a flat index?"),
+        ((right, flat, words), "Your beams are more than there are: is this a flat index?"),
+        (
+            _ranked(candidates / 2, width),
+            "You divide the totals: in this step nothing is divided by a length.",
+        ),
+    ]
+
+
+@exercise
+def beam_step(student):
+    for W, V, width in ((3, 7, 4), (1, 6, 3), (4, 5, 2), (2, 3, 6)):
+        totals = -3 * torch.rand(W)  # (W,)
+        scores = (1.5 * torch.randn(W, V)).log_softmax(-1)  # (W, V)
+        _expect_beams(call(student, totals, scores, width), totals, scores, width)
+    # Far apart: all of the best continue one beam.
+    totals, scores = torch.tensor([-9.0, -1.0, -8.0]), torch.randn(3, 5).log_softmax(-1)
+    answer = call(student, totals, scores, 2)
+    _expect_beams(answer, totals, scores, 2, " if all of the best continue one beam")
+    return "the best of up to 21 candidates, five times, with the beam that each continues"
+
+
+def _expect_beams(answer, totals: Tensor, scores: Tensor, width: int, when: str = "") -> None:
+    names = "totals", "beams", "words"
+    expect(
+        isinstance(answer, list | tuple) and len(answer) == 3,
+        f"You return a {type(answer).__name__}, and should return three things: totals, beams and "
+        "words",
+    )
+    found = [as_tensor(part, name) for part, name in zip(answer, names, strict=True)]
+    wanted = _ranked(totals[:, None] + scores, width)  # (width,) each
+    for mistake, message in _beam_mistakes(totals, scores, width):
+        same = [agrees(a, b) for a, b in zip(found, mistake, strict=True)]
+        expect(not all(same) or all(map(agrees, mistake, wanted)), message)
+    for part, right, name in zip(found, wanted, names, strict=True):
+        part = expect_shape(part, (width,), f"{name}, of width {width}")
+        compare(part, right, what=name + when)
+
+
+# 4 ------------------------------------------------------------------------------------------------
+
+
+class _Attention:
+    """One cached head, right unless told otherwise. Each flag is a known mistake."""
+
+    def __init__(self, **flags):
+        self.flags, self.keys, self.values, self.x = flags, None, None, None
+
+    def __call__(self, x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> Tensor:  # (B, T, d)
+        has = self.flags.get
+        q, keys, values = x @ w_q, x @ w_k, x @ w_v  # (B, T, d) each
+        if has("keys_as_values"):
+            values = keys
+        if self.keys is not None and not has("forgets"):
+            keys = self._joined(self.keys, keys)  # (B, S, d)
+            if has("again"):
+                self.x = torch.cat([self.x, x], 1)  # (B, S, D)
+                keys, values = self.x @ w_k, self.x @ w_v  # (B, S, d) each
+            else:
+                values = self._joined(self.values, values)  # (B, S, d)
+        if self.keys is None or not has("keeps_first"):
+            self.keys, self.values = keys, values
+        if self.x is None:
+            self.x = x
+        T, S = x.shape[1], keys.shape[1]
+        scores = q @ keys.mT / has("divisor", q.shape[-1] ** 0.5)  # (B, T, S)
+        future = torch.ones(T, S, dtype=torch.bool).triu(has("diagonal", S - T + 1))  # (T, S)
+        if has("backward"):
+            future = ~future.roll(1, -1)
+        if not has("unmasked"):
+            scores = scores.masked_fill(future, -math.inf)  # (B, T, S)
+        return scores.softmax(has("axis", -1)) @ values  # (B, T, d)
+
+    def _joined(self, old: Tensor, new: Tensor) -> Tensor:  # (B, S, d)
+        return torch.cat([new, old] if self.flags.get("new_first") else [old, new], dim=1)
+
+
+_ATTENTION_MISTAKES = [
+    ({"unmasked": True}, "A token of a prompt sees the tokens after it: where is the mask?"),
+    (
+        {"diagonal": 1},
+        "After the first call new tokens do not see all of the cache: row 0 of the mask is no "
+        "longer the first token of the text. How many keys come before it?",
+    ),
+    ({"diagonal": 0}, "No token sees itself: on which diagonal does the mask begin?"),
+    ({"divisor": 1.0}, "Your scores are too large: what are they divided by?"),
+    ({"axis": -2}, "Is your softmax over the queries? Each query shares its weight among keys."),
+    ({"new_first": True}, "Do the new keys come before the old ones? Then the mask hides others."),
+    (
+        {"forgets": True},
+        "The second call does not see the first one's tokens: is anything kept, and is it used?",
+    ),
+    (
+        {"keeps_first": True},
+        "From the third call on some tokens are missing: is what the second call adds kept too?",
+    ),
+    ({"keys_as_values": True}, "Are your values keys? Each has a matrix of its own."),
+]
+
+
+@exercise
+def attend_with_cache(student):
+    B, D, d, lengths = 2, 7, 5, (4, 1, 1, 3)
+    matrices = [torch.randn(D, d) / 2 for _ in range(3)]  # (D, d) each
+    text, other = torch.randn(2, B, sum(lengths), D)  # (B, S, D) each
+    mistakes = [(_Attention(**flags), message) for flags, message in _ATTENTION_MISTAKES]
+    mistakes += [
+        (_Attention(divisor=float(divisor)), "Your scores are divided by another number than √d.")
+        for divisor in (d, D, D**0.5)
+    ]
+    caches, right, shared = ({}, {}), (_Attention(), _Attention()), _Attention()
+    for number, (x, y) in enumerate(
+        zip(text.split(lengths, 1), other.split(lengths, 1), strict=True), 1
+    ):
+        before = x.clone()  # (B, T, D)
+        answer = student(x, *matrices, caches[0])
+        expect(torch.equal(x, before), "you change x in place, and the next layer still needs it")
+        known = [(wrong(x, *matrices), message) for wrong, message in mistakes]
+        what = f"the result of call {number}, which reads {x.shape[1]} new tokens,"
+        compare(answer, right[0](x, *matrices), known, what)
+        answer = student(y, *matrices, caches[1])
+        apart = "Two texts with a cache each are mixed up: is something kept outside the cache?"
+        shared(x, *matrices)
+        known = [(shared(y, *matrices), apart)]
+        what = "the result for a second text, which has a cache of its own,"
+        compare(answer, right[1](y, *matrices), known, what)
+    x, others = torch.randn(B, 2, D), [matrix + 0.5 for matrix in matrices]  # (B, T, D)
+    again = _Attention(again=True)
+    again(text, *matrices)
+    compare(
+        student(x, *others, caches[0]),
+        right[0](x, *others),
+        [
+            (
+                again(x, *others),
+                "Your results are right, and the old tokens' keys or values are computed again at "
+                "each call: what should the cache keep instead?",
+            )
+        ],
+        what="the result with other matrices, of which old keys and values know nothing,",
+    )
+    answer = student(text[:1, :1], *matrices, {})
+    compare(answer, text[:1, :1] @ matrices[2], what="for a single token and an empty cache, it")
+    return "four calls on nine tokens are equal to one pass, for two texts in turns"
