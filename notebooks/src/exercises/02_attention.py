@@ -100,6 +100,12 @@ def attention(q, k, v):
     return weights @ v, weights
 
 
+# %% tags=["mistake"] says="another size"
+def attention(q, k, v):
+    weights = (q @ k.transpose(-2, -1) / math.sqrt(v.shape[-1])).softmax(dim=-1)  # (…, T, S)
+    return weights @ v, weights
+
+
 # %% tags=["mistake"] says="columns sum to 1"
 def attention(q, k, v):
     weights = (q @ k.transpose(-2, -1) / math.sqrt(k.shape[-1])).softmax(dim=-2)  # (…, T, S)
@@ -250,6 +256,11 @@ def causal_weights(scores):
     return (scores + mask).softmax(dim=-2)
 
 
+# %% tags=["mistake"] says="multiplied by inf"
+def causal_weights(scores):
+    return (scores - torch.inf * torch.ones_like(scores).triu(1)).softmax(dim=-1)  # 0 · inf is nan
+
+
 # %% tags=["mistake"] says="low enough"
 def causal_weights(scores):
     mask = torch.full(scores.shape[-2:], -20.0).triu(1)  # (T, T)
@@ -318,6 +329,12 @@ def split_into_heads(x, num_heads):
 def split_into_heads(x, num_heads):
     B, T, D = x.shape
     return x.view(B, num_heads, T, D // num_heads)  # (B, H, T, d)
+
+
+# %% tags=["mistake"] says="between tokens"
+def split_into_heads(x, num_heads):
+    B, T, D = x.shape
+    return x.mT.reshape(B, num_heads, T, D // num_heads)  # (B, H, T, d)
 
 
 # %% tags=["mistake"] says="every H-th"
