@@ -193,7 +193,7 @@ def _mean_loss(parts: Parts, model: TinyDecoder) -> float:
 
 
 @lru_cache(maxsize=1)  # two diagnostics ask for the same run
-def _after_training(parts: Parts) -> float:
+def after_training(parts: Parts) -> float:
     """The loss after STEPS steps on all stories at once."""
     model = new_model(parts)
     optimizer = parts.make_optimizer(model, RATE)
@@ -214,7 +214,7 @@ def initial_loss(parts: Parts) -> Finding:
 
 
 def batch_by_heart(parts: Parts) -> Finding:
-    loss, least = _after_training(parts), floor_of_stories()
+    loss, least = after_training(parts), floor_of_stories()
     return Finding(
         loss > least + 0.3,
         f"after {STEPS} steps on the same twelve stories the loss is {loss:.2f} nats, and by heart "
@@ -230,7 +230,7 @@ def causality(parts: Parts) -> Finding:
     off = (model(ids) - before)[:, :7].abs().max().item()
     return Finding(
         off > 1e-9,
-        f"when the word at position 7 changes, logits before it change by up to {off:.0e}",
+        f"when the word at position 7 changes, logits before it change by up to {off:.1g}",
     )
 
 
@@ -240,7 +240,7 @@ def cache_equality(parts: Parts) -> Finding:
     steps = [ids[:, :6], *ids[:, 6:].split(1, dim=1)]  # prefill, then token by token
     stepwise = torch.cat([parts.read(model, part, held) for part in steps], dim=1)  # (B, T, V)
     off = (stepwise - model(ids)).abs().max().item()
-    return Finding(off > 1e-9, f"logits with and without the cache differ by up to {off:.0e}")
+    return Finding(off > 1e-9, f"logits with and without the cache differ by up to {off:.1g}")
 
 
 def split_gradient(parts: Parts) -> Finding:
@@ -252,13 +252,13 @@ def split_gradient(parts: Parts) -> Finding:
     off = ((split - whole).abs().max() / whole.abs().max()).item()
     return Finding(
         off > 1e-9,
-        f"twelve stories at once and five at a time give gradients that differ by {off:.0e} of "
+        f"twelve stories at once and five at a time give gradients that differ by {off:.1g} of "
         "the largest",
     )
 
 
 def floor(parts: Parts) -> Finding:
-    loss, least = _after_training(parts), floor_of_stories()
+    loss, least = after_training(parts), floor_of_stories()
     return Finding(
         loss < least - 0.02,
         f"after {STEPS} steps on the same twelve stories the loss is {loss:.2f} nats, and their "

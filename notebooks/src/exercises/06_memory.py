@@ -1024,7 +1024,7 @@ chosen = "batch by heart"
 # %% tags=["mistake"] says="cannot see this bug"
 chosen = "floor"
 
-# %% tags=["mistake"] says="still clipped"
+# %% tags=["mistake"] says="clipped once"
 chosen = "split gradient"
 
 
