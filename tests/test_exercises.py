@@ -66,9 +66,10 @@ def test_a_check_accepts_the_right_and_names_each_mistake(path):
 def test_the_notebooks_are_what_the_sources_make():
     wrong = exercises.out_of_step()
     assert not wrong, f"out of step with notebooks/src/exercises: {wrong}; run `make notebooks`"
-    for notebook in (jupytext.read(path) for path in MADE):
-        # Jupyter pairs no text with them: it would overwrite the source.
-        assert notebook.metadata["jupytext"]["formats"] == "ipynb"
+    # Jupyter pairs neither with the other: the reader's notebook would overwrite the source.
+    for path in (*MADE, *exercises.sources()):
+        alone = "ipynb" if path.suffix == ".ipynb" else "py:percent"
+        assert jupytext.read(path).metadata["jupytext"]["formats"] == alone
 
 
 @every_notebook

@@ -191,10 +191,8 @@ def test_the_set_up_cell_finds_the_course_from_its_folders(name, tmp_path):
         "import checks, helpers\nprint(helpers.__file__, checks.__file__)"
     )
     command = [sys.executable, program]
-    for folder in (".", "notebooks", *(f"notebooks/{place}" for place in SETUPS[name])):
-        found = subprocess.run(
-            command, cwd=ROOT / folder, capture_output=True, text=True, check=True
-        )
+    for folder in (ROOT, *(ROOT / "notebooks" / place for place in SETUPS[name])):
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         assert found.stdout.split(" ", 1) == [
             str(ROOT / "helpers" / "__init__.py"),
             f"{ROOT / 'notebooks' / 'exercises' / 'checks' / '__init__.py'}\n",
@@ -217,7 +215,9 @@ import google.colab
 subprocess.run = lambda command, **how: subprocess.CompletedProcess(command, 0, stdout="")
 for _ in range(2):
     exec({source!r})
-import checks.embeddings, helpers
+import helpers, importlib, pkgutil, checks
+for module in pkgutil.iter_modules(checks.__path__):
+    importlib.import_module("checks." + module.name)
 print(helpers.__file__)
 """
     found = subprocess.run(

@@ -27,7 +27,7 @@ FIRST = """# %% [markdown]
 #
 # As in [@vaswani2017attention]: $\\sqrt{d}$. Next: [the second](02_second.ipynb), from
 # [a bar](01_first.ipynb#01_bar) and [a part](02_second.ipynb#A-part)
-# to [the code](../helpers/plots.py).
+# to [the code](../helpers/plots.py) and [the tasks](exercises/01_first.ipynb).
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # or a path
@@ -142,6 +142,8 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
         assert f'id="{target}"' in page
     code = rf'<a\s+href="{execute.repository()}/blob/main/helpers/plots\.py">the\s+code</a>'
     assert re.search(code, page)
+    tasks = rf'<a\s+href="{execute.repository()}/blob/main/notebooks/exercises/01_first\.ipynb">'
+    assert re.search(tasks, page)
 
 
 SAVED = f"""{SHORT}

@@ -14,6 +14,7 @@ a sentence for a right solution:
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import permutations
 
 import numpy as np
@@ -47,10 +48,12 @@ def exercise(check: Callable[[object], str]) -> Callable[[object], Verdict]:
         _calls.clear()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # on tensors this small, more would only wait for each other
-        with torch.random.fork_rng(devices=[]):  # the reader's own random numbers stay as they are
-            torch.manual_seed(0)
-            verdict = _judge(check, student)
-        torch.set_num_threads(threads)
+        try:
+            with torch.random.fork_rng(devices=[]):  # the reader's random numbers stay as they are
+                torch.manual_seed(0)
+                verdict = _judge(check, student)
+        finally:
+            torch.set_num_threads(threads)
         print(f"{ {True: '✓', False: '✗', None: '○'}[verdict.right] } {verdict.message}")
         return verdict
 
@@ -138,7 +141,7 @@ def as_tensor(result, what: str = "the result") -> Tensor:
     try:
         if isinstance(result, list | tuple) and any(isinstance(part, Tensor) for part in result):
             return torch.stack([as_tensor(part) for part in result])
-        return torch.as_tensor(np.asarray(result))
+        return torch.as_tensor(float(result) if type(result) is Fraction else np.asarray(result))
     except (TypeError, ValueError, RuntimeError):
         raise Wrong(f"{what} should be a tensor, and is a {type(result).__name__}") from None
 
@@ -175,11 +178,11 @@ def compare(
     _expect_shape(got, wanted.shape, what)
     expect(
         wanted.isnan().any() or not got.isnan().any(),
-        f"{what} has nan in it: is 0 divided by 0, or is everything in a row -inf?",
+        f"there is nan in {what}: is 0 divided by 0, or multiplied by inf, or is a row all -inf?",
     )
     expect(
         got.is_floating_point() or not wanted.is_floating_point(),
-        f"{what} holds whole numbers ({got.dtype}), and fractions are lost: where are they cut?",
+        f"there are whole numbers ({got.dtype}) in {what}: where are the fractions cut off?",
     )
     got, wanted = got.double().reshape(wanted.shape), wanted.double()
     if wanted.numel() > 1 and got.isfinite().all() and wanted.isfinite().all():
@@ -200,7 +203,7 @@ def compare(
     share = f", {int((difference > tolerance).sum())} of {wanted.numel()} numbers differ"
     words = where(index)
     raise Wrong(
-        f"{UNNAMED}{what} is off by {float(difference.max()):.3g}{place}"
+        f"{UNNAMED}the largest error of {what} is {float(difference.max()):.3g}{place}"
         + (share if index else "")
         + (f"; {words}" if words else "")
     )
@@ -212,18 +215,20 @@ def _expect_shape(got: Tensor, shape: Sequence[int], what: str) -> None:
         return
     expect(
         have not in permutations(want),
-        f"{what} has shape {have}, which is {want} in another order: are two axes exchanged?",
+        f"the shape of {what} is {have}, which is {want} in another order: are two axes exchanged?",
     )
     expect(
         len(have) <= len(want),
-        f"{what} has shape {have}, one axis or more too many for {want}: over which should it be "
-        "combined?",
+        f"the shape of {what} is {have}, one axis or more too many for {want}: over which "
+        "should it be combined?",
     )
     expect(
         len(have) == len(want),
-        f"{what} has shape {have}, and lacks an axis of {want}: which one went, and should it?",
+        f"the shape of {what} is {have}, and lacks an axis of {want}: which one went?",
     )
-    raise Wrong(f"{what} has shape {have}, and should have {want}: which axis has the wrong size?")
+    raise Wrong(
+        f"the shape of {what} is {have}, and should be {want}: which axis has the wrong size?"
+    )
 
 
 def expect_shape(got, shape: Sequence[int], what: str = "the result") -> Tensor:

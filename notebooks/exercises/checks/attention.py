@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from checks import agrees, as_tensor, call, compare, exercise, expect, expect_shape
@@ -32,7 +33,7 @@ def attention(student):
             not agrees(mixed, wanted) or agrees(weights, wanted),
             "the order is wanted the other way: the mixed values first, and then the weights.",
         )
-        compare(weights, wanted, _weights(q, k), "the weights", _row)
+        compare(weights, wanted, _weights(q, k, e), "the weights", _row)
         known = [
             (
                 weights.sum(-1, keepdim=True) * v.sum(-2, keepdim=True),
@@ -49,12 +50,13 @@ def attention(student):
     return "one story and a batch with 3 heads; all rows of weights sum to 1"
 
 
-def _weights(q, k):
+def _weights(q, k, e):
     """What known mistakes would give for the weights."""
     (T, d), S = q.shape[-2:], k.shape[-2]
     dots = q @ k.mT  # (…, T, S)
     scores = dots / d**0.5  # (…, T, S)
     whole = (torch.ones(T, S).triu(1) * -1e30 + scores).softmax(-1)  # (…, T, S)
+    cosines = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT  # (…, T, S)
     columns = "your columns sum to 1, and not the rows: over which axis does the softmax go?"
     return [
         (dots.softmax(-1), "the scores are used as they are, without the root of d."),
@@ -65,6 +67,13 @@ def _weights(q, k):
             (dots / T**0.5).softmax(-1),
             "the scores are divided by the root of the number of queries, and d counts entries.",
         ),
+        *(
+            ((dots / size**0.5).softmax(-1), "the scores are divided by the root of another size.")
+            for size in (*q.shape[:-2], e)
+        ),
+        ((-scores).softmax(-1), "the sign of the scores is wrong: who fits best gets least."),
+        (cosines.softmax(-1), "the scores are cosines: queries and keys keep their lengths."),
+        ((cosines / d**0.5).softmax(-1), "the scores are cosines: vectors keep their lengths."),
         (scores.softmax(-2), columns),
         (dots.softmax(-2), columns),
         ((scores.softmax(-1)).mT, "rows and columns of the weights are exchanged."),
@@ -205,7 +214,7 @@ def _diagnose(weights, wanted, scores):
     places = torch.arange(T)
     away = places[None] - places[:, None]  # (T, T): how far ahead the column is
     diagonal = weights.diagonal(dim1=-2, dim2=-1)  # (…, T)
-    if T == 1 or agrees(weights, wanted):
+    if T == 1 or agrees(weights, wanted) or weights.isnan().all():
         return
     expect(
         not ((diagonal[..., 1:] == 0) | diagonal[..., 1:].isnan()).all()
@@ -236,6 +245,10 @@ def _causal_place(index):
 
 @exercise
 def split_into_heads(student):
+    between = (
+        "the shape is right and the content is not: the cut goes between tokens, so that a head "
+        "does not have its share of every token."
+    )
     for B, T, H, d in ((2, 5, 3, 7), (3, 4, 2, 5), (1, 1, 6, 1), (1, 7, 1, 4), (2, 8, 3, 8)):
         x = torch.randn(B, T, H * d)  # (B, T, D)
         try:
@@ -254,17 +267,15 @@ def split_into_heads(student):
         wanted = torch.stack([x[..., h * d : (h + 1) * d] for h in range(H)], dim=1)
         every = x.view(B, T, d, H)  # (B, T, d, H)
         known = [
-            (
-                x.view(B, H, T, d),
-                "the shape is right and the content is not: the cut goes between tokens, so that a "
-                "head has all of some tokens, and nothing of others.",
-            ),
+            (x.view(B, H, T, d), between),
             (
                 every.permute(0, 3, 1, 2),
                 "the shape is right and the content is not: a head has every H-th number, and "
                 "should have d of them that stand side by side.",
             ),
             (every.permute(0, 3, 2, 1), "the axes of tokens and of their numbers are exchanged."),
+            (x.mT.reshape(B, H, T, d), between),
+            (x.view(B, H, d, T).mT, between),
             (wanted.transpose(1, 2), "the axes of heads and tokens are exchanged."),
             (wanted.mT, "the axes of tokens and of their numbers are exchanged."),
             (wanted.flip(1), "the heads are in the opposite order."),
@@ -276,7 +287,7 @@ def split_into_heads(student):
             (wanted[:, 0], "this is the first head alone."),
             (x.view(B, T, H, d).reshape(B, H, T, d), "a second reshape does not exchange axes."),
         ]
-        compare(result, wanted, known, "the result")
+        compare(result, wanted, known, "the result", "look at head {0[1]} and token {0[2]}".format)
     _expect_gradient(lambda: student(x, H), x)
     return f"5 tensors; each head has its own {d} columns of all {T} tokens in the last"
 
@@ -321,7 +332,7 @@ def join_heads(student):
             (wanted.mT, "the axes of tokens and of their numbers are exchanged."),
             (heads.flip(2).flatten(2), "the heads are in the opposite order."),
         ]
-        compare(result, wanted, known, "the result")
+        compare(result, wanted, known, "the result", "look at token {0[1]}".format)
     _expect_gradient(lambda: student(x), x)
     return f"5 tensors; in the last, {H} heads of {d} numbers make {H * d} for each token"
 

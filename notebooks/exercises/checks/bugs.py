@@ -73,13 +73,13 @@ def story_loss(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient(
-    model: nn.Module, batch: Tensor, size: int, loss_sum: Callable, clip_norm: float
+    model: nn.Module, batch: Tensor, size: int, loss_of: Callable, clip_norm: float
 ) -> None:
     """Leave the batch's clipped gradient in .grad, reading `size` stories at a time."""
     model.zero_grad()
     number = (batch[:, 1:] != 0).sum()  # ()
     for part in batch.split(size):
-        (loss_sum(model, part)[0] / number).backward()
+        (loss_of(model, part)[0] / number).backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
 
 
@@ -193,7 +193,7 @@ def _mean_loss(parts: Parts, model: TinyDecoder) -> float:
 
 
 @lru_cache(maxsize=1)  # two diagnostics ask for the same run
-def _after_training(parts: Parts) -> float:
+def after_training(parts: Parts) -> float:
     """The loss after STEPS steps on all stories at once."""
     model = new_model(parts)
     optimizer = parts.make_optimizer(model, RATE)
@@ -209,16 +209,16 @@ def initial_loss(parts: Parts) -> Finding:
     loss, even = _mean_loss(parts, new_model(parts)), math.log(len(tokenizer()))
     return Finding(
         abs(loss - even) > 1,
-        f"before the first step the loss is {loss:.2f} nats, and ln V is {even:.2f}",
+        f"before the first step the loss is ≈{loss:.2f} nats, and ln V is {even:.2f}",
     )
 
 
 def batch_by_heart(parts: Parts) -> Finding:
-    loss, least = _after_training(parts), floor_of_stories()
+    loss, least = after_training(parts), floor_of_stories()
     return Finding(
         loss > least + 0.3,
-        f"after {STEPS} steps on the same twelve stories the loss is {loss:.2f} nats, and by heart "
-        f"it would be {least:.2f}",
+        f"after {STEPS} steps on the same twelve stories the loss is ≈{loss:.2f} nats, and by "
+        f"heart it would be {least:.2f}",
     )
 
 
@@ -230,7 +230,7 @@ def causality(parts: Parts) -> Finding:
     off = (model(ids) - before)[:, :7].abs().max().item()
     return Finding(
         off > 1e-9,
-        f"when the word at position 7 changes, logits before it change by up to {off:.0e}",
+        f"when the word at position 7 changes, logits before it change by up to ≈{off:.1g}",
     )
 
 
@@ -240,7 +240,7 @@ def cache_equality(parts: Parts) -> Finding:
     steps = [ids[:, :6], *ids[:, 6:].split(1, dim=1)]  # prefill, then token by token
     stepwise = torch.cat([parts.read(model, part, held) for part in steps], dim=1)  # (B, T, V)
     off = (stepwise - model(ids)).abs().max().item()
-    return Finding(off > 1e-9, f"logits with and without the cache differ by up to {off:.0e}")
+    return Finding(off > 1e-9, f"logits with and without the cache differ by up to ≈{off:.1g}")
 
 
 def split_gradient(parts: Parts) -> Finding:
@@ -252,16 +252,16 @@ def split_gradient(parts: Parts) -> Finding:
     off = ((split - whole).abs().max() / whole.abs().max()).item()
     return Finding(
         off > 1e-9,
-        f"twelve stories at once and five at a time give gradients that differ by {off:.0e} of "
+        f"twelve stories at once and five at a time give gradients that differ by ≈{off:.1g} of "
         "the largest",
     )
 
 
 def floor(parts: Parts) -> Finding:
-    loss, least = _after_training(parts), floor_of_stories()
+    loss, least = after_training(parts), floor_of_stories()
     return Finding(
         loss < least - 0.02,
-        f"after {STEPS} steps on the same twelve stories the loss is {loss:.2f} nats, and their "
+        f"after {STEPS} steps on the same twelve stories the loss is ≈{loss:.2f} nats, and their "
         f"floor is {least:.2f}",
     )
 

@@ -5,11 +5,51 @@ d head width.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from checks import agrees, as_tensor, call, compare, exercise, expect, expect_shape
+from checks import UNNAMED, Wrong, agrees, as_tensor, call, compare, exercise, expect, expect_shape
+
+
+def compare_or_explain(answer, right: Tensor, explain, known=(), what="the result") -> None:
+    """`compare`; if the mistake is of no known kind, explain(answer, right) looks for its kind."""
+    try:
+        compare(answer, right, known, what)
+    except Wrong as wrong:
+        if str(wrong).startswith(UNNAMED):
+            explain(as_tensor(answer).double(), right.double())
+        raise
+
+
+def _explain_distribution(answer: Tensor, right: Tensor) -> None:
+    """Reject probabilities (B, V) by the first thing that is wrong with them as a distribution."""
+    kept, wanted = answer.abs() > 1e-6, right > 0  # (B, V) each
+    expect((answer > -1e-6).all(), "a probability of yours is negative")
+    wrong = (kept.sum(-1) - wanted.sum(-1)).nonzero().flatten().tolist()  # rows
+    if wrong:
+        row = wrong[0]
+        raise Wrong(
+            f"the number of words that row {row} keeps is {int(kept[row].sum())}, and should be "
+            f"{int(wanted[row].sum())}: print its ranked probabilities, and count"
+        )
+    expect(
+        (kept == wanted).all(),
+        "each row keeps the right number of words, and not the right ones: does your selection "
+        "know which word a rank belongs to?",
+    )
+    sums = answer.sum(-1)  # (B,)
+    expect(
+        agrees(sums, torch.ones_like(sums)),
+        f"the right words are kept, and the probabilities of row 0 sum to {sums[0]:.3f}: by what "
+        "should each row be divided?",
+    )
+    raise Wrong(
+        "the right words are kept and each row sums to 1, but the words do not share it rightly: "
+        "which ratio should two words have that are kept?"
+    )
+
 
 # 1 ------------------------------------------------------------------------------------------------
 
@@ -34,9 +74,9 @@ def _expect_no_known_nan(answer: Tensor, known: list[tuple[Tensor, str]]) -> Non
 def _sampling_mistakes(logits: Tensor, temperature: float, k: int) -> list[tuple[Tensor, str]]:
     V, right = logits.shape[-1], _sampled_from(logits, temperature, k)  # (B, V)
     scaled, all_words = logits / temperature, (logits / temperature).softmax(-1)  # (B, V) each
-    no_temperature = "The temperature has no effect: does it come before the softmax?"
+    no_temperature = "the temperature has no effect: does it come before the softmax?"
     whole_batch = (
-        "Some rows keep more than k words and some fewer: do you look for the k best of the whole "
+        "some rows keep more than k words and some fewer: do you look for the k best of the whole "
         "batch, or the threshold of one row for all?"
     )
     cut = scaled.flatten().topk(min(k, scaled.numel())).values[-1]  # ()
@@ -44,55 +84,55 @@ def _sampling_mistakes(logits: Tensor, temperature: float, k: int) -> list[tuple
     return [
         (
             _sampled_from(logits, 1 / temperature, k),
-            "A small temperature should sharpen the distribution, and yours flattens it: what do "
+            "a small temperature should sharpen the distribution, and yours flattens it: what do "
             "you do to the logits?",
         ),
         (_sampled_from(logits, 1.0, k), no_temperature),
         (_sampled_from(logits, 1.0, k) / temperature, no_temperature),
         (
             all_words * (right > 0),
-            "Your rows no longer sum to 1: the probability of the removed words is lost. Is the "
+            "your rows no longer sum to 1: the probability of the removed words is lost. Is the "
             "filter applied after the softmax?",
         ),
         (
             _kept(scaled, k, 0.0).softmax(-1),
-            "Words that are not among the k best still have probability: which score makes the "
+            "words that are not among the k best still have probability: which score makes the "
             "softmax give exactly 0?",
         ),
         (
             all_words,
-            "Every word still has probability: the filter has no effect. Is its result used?",
+            "every word still has probability: the filter has no effect. Is its result used?",
         ),
         (
             torch.where(_kept(-scaled, k) > -math.inf, scaled, -math.inf).softmax(-1),
-            "You keep the k least likely words: which end of the ranking is kept?",
+            "you keep the k least likely words: which end of the ranking is kept?",
         ),
         (
             _sampled_from(logits, temperature, k + 1),
-            "You keep k + 1 words: does your comparison count the one that it compares with?",
+            "you keep k + 1 words: does your comparison count the one that it compares with?",
         ),
         (
             _sampled_from(logits, temperature, max(1, k - 1)),
-            "You keep k - 1 words: does the k-th best fall to your own threshold?",
+            "you keep k - 1 words: does the k-th best fall to your own threshold?",
         ),
         (
             _kept(scaled, k).softmax(0),
-            "Your columns sum to 1, and not your rows: over which axis is the softmax?",
+            "your columns sum to 1, and not your rows: over which axis is the softmax?",
         ),
         (scaled.masked_fill(scaled < cut, -math.inf).softmax(-1), whole_batch),
         (scaled.masked_fill(scaled < first_cut, -math.inf).softmax(-1), whole_batch),
         (
             right.log(),
-            "These are logarithms of probabilities: the result should be probabilities.",
+            "these are logarithms of probabilities: the result should be probabilities.",
         ),
         (
             _kept(scaled, k),
-            "These are scores, with -inf for the removed words: which step makes them "
+            "these are scores, with -inf for the removed words: which step makes them "
             "probabilities?",
         ),
         (
             scaled.topk(min(k, V)).values.softmax(-1),
-            "You return k probabilities a row: how is one to know whose they are? Each word keeps "
+            "you return k probabilities a row: how is one to know whose they are? Each word keeps "
             "its own place among V.",
         ),
     ]
@@ -105,29 +145,33 @@ def sampling_distribution(student):
         answer = as_tensor(call(student, logits, temperature, k))
         known = _sampling_mistakes(logits, temperature, k)
         _expect_no_known_nan(answer, known)
-        compare(answer, _sampled_from(logits, temperature, k), known)
+        right = _sampled_from(logits, temperature, k)  # (B, V)
+        compare_or_explain(answer, right, _explain_distribution, known)
     logits = torch.tensor([[2.0, -math.inf, 1.0, 0.5]])  # (1, V)
-    compare(
+    compare_or_explain(
         call(student, logits, 0.7, 2),
         _sampled_from(logits, 0.7, 2),
+        _explain_distribution,
         what="for a row in which one word already has the score -inf, the result",
     )
     logits = torch.randn(3, 4)  # (B, V)
-    compare(
+    compare_or_explain(
         call(student, logits, 0.7, 9),
         (logits / 0.7).softmax(-1),
+        _explain_distribution,
         what="for k = 9 of only 4 words, the result",
     )
     logits = torch.tensor([[30.0, 29.9, 3.0, -2.0]])  # (1, V)
     answer = as_tensor(call(student, logits, 0.05, 3))
     expect(
         answer.isfinite().all(),
-        "At temperature 0.05 your result is not finite: the logits become hundreds, and their "
+        "at temperature 0.05 your result is not finite: the logits become hundreds, and their "
         "exponentials overflow. What can be subtracted from all scores without changing the "
         "softmax?",
     )
-    compare(answer, _sampled_from(logits, 0.05, 3), what="at temperature 0.05, the result")
-    return "as expected at five temperatures from 0.05 to 1.6, and for k from 1 to more than V"
+    right = _sampled_from(logits, 0.05, 3)  # (1, V)
+    compare_or_explain(answer, right, _explain_distribution)
+    return "as expected at four temperatures from 0.05 to 1.6, and for k from 1 to more than V"
 
 
 # 2 ------------------------------------------------------------------------------------------------
@@ -153,7 +197,7 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
     places = torch.arange(ranked.shape[-1])  # (V,)
     number = (right > 0).sum(-1, keepdim=True)  # (B, 1), of words that are kept
     fewer = (
-        "What you keep sums to less than p: the word with which the sum reaches p is missing. Is "
+        "what you keep sums to less than p: the word with which the sum reaches p is missing. Is "
         "the sum compared before or after a word's own probability is added?"
     )
     return [
@@ -162,46 +206,46 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
         (_restored(ranked * ((upto < p) | (places == 0)), words), fewer),
         (
             _restored(ranked * (places <= number), words),
-            "You keep one word more than is needed: has the sum not reached p before it?",
+            "you keep one word more than is needed: has the sum not reached p before it?",
         ),
         (
             probabilities * (right > 0),
-            "You keep the right words, and your rows no longer sum to 1: what is to be done with "
+            "you keep the right words, and your rows no longer sum to 1: what is to be done with "
             "what is left?",
         ),
         (
             right.gather(-1, words),
-            "Your numbers are right, and stand in the order of the ranking: how does each find "
+            "your numbers are right, and stand in the order of the ranking: how does each find "
             "the way back to its word's own place?",
         ),
         (
             _nucleus(probabilities, p, probabilities.argsort()),
-            "You keep unlikely words and drop likely ones: from which end do you add up?",
+            "you keep unlikely words and drop likely ones: from which end do you add up?",
         ),
         (
             _nucleus(probabilities, p, places.expand_as(words)),
-            "You add up in the order of the vocabulary: which words should come first?",
+            "you add up in the order of the vocabulary: which words should come first?",
         ),
         (
             _restored(ranked * (places < number[0]), words),
-            "Each row keeps as many words as the first: how many are needed differs from row to "
+            "each row keeps as many words as the first: how many are needed differs from row to "
             "row.",
         ),
         (
             _restored(ranked * (ranked >= p), words),
-            "You compare each probability alone with p: it is their sum that should reach p.",
+            "you compare each probability alone with p: it is their sum that should reach p.",
         ),
         (
             _restored(ranked * (ranked >= 1 - p), words),
-            "You compare each probability alone with 1 - p: it is their sum that should reach p.",
+            "you compare each probability alone with 1 - p: it is their sum that should reach p.",
         ),
         (
             torch.where(right > 0, probabilities, -math.inf).softmax(-1),
-            "You take the softmax of probabilities, which are positive already: what else makes "
+            "you take the softmax of probabilities, which are positive already: what else makes "
             "positive numbers sum to 1?",
         ),
-        ((right > 0).double(), "You return which words are kept: what is the probability of each?"),
-        (probabilities, "Every word still has probability: the filter has no effect."),
+        ((right > 0).double(), "you return which words are kept: what is the probability of each?"),
+        (probabilities, "every word still has probability: the filter has no effect."),
     ]
 
 
@@ -210,28 +254,30 @@ def nucleus(student):
     even = torch.tensor([[0.125, 0.5, 0.125, 0.25], [0.25, 0.125, 0.125, 0.5]])  # (B, V), exact
     for shape, p in (((3, 7), 0.8), ((5, 6), 0.6), ((2, 9), 0.95), ((4, 7), 0.3)):
         probabilities = (1.5 * torch.randn(shape)).softmax(-1)  # (B, V)
-        answer = call(student, probabilities, p)
-        compare(answer, _nucleus(probabilities, p), _nucleus_mistakes(probabilities, p))
-    compare(
+        answer, right = call(student, probabilities, p), _nucleus(probabilities, p)  # (B, V) each
+        known = _nucleus_mistakes(probabilities, p)
+        compare_or_explain(answer, right, _explain_distribution, known)
+    compare_or_explain(
         call(student, even, 0.75),
         _nucleus(even, 0.75),
+        _explain_distribution,
         [
             (
                 _nucleus(even, 0.8),
-                "With probabilities of 0.5, 0.25, 0.125 and 0.125, two words sum to exactly 0.75, "
+                "with probabilities of 0.5, 0.25, 0.125 and 0.125, two words sum to exactly 0.75, "
                 "and you keep three for p = 0.75: is p reached, or must it be passed?",
             ),
             (
                 _nucleus(even, 0.7).new_tensor([[0, 1, 0, 0], [0, 0, 0, 1]]),
-                "With probabilities of 0.5, 0.25, 0.125 and 0.125, you keep one word for p = 0.75: "
+                "with probabilities of 0.5, 0.25, 0.125 and 0.125, you keep one word for p = 0.75: "
                 "its sum is less than p.",
             ),
         ],
         what="for p = 0.75, which two of the words reach exactly, the result",
     )
-    compare(call(student, even, 0.5), _nucleus(even, 0.5), what="for p = 0.5, the result")
-    compare(call(student, even, 1.0), even, what="for p = 1, which keeps all, the result")
-    return "the fewest words that reach p, in 19 rows and at seven values of p"
+    for p in (0.5, 1.0):
+        compare_or_explain(call(student, even, p), _nucleus(even, p), _explain_distribution)
+    return "the fewest words that reach p, in 20 rows and at seven values of p"
 
 
 # 3 ------------------------------------------------------------------------------------------------
@@ -251,7 +297,7 @@ def _beam_mistakes(
     right, beams, words = _ranked(candidates, width)  # (width,) each
     flat = candidates.flatten().topk(width).indices  # (width,)
     split = (
-        "Your totals are right, and not where they come from: the flat index of (beam, word) is "
+        "your totals are right, and not where they come from: the flat index of (beam, word) is "
     )
     split += "beam · V + word. How do you take it apart?"
     own_best = scores.max(-1)  # (W,) each
@@ -260,43 +306,43 @@ def _beam_mistakes(
     return [
         (
             _ranked(scores, width),
-            "You rank the new words alone: what did the beginning of each cost?",
+            "you rank the new words alone: what did the beginning of each cost?",
         ),
         (
             _ranked(totals[:, None] * scores, width),
-            "You multiply, and these are logarithms: what does a product become?",
+            "you multiply, and these are logarithms: what does a product become?",
         ),
         (
             _ranked(totals[:, None] + scores.exp(), width),
-            "You add a probability to a logarithm: in which of the two is the sum of a text?",
+            "you add a probability to a logarithm: in which of the two is the sum of a text?",
         ),
         (
             _ranked((totals[:, None] + scores).exp(), width),
-            "Your totals are probabilities: after some words they are 0 in float32. Why does one "
+            "your totals are probabilities: after some words they are 0 in float32. Why does one "
             "keep logarithms?",
         ),
         (
             _ranked(candidates, width, largest=False),
-            "You keep the worst: of two log-probabilities, which belongs to the likelier text?",
+            "you keep the worst: of two log-probabilities, which belongs to the likelier text?",
         ),
         (
             tuple(part.flip(0) for part in (right, beams, words)),
-            "These are the right ones, and the best stands last: it should come first.",
+            "these are the right ones, and the best stands last: it should come first.",
         ),
         (
             (own[each], each, own_best.indices[each]),
-            "You take the best word of each beam: may not two of the best come from one beam?",
+            "you take the best word of each beam: may not two of the best come from one beam?",
         ),
-        ((right, words, beams), "Your totals are right: are beam and word exchanged?"),
+        ((right, words, beams), "your totals are right: are beam and word exchanged?"),
         ((right, flat % W, flat // W), split),
         ((right, flat // W, flat % W), split),
         ((right, flat // W, flat % V), split),
-        ((right, flat % V, flat // V), "Your totals are right: are beam and word exchanged?"),
-        ((right, beams, flat), "Your words are larger than the vocabulary: is this a flat index?"),
-        ((right, flat, words), "Your beams are more than there are: is this a flat index?"),
+        ((right, flat % V, flat // V), "your totals are right: are beam and word exchanged?"),
+        ((right, beams, flat), "your words are larger than the vocabulary: is this a flat index?"),
+        ((right, flat, words), "your beams are more than there are: is this a flat index?"),
         (
             _ranked(candidates / 2, width),
-            "You divide the totals: in this step nothing is divided by a length.",
+            "you divide the totals: in this step nothing is divided by a length.",
         ),
     ]
 
@@ -318,7 +364,7 @@ def _expect_beams(answer, totals: Tensor, scores: Tensor, width: int, when: str 
     names = "totals", "beams", "words"
     expect(
         isinstance(answer, list | tuple) and len(answer) == 3,
-        f"You return a {type(answer).__name__}, and should return three things: totals, beams and "
+        f"you return a {type(answer).__name__}, and should return three things: totals, beams and "
         "words",
     )
     found = [as_tensor(part, name) for part, name in zip(answer, names, strict=True)]
@@ -326,9 +372,42 @@ def _expect_beams(answer, totals: Tensor, scores: Tensor, width: int, when: str 
     for mistake, message in _beam_mistakes(totals, scores, width):
         same = [agrees(a, b) for a, b in zip(found, mistake, strict=True)]
         expect(not all(same) or all(map(agrees, mistake, wanted)), message)
-    for part, right, name in zip(found, wanted, names, strict=True):
-        part = expect_shape(part, (width,), f"{name}, of width {width}")
-        compare(part, right, what=name + when)
+    for part, name in zip(found, names, strict=True):
+        expect_shape(part, (width,), f"{name} for width {width}")
+    new, beams, words = found  # (width,) each
+    expect(
+        agrees(beams, beams.long()) and agrees(words, words.long()),
+        "a beam or a word is a number with a fraction: is / meant to be //?",
+    )
+    expect(
+        ((beams >= 0) & (beams < len(totals)) & (words >= 0) & (words < scores.shape[1])).all(),
+        f"you name a beam that is not among the {len(totals)}, or a word not among the "
+        f"{scores.shape[1]}",
+    )
+    belong = (totals[:, None] + scores)[beams.long(), words.long()]  # (width,)
+    if not agrees(new, wanted[0]):
+        expect(
+            not agrees(new, totals[beams.long()]),
+            "your totals are those of the beginnings: what does the new word cost?",
+        )
+        expect(
+            not agrees(new, scores[beams.long(), words.long()]),
+            "your totals are those of the new words alone: what did the beginning of each cost?",
+        )
+        expect(
+            agrees(new, belong),
+            f"a total of yours is {new[0]:.2f}, and its beam and word have {belong[0]:.2f} "
+            "together: how are two log-probabilities combined?",
+        )
+        raise Wrong(
+            f"each total belongs to its beam and word, but the {width} best are others{when}: are "
+            "all candidates of all beams compared with each other?"
+        )
+    expect(
+        agrees(new, belong),
+        "your totals are right, and beams and words are not those that have them: how do you find "
+        "out where a total comes from?",
+    )
 
 
 # 4 ------------------------------------------------------------------------------------------------
@@ -342,6 +421,8 @@ class _Attention:
 
     def __call__(self, x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> Tensor:  # (B, T, d)
         has = self.flags.get
+        if has("exchanged"):
+            w_q, w_k = w_k, w_q
         q, keys, values = x @ w_q, x @ w_k, x @ w_v  # (B, T, d) each
         if has("keys_as_values"):
             values = keys
@@ -354,15 +435,17 @@ class _Attention:
                 values = self._joined(self.values, values)  # (B, S, d)
         if self.keys is None or not has("keeps_first"):
             self.keys, self.values = keys, values
+        if has("twice"):
+            self.keys = self._joined(self.keys, x @ w_k)  # (B, S + T, d)
+            self.values = self._joined(self.values, x @ w_v)  # (B, S + T, d)
         if self.x is None:
             self.x = x
         T, S = x.shape[1], keys.shape[1]
         scores = q @ keys.mT / has("divisor", q.shape[-1] ** 0.5)  # (B, T, S)
-        future = torch.ones(T, S, dtype=torch.bool).triu(has("diagonal", S - T + 1))  # (T, S)
-        if has("backward"):
-            future = ~future.roll(1, -1)
+        first = has("diagonal", S - T + 1) + has("shift", 0)
+        future = torch.ones(T, S, dtype=torch.bool).triu(first)  # (T, S)
         if not has("unmasked"):
-            scores = scores.masked_fill(future, -math.inf)  # (B, T, S)
+            scores = scores.masked_fill(future, has("fill", -math.inf))  # (B, T, S)
         return scores.softmax(has("axis", -1)) @ values  # (B, T, d)
 
     def _joined(self, old: Tensor, new: Tensor) -> Tensor:  # (B, S, d)
@@ -370,26 +453,54 @@ class _Attention:
 
 
 _ATTENTION_MISTAKES = [
-    ({"unmasked": True}, "A token of a prompt sees the tokens after it: where is the mask?"),
+    ({"unmasked": True}, "a token of a prompt sees the tokens after it: where is the mask?"),
     (
         {"diagonal": 1},
-        "After the first call new tokens do not see all of the cache: row 0 of the mask is no "
+        "after the first call new tokens do not see all of the cache: row 0 of the mask is no "
         "longer the first token of the text. How many keys come before it?",
     ),
-    ({"diagonal": 0}, "No token sees itself: on which diagonal does the mask begin?"),
-    ({"divisor": 1.0}, "Your scores are too large: what are they divided by?"),
-    ({"axis": -2}, "Is your softmax over the queries? Each query shares its weight among keys."),
-    ({"new_first": True}, "Do the new keys come before the old ones? Then the mask hides others."),
+    ({"shift": 1}, "each token sees the next one: on which diagonal does the mask begin?"),
+    ({"fill": 0.0}, "a score of 0 is not a weight of 0: what does the softmax make of it?"),
+    ({"exchanged": True}, "are queries and keys exchanged? A row of the scores is a query."),
+    ({"twice": True}, "the cache holds some tokens twice: how often do you append them?"),
+    ({"divisor": 1.0}, "your scores are too large: what are they divided by?"),
+    ({"axis": -2}, "is your softmax over the queries? Each query shares its weight among keys."),
+    ({"new_first": True}, "do the new keys come before the old ones? Then the mask hides others."),
     (
         {"forgets": True},
-        "The second call does not see the first one's tokens: is anything kept, and is it used?",
+        "the second call does not see the first one's tokens: is anything kept, and is it used?",
     ),
     (
         {"keeps_first": True},
-        "From the third call on some tokens are missing: is what the second call adds kept too?",
+        "from the third call on some tokens are missing: is what the second call adds kept too?",
     ),
-    ({"keys_as_values": True}, "Are your values keys? Each has a matrix of its own."),
+    ({"keys_as_values": True}, "are your values keys? Each has a matrix of its own."),
 ]
+
+
+def _explain_attention(x, matrices, number: int, answer: Tensor, right: Tensor) -> None:
+    """Reject the result (B, T, d) of a call by the first of its tokens that is wrong."""
+    wrong = (answer - right).abs().amax((0, 2)) > 1e-5  # (T,)
+    place = int(wrong.nonzero()[0])
+    own = (x @ matrices[2]).double()  # (B, T, d), each token's value
+    if number == 1 and place == 0:
+        raise Wrong(
+            "the first token can see nobody but itself, so its result is its own value, and yours "
+            "is another: what are the weights of its row, and do they sum to 1?"
+        )
+    if number == 1:
+        raise Wrong(
+            f"the first call is right up to token {place - 1}, and wrong from token {place} on: do "
+            "the weights of its row sum to 1, and is every token before it seen?"
+        )
+    expect(
+        not agrees(answer, own),
+        f"in call {number} each token sees only itself: where are those of the calls before?",
+    )
+    raise Wrong(
+        f"the first call is right, and call {number}, with {x.shape[1]} new tokens, is not: print "
+        "the shapes of the keys and of the mask, and which keys the mask lets through"
+    )
 
 
 @exercise
@@ -399,7 +510,7 @@ def attend_with_cache(student):
     text, other = torch.randn(2, B, sum(lengths), D)  # (B, S, D) each
     mistakes = [(_Attention(**flags), message) for flags, message in _ATTENTION_MISTAKES]
     mistakes += [
-        (_Attention(divisor=float(divisor)), "Your scores are divided by another number than √d.")
+        (_Attention(divisor=float(divisor)), "your scores are divided by another number than √d.")
         for divisor in (d, D, D**0.5)
     ]
     caches, right, shared = ({}, {}), (_Attention(), _Attention()), _Attention()
@@ -411,9 +522,10 @@ def attend_with_cache(student):
         expect(torch.equal(x, before), "you change x in place, and the next layer still needs it")
         known = [(wrong(x, *matrices), message) for wrong, message in mistakes]
         what = f"the result of call {number}, which reads {x.shape[1]} new tokens,"
-        compare(answer, right[0](x, *matrices), known, what)
+        explain = partial(_explain_attention, x, matrices, number)
+        compare_or_explain(answer, right[0](x, *matrices), explain, known, what)
         answer = student(y, *matrices, caches[1])
-        apart = "Two texts with a cache each are mixed up: is something kept outside the cache?"
+        apart = "two texts with a cache each are mixed up: is something kept outside the cache?"
         shared(x, *matrices)
         known = [(shared(y, *matrices), apart)]
         what = "the result for a second text, which has a cache of its own,"
@@ -427,7 +539,7 @@ def attend_with_cache(student):
         [
             (
                 again(x, *others),
-                "Your results are right, and the old tokens' keys or values are computed again at "
+                "your results are right, and the old tokens' keys or values are computed again at "
                 "each call: what should the cache keep instead?",
             )
         ],

@@ -2,7 +2,6 @@
 
 import math
 from functools import cache
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +45,9 @@ def _far_apart(student, far):
         expect(False, too_large if far > 0 else too_small)
     expect(loss.isfinite().all(), too_large if far > 0 else too_small)
     expect(
-        loss.numel() != 1 or loss.item() > 0.99 * right.item() - 1e-3,
-        f"a word whose loss is {right:.0f} nats costs {loss.flatten()[0]:.1f} in your code: is it "
-        "capped, by a small number that is added or by a limit?",
+        loss.numel() != 1 or abs(loss.item() - right.item()) <= 0.01 * right.item() + 1e-3,
+        f"a word whose loss is {right:.0f} nats costs {loss.flatten()[0]:.3g} in your code: is it "
+        "capped, by a small number that is added, by a limit, or by a replacement of inf?",
     )
     compare(loss, right, what="the loss")
 
@@ -57,7 +56,18 @@ def _losses(logits, target):
     """What known mistakes would give for one prediction."""
     logs = F.log_softmax(logits, dim=-1)  # (V,)
     p, loss = logs.exp(), -logs[target]  # (V,), ()
+    came = F.one_hot(torch.tensor(target), len(logits))  # (V,)
+    each = F.binary_cross_entropy_with_logits(logits, came.float(), reduction="none")  # (V,)
+    moved = "what is taken from the logits in the sum must be taken from the target's logit, too."
     return [
+        (loss - logits.max(), moved),
+        (loss + logits.max(), moved),
+        *((part, "each word is judged by itself: one of V words comes.") for part in _totals(each)),
+        *((part, "these are squared errors.") for part in _totals((p - came).square())),
+        (
+            -F.log_softmax(logits / logits.max(), 0)[target],
+            "the logits are divided by a number, which changes the probabilities.",
+        ),
         (-loss, "the sign is wrong: is the logarithm of a probability positive or negative?"),
         (loss / math.log(2), "this is the loss in bits: which logarithm gives nats?"),
         (loss / math.log(10), "this is a decimal logarithm, and nats need another one."),
@@ -88,6 +98,10 @@ def _losses(logits, target):
             "the sum lacks the word that came: it runs over all words.",
         ),
     ]
+
+
+def _totals(values):
+    return values.sum(), values.mean()
 
 
 @exercise
@@ -138,6 +152,14 @@ def _story_losses(logits, ids):
             f"you divide by {T}, the number of tokens: how many predictions are there?",
         ),
         (right / V, "you divide by the number of words too."),
+        (
+            -F.log_softmax(logits, 0)[torch.arange(T - 1), ids[1:]].mean(),
+            "the softmax goes over the places of the story: the words compete at each place.",
+        ),
+        (
+            -logits[torch.arange(T - 1), ids[1:]].mean(),
+            "a logit is not yet a log-probability: what makes the scores sum to 1?",
+        ),
         (-right, "the sign is wrong: is the logarithm of a probability positive or negative?"),
         (right.exp(), "this is the perplexity: one step too far."),
         (right / math.log(2), "this is the loss in bits: which logarithm gives nats?"),
@@ -201,6 +223,30 @@ def positions(student):
                 "all cosines stand side by side, and then all sines: they should take turns.",
             ),
             (right.T, "rows and columns are exchanged: a position is a row."),
+            (
+                torch.stack([sines, torch.zeros_like(sines)], -1).flatten(1),
+                "the odd columns are 0: where are the cosines?",
+            ),
+            (
+                torch.stack([torch.zeros_like(sines), cosines], -1).flatten(1),
+                "the even columns are 0: where are the sines?",
+            ),
+            (
+                _table(length, d_model, math.exp(math.log10(base))),
+                "the hands slow down too little: is the logarithm of the base a decimal one?",
+            ),
+            (
+                _table(length, d_model, base, power=2 * d_model / (d_model - 1)),
+                "the exponent is divided by D - 1, and should be by D.",
+            ),
+            (
+                _table(length, d_model, base, turn=1 / length),
+                "the positions are divided by their number: a position is a whole number.",
+            ),
+            (
+                _table(length, d_model, base, turn=math.pi / 180),
+                "your angles are in degrees: sine and cosine take them as they are.",
+            ),
             (torch.stack([sines, sines], -1).flatten(1), "there are only sines."),
             (torch.stack([cosines, cosines], -1).flatten(1), "there are only cosines."),
             (
@@ -304,7 +350,8 @@ def _rates(vocab_size):
     specials = "the four special tokens are entries too: how many words does vocab_size leave?"
     sizes = "the rate is the same for every vocab_size: do you use the argument?"
     padded = [tokenizer.encode_story(text, 64) for text in validation]
-    by_spaces = [word for text in validation for word in text.lower().split()]
+    capitals = [word for text in validation for word in text.split()]
+    by_spaces = [word.lower() for word in capitals]
     marks = (
         "the text is cut at spaces, so a word and its full stop are one: which method splits it?"
     )
@@ -347,6 +394,9 @@ def _rates(vocab_size):
             "<sos>, <eos> and <pad> are counted among the words.",
         ),
         (sum(word not in listed for word in by_spaces) / len(by_spaces), marks),
+        (sum(word not in listed for word in capitals) / len(capitals), marks),
+        *((round(right, digits), "the rate is rounded.") for digits in (1, 2, 3, 4)),
+        (0.0, "the rate is 0: is a fraction cut to a whole number?"),
         (
             _rate(WordTokenizer.train(train, vocab_size, keep_punctuation=False), validation),
             "the marks are dropped: words and marks count.",
@@ -356,13 +406,15 @@ def _rates(vocab_size):
 
 @exercise
 def enough(answer):
+    expect(not isinstance(answer, str), "write a number, without quotation marks.")
+    number = as_tensor(answer, "your number").flatten().double()  # (1,)
     expect(
-        isinstance(answer, Real) and answer == int(answer) and answer > 4,
+        len(number) == 1 and number.frac() == 0 and number > 4,
         f"{answer!r} is not a number of entries, such as 500.",
     )
     rates = _rates_by_size()
     right = next(size for size, rate in rates.items() if rate <= 0.01)
-    answer = int(answer)
+    answer = int(number)
     expect(answer != right - 4, "are the four special tokens among your entries?")
     expect(answer != right + 4, "are the four special tokens counted twice?")
     in_training = next(size for size, rate in _rates_by_size("train").items() if rate <= 0.01)

@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   jupytext:
+#     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -120,6 +122,22 @@ def cross_entropy(logits, target):
 # %% tags=["mistake"] says="capped"
 def cross_entropy(logits, target):
     return -(logits.softmax(-1)[target] + 1e-9).log()
+
+
+# %% tags=["mistake"] says="capped"
+def cross_entropy(logits, target):
+    return torch.nan_to_num(-logits.softmax(-1)[target].log())
+
+
+# %% tags=["mistake"] says="taken from the target"
+def cross_entropy(logits, target):
+    return (logits - logits.max()).exp().sum().log() - logits[target]
+
+
+# %% tags=["mistake"] says="judged by itself"
+def cross_entropy(logits, target):
+    came = F.one_hot(torch.tensor(target), len(logits)).float()  # (V,)
+    return F.binary_cross_entropy_with_logits(logits, came)
 
 
 # %% tags=["mistake"] says="all words"
@@ -258,6 +276,11 @@ def story_loss(logits, ids):
     return F.cross_entropy(logits[:-1].softmax(-1), ids[1:])
 
 
+# %% tags=["mistake"] says="compete at each place"
+def story_loss(logits, ids):
+    return -F.log_softmax(logits, dim=0)[torch.arange(len(ids) - 1), ids[1:]].mean()
+
+
 # %% tags=["check"]
 check.story_loss(story_loss)
 
@@ -373,6 +396,13 @@ def positions(length, d_model, base=10_000):
 # %% tags=["mistake"] says="faster"
 def positions(length, d_model, base=10_000):
     frequency = base ** (torch.arange(0, d_model, 2) / d_model)  # (D/2,)
+    angle = torch.arange(length)[:, None] * frequency  # (T, D/2)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # (T, D)
+
+
+# %% tags=["mistake"] says="decimal"
+def positions(length, d_model, base=10_000):
+    frequency = torch.exp(-math.log10(base) * torch.arange(0, d_model, 2) / d_model)  # (D/2,)
     angle = torch.arange(length)[:, None] * frequency  # (T, D/2)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # (T, D)
 
@@ -518,6 +548,12 @@ def unknown_rate(train, validation, vocab_size):
     listed = set(WordTokenizer.train(train, vocab_size=vocab_size).words)
     words = [word.lower() for text in validation for word in text.split()]
     return sum(word not in listed for word in words) / len(words)
+
+
+# %% tags=["mistake"] says="stories with an unknown word"
+def unknown_rate(train, validation, vocab_size):
+    tokenizer = WordTokenizer.train(train, vocab_size=vocab_size)
+    return sum(tokenizer.unk_id in tokenizer.encode(text) for text in validation) / len(validation)
 
 
 # %% tags=["check"]

@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   jupytext:
+#     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -97,6 +99,12 @@ def attention(q, k, v):
 # %% tags=["mistake"] says="number of keys"
 def attention(q, k, v):
     weights = (q @ k.transpose(-2, -1) / math.sqrt(k.shape[-2])).softmax(dim=-1)  # (…, T, S)
+    return weights @ v, weights
+
+
+# %% tags=["mistake"] says="another size"
+def attention(q, k, v):
+    weights = (q @ k.transpose(-2, -1) / math.sqrt(v.shape[-1])).softmax(dim=-1)  # (…, T, S)
     return weights @ v, weights
 
 
@@ -250,6 +258,11 @@ def causal_weights(scores):
     return (scores + mask).softmax(dim=-2)
 
 
+# %% tags=["mistake"] says="multiplied by inf"
+def causal_weights(scores):
+    return (scores - torch.inf * torch.ones_like(scores).triu(1)).softmax(dim=-1)  # 0 · inf is nan
+
+
 # %% tags=["mistake"] says="low enough"
 def causal_weights(scores):
     mask = torch.full(scores.shape[-2:], -20.0).triu(1)  # (T, T)
@@ -318,6 +331,12 @@ def split_into_heads(x, num_heads):
 def split_into_heads(x, num_heads):
     B, T, D = x.shape
     return x.view(B, num_heads, T, D // num_heads)  # (B, H, T, d)
+
+
+# %% tags=["mistake"] says="between tokens"
+def split_into_heads(x, num_heads):
+    B, T, D = x.shape
+    return x.mT.reshape(B, num_heads, T, D // num_heads)  # (B, H, T, d)
 
 
 # %% tags=["mistake"] says="every H-th"

@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   jupytext:
+#     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python

@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   jupytext:
+#     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -506,7 +508,7 @@ def attend_with_cache(x, w_q, w_k, w_v, cache):
     return scores.masked_fill(future, -math.inf).softmax(-1) @ values
 
 
-# %% tags=["mistake"] says="From the third call"
+# %% tags=["mistake"] says="from the third call"
 def attend_with_cache(x, w_q, w_k, w_v, cache):
     keys, values = x @ w_k, x @ w_v
     if cache:

@@ -1,5 +1,7 @@
 # ---
 # jupyter:
+#   jupytext:
+#     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -540,9 +542,9 @@ check.best_segments(best_segments)
 # | `split gradient` | compares the gradient of twelve stories at once with that of five at a time |
 # | `floor` | trains on twelve stories, and asks whether the loss falls below what any model can reach that reads from left to right |
 #
-# For each program: read it, and decide which diagnostic would see what is wrong. Set `chosen` to its name, and run the check. It says why
-# that diagnostic cannot see this bug, or what it shows. Then correct the program in its own cell, run that cell, and check again. All parts
-# that a program does not contain are right.
+# For each program: read it, and decide which diagnostic would see what is wrong. Set `chosen` to its name, and run the cell and its check. It
+# says why that diagnostic cannot see this bug, or what it shows. Then correct the program, and check again. All parts that a program does
+# not contain are right.
 
 # %% [markdown]
 # ## 4 · Find the bug: one matrix, used twice
@@ -553,7 +555,10 @@ check.best_segments(best_segments)
 # vector. (The last LayerNorm has scaled what it scores.)
 
 
-# %%
+# %% tags=["exercise"]
+chosen = None  # "initial loss", "batch by heart", …
+
+
 class TiedWords(nn.Module):
     """Word vectors (V, D) that the model reads, and with which it scores what comes next."""
 
@@ -566,10 +571,6 @@ class TiedWords(nn.Module):
 
     def score(self, x):  # (B, T, D) -> (B, T, V)
         return x @ self.vectors.weight.T
-
-
-# %% tags=["exercise"]
-chosen = None  # "initial loss", "batch by heart", …
 
 
 # %% tags=["solution"]
@@ -677,7 +678,10 @@ check.tied_words(chosen, TiedWords)
 # AdamW with weight decay on matrices, and none on gains and biases. Every parameter of the model should be trained.
 
 
-# %%
+# %% tags=["exercise"]
+chosen = None
+
+
 def make_optimizer(model, rate):
     """AdamW for all parameters at this rate; only matrices are decayed."""
     matrices = [p for p in model.parameters() if p.dim() > 2]
@@ -689,10 +693,6 @@ def make_optimizer(model, rate):
         ],
         lr=rate,
     )
-
-
-# %% tags=["exercise"]
-chosen = None
 
 
 # %% tags=["solution"]
@@ -782,7 +782,10 @@ check.optimizer(chosen, make_optimizer)
 # the heads stand side by side, $D = H \cdot d$ numbers for each token. More than one diagnostic sees this bug.
 
 
-# %%
+# %% tags=["exercise"]
+chosen = None
+
+
 def attend(q, k, v):
     """q (B, H, T, d), k and v (B, H, S, d) -> (B, T, D)."""
     B, H, T, d = q.shape
@@ -791,10 +794,6 @@ def attend(q, k, v):
     scores = q @ k.transpose(-2, -1) / d**0.5  # (B, H, T, S)
     weights = scores.masked_fill(future, -math.inf).softmax(-1)  # (B, H, T, S)
     return (weights @ v).reshape(B, T, H * d)  # (B, T, D)
-
-
-# %% tags=["exercise"]
-chosen = None
 
 
 # %% tags=["solution"]
@@ -875,7 +874,10 @@ check.attention(chosen, attend)
 # returns all that this layer has; `cache.length` is how many tokens the cache holds.
 
 
-# %%
+# %% tags=["exercise"]
+chosen = None
+
+
 def read(model, ids, cache):
     """Logits (B, T, V) after each of the tokens ids (B, T), which follow those in the cache."""
     T = ids.shape[1]
@@ -883,10 +885,6 @@ def read(model, ids, cache):
     for layer, block in enumerate(model.blocks):
         x = block(x, partial(cache.append, layer))  # (B, T, D)
     return model.words.score(model.norm(x))  # (B, T, V)
-
-
-# %% tags=["exercise"]
-chosen = None
 
 
 # %% tags=["solution"]
@@ -969,34 +967,33 @@ check.reading(chosen, read)
 #
 # ●●○ · 5 minutes
 #
-# The gradient of a batch, read `size` stories at a time, and cut to the length `clip_norm` if it is longer. (`loss_sum` is a function like
-# that of the first exercise.)
-
-
-# %%
-def gradient(model, batch, size, loss_sum, clip_norm):
-    """Leave the gradient of the mean loss of batch (B, T) in .grad, clipped."""
-    model.zero_grad()
-    number = (batch[:, 1:] != 0).sum()  # ()
-    for part in batch.split(size):
-        total, _ = loss_sum(model, part)  # ()
-        (total / number).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+# The gradient of a batch, read `size` stories at a time, and cut to the length `clip_norm` if it is longer. (`loss_of` is a function like
+# `loss_sum` in the first exercise.)
 
 
 # %% tags=["exercise"]
 chosen = None
 
 
+def gradient(model, batch, size, loss_of, clip_norm):
+    """Leave the gradient of the mean loss of batch (B, T) in .grad, clipped."""
+    model.zero_grad()
+    number = (batch[:, 1:] != 0).sum()  # ()
+    for part in batch.split(size):
+        total, _ = loss_of(model, part)  # ()
+        (total / number).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+
+
 # %% tags=["solution"]
 chosen = "split gradient"
 
 
-def gradient(model, batch, size, loss_sum, clip_norm):
+def gradient(model, batch, size, loss_of, clip_norm):
     model.zero_grad()
     number = (batch[:, 1:] != 0).sum()  # ()
     for part in batch.split(size):
-        total, _ = loss_sum(model, part)  # ()
+        total, _ = loss_of(model, part)  # ()
         (total / number).backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)  # once, when all have been added up
 
@@ -1005,11 +1002,11 @@ def gradient(model, batch, size, loss_sum, clip_norm):
 chosen = "split gradient"
 
 
-def gradient(model, batch, size, loss_sum, clip_norm):
+def gradient(model, batch, size, loss_of, clip_norm):
     model.zero_grad(set_to_none=False)
     number = 0
     for part in batch.split(size):
-        total, count = loss_sum(model, part)  # (), ()
+        total, count = loss_of(model, part)  # (), ()
         total.backward()
         number += count
     grads = [p.grad for p in model.parameters()]
@@ -1024,26 +1021,26 @@ chosen = "batch by heart"
 # %% tags=["mistake"] says="cannot see this bug"
 chosen = "floor"
 
-# %% tags=["mistake"] says="still clipped"
+# %% tags=["mistake"] says="clipped once"
 chosen = "split gradient"
 
 
-def gradient(model, batch, size, loss_sum, clip_norm):
+def gradient(model, batch, size, loss_of, clip_norm):
     model.zero_grad()
     number = (batch[:, 1:] != 0).sum()
     for part in batch.split(size):
-        (loss_sum(model, part)[0] / number).backward()
+        (loss_of(model, part)[0] / number).backward()
 
 
 # %% tags=["mistake"] says="sees it"
 chosen = "split gradient"
 
 
-def gradient(model, batch, size, loss_sum, clip_norm):
+def gradient(model, batch, size, loss_of, clip_norm):
     model.zero_grad()
     parts = batch.split(size)
     for part in parts:
-        total, number = loss_sum(model, part)
+        total, number = loss_of(model, part)
         (total / number / len(parts)).backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
 
@@ -1052,11 +1049,11 @@ def gradient(model, batch, size, loss_sum, clip_norm):
 chosen = "split gradient"
 
 
-def gradient(model, batch, size, loss_sum, clip_norm):
+def gradient(model, batch, size, loss_of, clip_norm):
     number = (batch[:, 1:] != 0).sum()
     for part in batch.split(size):
         model.zero_grad()
-        (loss_sum(model, part)[0] / number).backward()
+        (loss_of(model, part)[0] / number).backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
 
 
@@ -1079,17 +1076,16 @@ check.gradient(chosen, gradient)
 # divided by the second.
 
 
-# %%
+# %% tags=["exercise"]
+chosen = None
+
+
 def story_loss(model, ids):
     """Of ids (B, T): the sum of the losses in nats, and the number of predicted words."""
     inputs, targets = ids[:, :-1], ids[:, 1:]  # (B, T-1) each
     logits = model(inputs)  # (B, T-1, V)
     total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")  # ()
     return total, torch.tensor(targets.numel())  # (), ()
-
-
-# %% tags=["exercise"]
-chosen = None
 
 
 # %% tags=["solution"]
