@@ -139,10 +139,11 @@ def page_data(model: Decoder, tokenizer: WordTokenizer, stories: Stories) -> tup
 
 
 def scripts() -> list[Path]:
-    """The engine, then the page's parts in alphabetical order, and last page.js, which starts."""
+    """What the report draws with, the engine, the page's parts, and last page.js, which starts."""
     engine = [SOURCES / f"{name}.js" for name in ENGINE]
     rest = {*SOURCES.glob("*.js")} - {*engine}
-    return [*engine, *sorted(rest, key=lambda path: (path.name == "page.js", path.name))]
+    drawing = HERE / "page.js"
+    return [drawing, *engine, *sorted(rest, key=lambda path: (path.name == "page.js", path.name))]
 
 
 def page(template: str, sources: Sequence[Path], style: str, data: dict, weights: bytes) -> str:
