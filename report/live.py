@@ -55,21 +55,21 @@ BEGINNINGS = (
 def quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix (rows, columns) as int8 of the same shape, and the scale (rows,) of each row.
 
-    The scale makes the row's largest number 127. A row is what one unit of a layer reads, or a
-    word's vector: rows differ more in size than columns do.
+    The scale makes a row's largest number 127. A row is what one unit of a layer reads, or the
+    vector of a word.
     """
-    scales = (matrix.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)  # (rows,)
-    return (matrix / scales[:, None]).round().to(torch.int8), scales.float()
+    scales = matrix.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127  # (rows,)
+    return (matrix / scales[:, None]).round().to(torch.int8), scales
 
 
 @torch.no_grad()
 def dequantised(model: Decoder) -> Decoder:
-    """A copy of a model, of the same precision, with the matrices that the page computes with."""
+    """A copy of a float32 model, with the matrices that the page computes with."""
     rounded = copy.deepcopy(model)
     for matrix in rounded.parameters():
         if matrix.dim() == 2:
             numbers, scales = quantised(matrix)  # (rows, columns), (rows,)
-            matrix.copy_(numbers.to(matrix.dtype) * scales.to(matrix.dtype)[:, None])
+            matrix.copy_(numbers * scales[:, None])
     return rounded
 
 

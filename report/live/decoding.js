@@ -19,7 +19,8 @@ function greedy(logits, banned = NEVER_OUT) {
  * topP: of these, keep the fewest whose probabilities reach this sum. banned: ids that never
  * come out.
  */
-function distribution(logits, { temperature = 1, topK = null, topP = null, banned = NEVER_OUT } = {}) {
+function distribution(logits, settings = {}) {
+    const { temperature = 1, topK = null, topP = null, banned = NEVER_OUT } = settings;
     const probabilities = new Float64Array(logits.length); // (V,)
     const allowed = [...logits.keys()].filter((id) => !banned.includes(id));
     const ranked = allowed.sort((a, b) => logits[b] - logits[a]).slice(0, topK ?? logits.length);

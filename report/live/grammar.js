@@ -30,9 +30,14 @@ class Choice {
 
     /** -log p of each word of an option's head; of an option without a head, of the option. */
     nats({ head, weight }) {
-        const weights = head.map((_, place) => this.nodes.get(head.slice(0, place + 1).join(" ")).weight);
-        if (!weights.length) return [Math.log(this.total / weight)];
-        return weights.map((after, place) => Math.log((place ? weights[place - 1] : this.total) / after));
+        if (!head.length) return [Math.log(this.total / weight)];
+        let before = this.total;
+        return head.map((_, place) => {
+            const { weight: after } = this.nodes.get(head.slice(0, place + 1).join(" "));
+            const nats = Math.log(before / after);
+            before = after;
+            return nats;
+        });
     }
 
     /** The number of an option that shares the most first words with these; -1 if none does. */
@@ -98,14 +103,19 @@ class Grammar {
         };
         for (const { words: expected, nats: steps, choice } of this.walk(follow)) {
             let same = 0;
-            while (same < expected.length && expected[same] === text[nats.length]) nats.push(steps[same++]);
+            while (same < expected.length && expected[same] === text[nats.length]) {
+                nats.push(steps[same]);
+                same += 1;
+            }
             if (same < expected.length) {
-                possible = choice ? choice.after(expected.slice(0, same)) : new Map([[expected[same], 1]]);
+                const read = expected.slice(0, same);
+                possible = choice ? choice.after(read) : new Map([[expected[same], 1]]);
                 break;
             }
         }
         const brokenAt = nats.length < text.length ? nats.length : null;
-        const complete = brokenAt === null && [...possible.keys()].every((word) => word === Grammar.END);
+        const open = [...possible.keys()].some((word) => word !== Grammar.END);
+        const complete = brokenAt === null && !open;
         if (complete && possible.size) nats.push(0); // after the last word the end is certain
         return { nats, brokenAt, possible, complete };
     }
@@ -141,7 +151,7 @@ class Grammar {
             yield { words: item, nats, choice: head?.choice ?? null };
             head = null;
         }
-        yield { words: [Grammar.END], nats: [pending], choice: null }; // nothing is drawn after the last word
+        yield { words: [Grammar.END], nats: [pending], choice: null }; // nothing is drawn any more
     }
 
     /** The distribution of the first word of a rule. */

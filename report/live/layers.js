@@ -6,75 +6,71 @@
 // cache, E embedding width, D model width, H heads, d = D / H, F feed-forward width, V vocabulary.
 // A matrix (T, D) is one long Float64Array, row after row: element (t, i) is at t * D + i.
 //
-// Everything is computed in doubles, the only floating-point numbers that JavaScript has. The
-// weights are whole numbers from -127 to 127 with one scale a row, and stay so: the sum over a row
-// is multiplied by the row's scale once, which loses nothing and reads an eighth of the memory.
+// Everything is computed in doubles, the only floating-point numbers that JavaScript computes with;
+// the weights lie in memory as float32.
 
-/** y = x Wᵀ + b: (T, columns) -> (T, rows). A generator: it yields where the work may pause.
- *
- * Almost all time is spent here. Loading a number takes as long as multiplying it, so each one that
- * is loaded is used several times: two rows of weights meet four tokens, in eight running sums. A
- * single token has no neighbours to share with; there, four rows share the token's numbers.
- */
-function* linear({ weights, scales, bias, rows, columns }, x, T) {
-    if (T === 1) return oneToken(weights, scales, bias, rows, columns, x);
+/** y = x Wᵀ + b: (T, columns) -> (T, rows). A generator, which yields where the work may pause. */
+function* linear({ weights, bias, rows, columns }, x, T) {
     const y = new Float64Array(T * rows); // (T, rows)
-    const block = Math.max(2, 2 * Math.floor(1e6 / (T * columns) / 2)); // a million products: 1 ms
+    if (T < 4) {
+        for (let t = 0; t < T; t++) {
+            const token = x.subarray(t * columns, (t + 1) * columns); // (columns,)
+            oneToken(weights, bias, rows, columns, token, y.subarray(t * rows, (t + 1) * rows));
+        }
+        return y;
+    }
+    const block = 2 * Math.ceil(5e5 / (T * columns)); // rows: a million products, less than 1 ms
     for (let from = 0; from < rows; from += block) {
-        manyTokens(weights, scales, bias, from, Math.min(from + block, rows), rows, columns, x, T, y);
+        const to = Math.min(from + block, rows);
+        manyTokens(weights, bias, from, to, rows, columns, x, T, y);
         yield;
     }
     return y;
 }
 
-function oneToken(weights, scales, bias, rows, columns, x) {
-    const y = new Float64Array(rows); // (1, rows)
-    for (let row = 0; row < rows; row += 4) {
-        const w0 = row * columns;
-        const w1 = Math.min(row + 1, rows - 1) * columns; // the last rows may be computed twice
-        const w2 = Math.min(row + 2, rows - 1) * columns;
-        const w3 = Math.min(row + 3, rows - 1) * columns;
+// Almost all time is spent in these two loops, and there most of it goes into loading numbers. So
+// each number that is loaded is used several times: four rows of weights share the numbers of one
+// token, and two rows share those of four tokens. There are as many running sums as a processor can
+// keep at hand. The last group of rows or tokens may overlap the one before: it is not smaller.
+
+/** y (rows,) of one token x (columns,). */
+function oneToken(weights, bias, rows, columns, x, y) {
+    for (let from = 0; from < rows; from += 4) {
+        const row = Math.min(from, rows - 4);
+        const w0 = row * columns, w1 = w0 + columns, w2 = w1 + columns, w3 = w2 + columns;
         let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
         for (let i = 0; i < columns; i++) {
-            const v = x[i];
-            s0 += weights[w0 + i] * v;
-            s1 += weights[w1 + i] * v;
-            s2 += weights[w2 + i] * v;
-            s3 += weights[w3 + i] * v;
+            const value = x[i];
+            s0 += weights[w0 + i] * value;
+            s1 += weights[w1 + i] * value;
+            s2 += weights[w2 + i] * value;
+            s3 += weights[w3 + i] * value;
         }
-        y[row] = s0 * scales[row] + bias[row];
-        if (row + 1 < rows) y[row + 1] = s1 * scales[row + 1] + bias[row + 1];
-        if (row + 2 < rows) y[row + 2] = s2 * scales[row + 2] + bias[row + 2];
-        if (row + 3 < rows) y[row + 3] = s3 * scales[row + 3] + bias[row + 3];
+        y[row] = s0 + bias[row];
+        y[row + 1] = s1 + bias[row + 1];
+        y[row + 2] = s2 + bias[row + 2];
+        y[row + 3] = s3 + bias[row + 3];
     }
-    return y;
 }
 
-/** Rows `from` to `to` of y, for all tokens. The last group of four tokens overlaps the one before. */
-function manyTokens(weights, scales, bias, from, to, rows, columns, x, T, y) {
-    for (let row = from; row < to; row += 2) {
-        const other = Math.min(row + 1, rows - 1);
-        const w0 = row * columns, w1 = other * columns;
-        for (let t = 0; t < T; t += 4) {
-            const t1 = Math.min(t + 1, T - 1), t2 = Math.min(t + 2, T - 1), t3 = Math.min(t + 3, T - 1);
-            const x0 = t * columns, x1 = t1 * columns, x2 = t2 * columns, x3 = t3 * columns;
-            let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
+/** Rows `from` to `to` of y (T, rows), for all T tokens of x (T, columns). */
+function manyTokens(weights, bias, from, to, rows, columns, x, T, y) {
+    for (let pair = from; pair < to; pair += 2) {
+        const row = Math.min(pair, rows - 2), w0 = row * columns, w1 = w0 + columns;
+        const a = bias[row], b = bias[row + 1];
+        for (let four = 0; four < T; four += 4) {
+            const t = Math.min(four, T - 4);
+            const x0 = t * columns, x1 = x0 + columns, x2 = x1 + columns, x3 = x2 + columns;
+            let a0 = a, a1 = a, a2 = a, a3 = a, b0 = b, b1 = b, b2 = b, b3 = b;
             for (let i = 0; i < columns; i++) {
-                const a = weights[w0 + i], b = weights[w1 + i];
-                const v0 = x[x0 + i], v1 = x[x1 + i], v2 = x[x2 + i], v3 = x[x3 + i];
-                a0 += a * v0; a1 += a * v1; a2 += a * v2; a3 += a * v3;
-                b0 += b * v0; b1 += b * v1; b2 += b * v2; b3 += b * v3;
+                const u = weights[w0 + i], v = weights[w1 + i];
+                const p = x[x0 + i], q = x[x1 + i], r = x[x2 + i], s = x[x3 + i];
+                a0 += u * p; a1 += u * q; a2 += u * r; a3 += u * s;
+                b0 += v * p; b1 += v * q; b2 += v * r; b3 += v * s;
             }
-            const s = scales[row], z = bias[row];
-            y[t * rows + row] = a0 * s + z;
-            y[t1 * rows + row] = a1 * s + z;
-            y[t2 * rows + row] = a2 * s + z;
-            y[t3 * rows + row] = a3 * s + z;
-            const s1 = scales[other], z1 = bias[other];
-            y[t * rows + other] = b0 * s1 + z1;
-            y[t1 * rows + other] = b1 * s1 + z1;
-            y[t2 * rows + other] = b2 * s1 + z1;
-            y[t3 * rows + other] = b3 * s1 + z1;
+            const y0 = t * rows + row, y1 = y0 + rows, y2 = y1 + rows, y3 = y2 + rows;
+            y[y0] = a0; y[y1] = a1; y[y2] = a2; y[y3] = a3;
+            y[y0 + 1] = b0; y[y1 + 1] = b1; y[y2 + 1] = b2; y[y3 + 1] = b3;
         }
     }
 }

@@ -24,6 +24,17 @@ async function decodeBase64(text, pause) {
     return bytes;
 }
 
+/** Whole numbers from -127 to 127 and one scale a row -> the float32 that they stand for. */
+function dequantised(buffer, offset, scalesOffset, rows, columns) {
+    const numbers = new Int8Array(buffer, offset, rows * columns); // (rows, columns)
+    const scales = new Float32Array(buffer, scalesOffset, rows); // (rows,)
+    const weights = new Float32Array(rows * columns); // (rows, columns)
+    for (let row = 0, i = 0; row < rows; row++) {
+        for (let column = 0; column < columns; column++, i++) weights[i] = numbers[i] * scales[row];
+    }
+    return weights;
+}
+
 /** Run a generator to its end at once, and return its value. */
 function finish(work) {
     for (;;) {
@@ -59,28 +70,25 @@ class Cache {
 
 class Model {
     /** data: the page's data; base64: the weights; pause: lets the page draw, and returns. */
-    static async load(data, base64, pause) {
-        return new Model(data, (await decodeBase64(base64, pause)).buffer);
+    static async load({ config, tensors }, base64, pause) {
+        const { buffer } = await decodeBase64(base64, pause), loaded = new Map();
+        for (const { name, shape, offset, scales } of tensors) {
+            const [rows, columns] = shape;
+            const isVector = columns === undefined;
+            loaded.set(name, isVector ? new Float32Array(buffer, offset, rows) : {
+                rows, columns, weights: dequantised(buffer, offset, scales, rows, columns),
+            });
+            await pause();
+        }
+        return new Model(config, loaded);
     }
 
-    constructor({ config, tensors }, buffer) {
-        const found = new Map(tensors.map((tensor) => [tensor.name, tensor]));
-        const vector = (name) => {
-            const { shape, offset } = found.get(name);
-            return new Float32Array(buffer, offset, shape[0]);
-        };
-        const matrix = (name) => {
-            const { shape: [rows, columns], offset, scales } = found.get(name);
-            return {
-                rows, columns,
-                weights: new Int8Array(buffer, offset, rows * columns), // (rows, columns)
-                scales: new Float32Array(buffer, scales, rows), // (rows,)
-            };
-        };
-        const layer = (name) => ({ ...matrix(`${name}.weight`), bias: vector(`${name}.bias`) });
-        const norm = (name) => ({ gain: vector(`${name}.gain`), bias: vector(`${name}.bias`) });
+    constructor(config, tensors) {
+        const get = (name) => tensors.get(name);
+        const layer = (name) => ({ ...get(`${name}.weight`), bias: get(`${name}.bias`) });
+        const norm = (name) => ({ gain: get(`${name}.gain`), bias: get(`${name}.bias`) });
         this.config = config;
-        this.embedding = matrix("embedding.weight"); // (V, E)
+        this.embedding = get("embedding.weight"); // (V, E)
         this.projection = layer("projection"); // (D, E)
         this.blocks = Array.from({ length: config.layers }, (_, i) => ({
             attentionNorm: norm(`blocks.${i}.attention_norm`),
@@ -123,11 +131,9 @@ class Model {
     /** The stream that enters the first layer: word vectors, projected, and positions. (T, D) */
     *embed(ids, start) {
         const { width: D } = this.config, T = ids.length;
-        const { weights, scales, columns: E } = this.embedding;
+        const { weights, columns: E } = this.embedding;
         const vectors = new Float64Array(T * E); // (T, E)
-        for (let t = 0; t < T; t++) {
-            for (let i = 0; i < E; i++) vectors[t * E + i] = weights[ids[t] * E + i] * scales[ids[t]];
-        }
+        ids.forEach((id, t) => vectors.set(weights.subarray(id * E, (id + 1) * E), t * E));
         const x = yield* linear(this.projection, vectors, T); // (T, D)
         for (let t = 0; t < T; t++) {
             for (let i = 0; i < D; i++) {
@@ -171,7 +177,8 @@ class Model {
             yield;
         }
         add(x, yield* linear(parts.output, mixed, T)); // (T, D)
-        const inner = yield* linear(parts.expand, layerNorm(x, T, parts.feedForwardNorm), T); // (T, F)
+        const hidden = layerNorm(x, T, parts.feedForwardNorm); // (T, D)
+        const inner = yield* linear(parts.expand, hidden, T); // (T, F)
         for (let i = 0; i < inner.length; i++) inner[i] = gelu(inner[i]);
         yield;
         add(x, yield* linear(parts.contract, inner, T)); // (T, D)
@@ -198,7 +205,8 @@ class Model {
 
     /** A head changes nothing before its own layer, so the streams up to there are kept. */
     *storyLoss(story, off) {
-        const { layers, heads, vocab: V } = this.config, T = story.length - 1; // the last is not read
+        const { layers, heads, vocab: V } = this.config;
+        const T = story.length - 1; // the last token is not read
         const lowest = Math.min(layers, ...[...off].map((place) => Math.floor(place / heads)));
         const streams = this.streams.get(story) ?? [yield* this.embed(story.slice(0, T), 0)];
         const first = Math.min(lowest, streams.length - 1);

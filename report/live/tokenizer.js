@@ -5,7 +5,8 @@
 // the three are written out here.
 
 const WORD = "\\p{L}\\p{N}_"; // what Python's \w matches
-const SPACE = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
+const SPACE =
+    "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
 const LETTERS = `[${WORD}][${WORD}\\u0300-\\u036f]*`; // a letter keeps its combining marks
 const POSSESSIVE = `'[sS](?![${WORD}])`; // Mia's is two words
 // A word (inner apostrophes and hyphens belong to it, a possessive 's does not), or one mark.
