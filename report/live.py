@@ -163,14 +163,18 @@ def page(template: str, sources: Sequence[Path], style: str, data: dict, weights
     return template
 
 
-def build_live(target: Path) -> None:
-    """Write the page of the model that the repository carries."""
-    model, tokenizer, _ = load_checkpoint(CHECKPOINTS / "bundled")
-    data, weights = page_data(model, tokenizer, load_stories("bundled"))
+def whole_page(data: dict, weights: bytes) -> str:
+    """The page as readers get it."""
     template = (SOURCES / "live.html").read_text(encoding="utf-8")
     styles = HERE / "style.css", SOURCES / "live.css"
     style = "\n".join(path.read_text(encoding="utf-8") for path in styles)
-    write_whole(target, page(template, scripts(), style, data, weights))
+    return page(template, scripts(), style, data, weights)
+
+
+def build_live(target: Path) -> None:
+    """Write the page of the model that the repository carries."""
+    model, tokenizer, _ = load_checkpoint(CHECKPOINTS / "bundled")
+    write_whole(target, whole_page(*page_data(model, tokenizer, load_stories("bundled"))))
 
 
 def main() -> int:
