@@ -5,153 +5,158 @@ const SMALL = 96; // pixels of a small picture's side
 const FRAME = "#d55e00"; // around the row of the chosen word, as in the figures
 // A weight's colour in 256 steps, packed as a picture's memory holds it: 0xAABBGGRR.
 const PAINT = Uint32Array.from({ length: 256 }, (_, i) => {
-  const [red, green, blue] = shade(i / 255).match(/\d+/g);
-  return (255 << 24) | (blue << 16) | (green << 8) | red;
+    const [red, green, blue] = shade(i / 255).match(/\d+/g);
+    return (255 << 24) | (blue << 16) | (green << 8) | red;
 });
 const scratch = document.createElement("canvas");
 
 // One head's weights, a pixel each, on the scratch canvas. What would be the future stays transparent.
 function paint(places, layer, head) {
-  const side = places.length;
-  scratch.width = scratch.height = side;
-  const context = scratch.getContext("2d");
-  const image = context.createImageData(side, side);
-  const memory = new Uint32Array(image.data.buffer);
-  for (let t = 0; t < side; t++) {
-    const weights = places[t].attention[layer][head];
-    for (let s = 0; s <= t; s++) memory[t * side + s] = PAINT[Math.round(255 * Math.min(weights[s], 1))];
-  }
-  context.putImageData(image, 0, 0);
+    const side = places.length;
+    scratch.width = scratch.height = side;
+    const context = scratch.getContext("2d");
+    const image = context.createImageData(side, side);
+    const memory = new Uint32Array(image.data.buffer);
+    for (let t = 0; t < side; t++) {
+        const weights = places[t].attention[layer][head];
+        for (let s = 0; s <= t; s++) memory[t * side + s] = PAINT[Math.round(255 * Math.min(weights[s], 1))];
+    }
+    context.putImageData(image, 0, 0);
 }
 
-// The scratch canvas, enlarged without blur, and a frame around one row.
-function enlarge(context, x, y, size, row, side) {
-  context.imageSmoothingEnabled = false;
-  context.drawImage(scratch, x, y, size, size);
-  context.strokeStyle = FRAME;
-  context.lineWidth = Math.max(1.5, size / 250);
-  context.strokeRect(x + 0.5, y + (row * size) / side, ((row + 1) * size) / side, size / side);
+// The scratch canvas, enlarged without blur.
+function enlarge(context, place, size) {
+    context.imageSmoothingEnabled = false;
+    context.drawImage(scratch, place, place, size, size);
 }
 
 // The grid: a picture and a tick box for each head. One picture and one box are in the tab order; arrow keys go from head to head.
 class HeadGrid {
-  constructor(place, { layers, heads }, onChoose, onSwitch) {
-    this.size = { layers, heads };
-    this.cells = [];
-    for (let layer = 0; layer < layers; layer++) {
-      const group = element(place, "div", { class: "layer", role: "group", "aria-label": `layer ${layer + 1}` });
-      for (let head = 0; head < heads; head++) {
-        const name = `${layer + 1}.${head + 1}`;
-        const cell = element(group, "div", { class: "head" });
-        const button = element(cell, "button", { type: "button", "aria-label": `show head ${name}`, "aria-pressed": "false" });
-        const canvas = element(button, "canvas", { width: SMALL, height: SMALL });
-        const label = element(cell, "label");
-        const box = element(label, "input", { type: "checkbox", "aria-label": `head ${name} on`, checked: "" });
-        element(label, "span", {}, name);
-        const tried = element(cell, "span", { class: "tried" });
-        const number = layer * heads + head;
-        button.addEventListener("click", () => onChoose(number));
-        box.addEventListener("change", () => onSwitch(number, box.checked));
-        this.cells.push({ cell, button, canvas, box, tried });
-      }
+    constructor(place, { layers, heads }, onChoose, onSwitch) {
+        this.size = { layers, heads };
+        this.cells = [];
+        for (let layer = 0; layer < layers; layer++) {
+            const group = element(place, "div", { class: "layer", role: "group", "aria-label": `layer ${layer + 1}` });
+            for (let head = 0; head < heads; head++) {
+                const name = `${layer + 1}.${head + 1}`;
+                const cell = element(group, "div", { class: "head" });
+                const button = element(cell, "button", { type: "button", "aria-label": `show head ${name}`, "aria-pressed": "false" });
+                const canvas = element(button, "canvas", { width: SMALL, height: SMALL });
+                const label = element(cell, "label");
+                const box = element(label, "input", { type: "checkbox", "aria-label": `head ${name} on`, checked: "" });
+                element(label, "span", {}, name);
+                const tried = element(label, "span", { class: "tried" });
+                const number = layer * heads + head;
+                button.addEventListener("click", () => onChoose(number));
+                box.addEventListener("change", () => onSwitch(number, box.checked));
+                this.cells.push({ cell, button, canvas, box, tried });
+            }
+        }
+        place.addEventListener("keydown", (event) => {
+            const from = this.cells.findIndex(({ button, box }) => event.target === button || event.target === box);
+            const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: heads, ArrowUp: -heads }[event.key];
+            const to = this.cells[from + step];
+            if (from < 0 || !to) return;
+            event.preventDefault();
+            onChoose(from + step);
+            to[event.target === this.cells[from].box ? "box" : "button"].focus();
+        });
     }
-    place.addEventListener("keydown", (event) => {
-      const from = this.cells.findIndex(({ button, box }) => event.target === button || event.target === box);
-      const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: heads, ArrowUp: -heads }[event.key];
-      const to = this.cells[from + step];
-      if (from < 0 || !to) return;
-      event.preventDefault();
-      onChoose(from + step);
-      to[event.target === this.cells[from].box ? "box" : "button"].focus();
-    });
-  }
 
-  show(places, row, chosen, off) {
-    this.cells.forEach(({ cell, button, canvas, box }, number) => {
-      const context = canvas.getContext("2d");
-      context.clearRect(0, 0, SMALL, SMALL);
-      paint(places, Math.floor(number / this.size.heads), number % this.size.heads);
-      enlarge(context, 0, 0, SMALL, row, places.length);
-      cell.classList.toggle("off", off.has(number));
-      box.checked = !off.has(number);
-      button.setAttribute("aria-pressed", number === chosen);
-      button.tabIndex = box.tabIndex = number === chosen ? 0 : -1;
-    });
-  }
+    show(places, row, chosen, off) {
+        this.cells.forEach(({ cell, button, canvas, box }, number) => {
+            const context = canvas.getContext("2d");
+            context.clearRect(0, 0, SMALL, SMALL);
+            paint(places, Math.floor(number / this.size.heads), number % this.size.heads);
+            enlarge(context, 0, SMALL);
+            const pitch = SMALL / places.length;
+            context.fillStyle = FRAME;
+            context.fillRect((row + 1) * pitch, (row + 0.5) * pitch - 1, SMALL, 2); // in what would be the future
+            if (row === places.length - 1) context.fillRect(0, SMALL - 2, SMALL, 2);
+            cell.classList.toggle("off", off.has(number));
+            box.checked = !off.has(number);
+            button.setAttribute("aria-pressed", number === chosen);
+            button.tabIndex = box.tabIndex = number === chosen ? 0 : -1;
+        });
+    }
 
-  // Below each head what the chosen word's probability is without it; [] clears them.
-  showTried(values) {
-    const least = values.length === this.cells.length ? values.indexOf(Math.min(...values)) : -1;
-    this.cells.forEach(({ tried }, number) => {
-      tried.textContent = values[number] === undefined ? "" : percent(values[number]);
-      tried.classList.toggle("worst", number === least);
-    });
-  }
+    // Below each head what the chosen word's probability is without it; [] clears them.
+    showTried(values) {
+        const least = values.length === this.cells.length ? values.indexOf(Math.min(...values)) : -1;
+        this.cells.forEach(({ tried }, number) => {
+            tried.textContent = values[number] === undefined ? "" : percent(values[number]);
+            tried.classList.toggle("worst", number === least);
+        });
+    }
 }
 
 // One head with its words. The word under the pointer is chosen while it is there.
 class LargeHead {
-  constructor(canvas, onHover) {
-    this.canvas = canvas;
-    this.count = 0;
-    canvas.addEventListener("pointermove", (event) => {
-      const row = Math.floor((event.offsetY - this.margin) / this.pitch);
-      onHover(row >= 0 && row < this.count ? row : null);
-    });
-    canvas.addEventListener("pointerleave", () => onHover(null));
-  }
+    constructor(canvas, onHover) {
+        this.canvas = canvas;
+        this.count = 0;
+        canvas.addEventListener("pointermove", (event) => {
+            const row = Math.floor((event.offsetY - this.margin) / this.pitch);
+            onHover(row >= 0 && row < this.count ? row : null);
+        });
+        canvas.addEventListener("pointerleave", () => onHover(null));
+    }
 
-  show(places, words, row, layer, head) {
-    const width = this.canvas.clientWidth, ratio = window.devicePixelRatio || 1, count = words.length;
-    const longest = Math.max(...words.map((word) => word.length));
-    this.margin = Math.min(width * 0.24, 16 + 7 * longest);
-    this.pitch = (width - this.margin - 2) / count;
-    this.count = count;
-    if (this.canvas.width !== Math.round(width * ratio)) this.canvas.width = this.canvas.height = Math.round(width * ratio);
-    const context = this.canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.clearRect(0, 0, width, width);
-    paint(places, layer, head);
-    enlarge(context, this.margin, this.margin, this.pitch * count, row, count);
-    const weights = places[row].attention[layer][head];
-    const size = Math.min(13, Math.max(this.pitch * 0.92, 10));
-    const room = this.pitch >= 8.5; // for the words of all rows; else of those that count
-    words.forEach((word, i) => {
-      const reads = i === row, isRead = weights[i] >= 0.1;
-      const middle = this.margin + this.pitch * (i + 0.5);
-      context.fillStyle = "#1f2328";
-      context.textBaseline = "middle";
-      if (room || reads) {
-        context.font = `${reads ? "bold " : ""}${size}px system-ui, "Liberation Sans", Arial, sans-serif`;
-        context.textAlign = "right";
-        context.fillText(word, this.margin - 5, middle, this.margin - 6);
-      }
-      if (room || isRead) {
-        context.font = `${isRead ? "bold " : ""}${size}px system-ui, "Liberation Sans", Arial, sans-serif`;
-        context.textAlign = "left";
-        context.save();
-        context.translate(middle, this.margin - 5);
-        context.rotate(-Math.PI / 2);
-        context.fillText(word, 0, 0, this.margin - 6);
-        context.restore();
-      }
-    });
-  }
+    show(places, words, row, layer, head) {
+        const width = this.canvas.clientWidth, ratio = window.devicePixelRatio || 1, count = words.length;
+        const longest = Math.max(...words.map((word) => word.length));
+        this.margin = Math.min(width * 0.22, 12 + 6 * longest);
+        this.pitch = (width - this.margin - 2) / count;
+        this.count = count;
+        if (this.canvas.width !== Math.round(width * ratio)) this.canvas.width = this.canvas.height = Math.round(width * ratio);
+        const context = this.canvas.getContext("2d");
+        context.setTransform(ratio, 0, 0, ratio, 0, 0);
+        context.clearRect(0, 0, width, width);
+        paint(places, layer, head);
+        enlarge(context, this.margin, this.pitch * count);
+        context.strokeStyle = FRAME;
+        context.lineWidth = 2;
+        context.strokeRect(this.margin, this.margin + row * this.pitch, (row + 1) * this.pitch, this.pitch);
+        const weights = places[row].attention[layer][head];
+        const size = Math.min(13, Math.max(this.pitch, 8));
+        const bold = Math.max(size, 10);
+        const room = this.pitch >= 6; // for the words of all rows; else of those that count
+        words.forEach((word, i) => {
+            const reads = i === row, isRead = weights[i] >= 0.1;
+            const middle = this.margin + this.pitch * (i + 0.5);
+            context.fillStyle = "#1f2328";
+            context.textBaseline = "middle";
+            if (room || reads) {
+                context.font = `${reads ? "bold " : ""}${reads ? bold : size}px system-ui, "Liberation Sans", Arial, sans-serif`;
+                context.textAlign = "right";
+                context.fillText(word, this.margin - 5, middle, this.margin - 6);
+            }
+            if (room || isRead) {
+                context.font = `${isRead ? "bold " : ""}${isRead ? bold : size}px system-ui, "Liberation Sans", Arial, sans-serif`;
+                context.textAlign = "left";
+                context.save();
+                context.translate(middle, this.margin - 5);
+                context.rotate(-Math.PI / 2);
+                context.fillText(word, 0, 0, this.margin - 6);
+                context.restore();
+            }
+        });
+    }
 }
 
 // What a head does, in words: what one row reads, and its strongest pairs after the first word.
 function rowInWords(places, words, row, layer, head) {
-  const weights = places[row].attention[layer][head];
-  const parts = largest(weights, 4).filter((s) => weights[s] >= 0.01).map((s) => `${quoted(words[s])} ${weights[s].toFixed(2)}`);
-  return `${quoted(words[row])} reads ${parts.join(", ")}.`;
+    const weights = places[row].attention[layer][head];
+    const parts = largest(weights, 4).filter((s) => weights[s] >= 0.01).map((s) => `${quoted(words[s])} ${weights[s].toFixed(2)}`);
+    return `${quoted(words[row])} reads ${parts.join(", ")}.`;
 }
 
 function strongestPairs(places, words, layer, head) {
-  const pairs = [];
-  places.forEach(({ attention }, t) => attention[layer][head].forEach((weight, s) => {
-    if (t > 0 && s > 0) pairs.push({ weight, text: `${quoted(words[t])} reads ${quoted(words[s])} ${weight.toFixed(2)}` });
-  }));
-  if (!pairs.length) return "";
-  const best = largest(pairs.map(({ weight }) => weight), 4).map((i) => pairs[i].text);
-  return `Its largest weights, the start token left out: ${best.join("; ")}.`;
+    const pairs = [];
+    places.forEach(({ attention }, t) => attention[layer][head].forEach((weight, s) => {
+        if (t > 0 && s > 0) pairs.push({ weight, text: `${quoted(words[t])} reads ${quoted(words[s])} ${weight.toFixed(2)}` });
+    }));
+    if (!pairs.length) return "";
+    const best = largest(pairs.map(({ weight }) => weight), 4).map((i) => pairs[i].text);
+    return `Its largest weights, the start token left out: ${best.join("; ")}.`;
 }
