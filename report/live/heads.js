@@ -1,5 +1,7 @@
-// Every head as a small picture, and one large with words. Rows read, columns are read; nothing looks ahead.
 "use strict";
+
+// Every head as a small picture, and one large with words. Rows read, columns are read; nothing looks
+// ahead.
 
 const SMALL = 96; // pixels of a small picture's side
 const FRAME = "#d55e00"; // around the row of the chosen word, as in the figures
@@ -19,7 +21,9 @@ function paint(places, layer, head) {
     const memory = new Uint32Array(image.data.buffer);
     for (let t = 0; t < side; t++) {
         const weights = places[t].attention[layer][head];
-        for (let s = 0; s <= t; s++) memory[t * side + s] = PAINT[Math.round(255 * Math.min(weights[s], 1))];
+        for (let s = 0; s <= t; s++) {
+            memory[t * side + s] = PAINT[Math.round(255 * Math.min(weights[s], 1))];
+        }
     }
     context.putImageData(image, 0, 0);
 }
@@ -30,37 +34,43 @@ function enlarge(context, place, size) {
     context.drawImage(scratch, place, place, size, size);
 }
 
-// The grid: a picture and a tick box for each head. One picture and one box are in the tab order; arrow keys go from head to head.
+// The grid: a picture and a tick box for each head. One picture and one box are in the tab order;
+// arrow keys go from head to head.
 class HeadGrid {
     constructor(place, { layers, heads }, onChoose, onSwitch) {
         this.size = { layers, heads };
         this.cells = [];
         for (let layer = 0; layer < layers; layer++) {
-            const group = element(place, "div", { class: "layer", role: "group", "aria-label": `layer ${layer + 1}` });
+            const label = `layer ${layer + 1}`;
+            const group = element(place, "div", { class: "layer", role: "group", "aria-label": label });
             for (let head = 0; head < heads; head++) {
-                const name = `${layer + 1}.${head + 1}`;
-                const cell = element(group, "div", { class: "head" });
-                const button = element(cell, "button", { type: "button", "aria-label": `show head ${name}`, "aria-pressed": "false" });
-                const canvas = element(button, "canvas", { width: SMALL, height: SMALL });
-                const label = element(cell, "label");
-                const box = element(label, "input", { type: "checkbox", "aria-label": `head ${name} on`, checked: "" });
-                element(label, "span", {}, name);
-                const tried = element(label, "span", { class: "tried" });
-                const number = layer * heads + head;
-                button.addEventListener("click", () => onChoose(number));
-                box.addEventListener("change", () => onSwitch(number, box.checked));
-                this.cells.push({ cell, button, canvas, box, tried });
+                const number = layer * heads + head, parts = this.cell(group, `${layer + 1}.${head + 1}`);
+                parts.button.addEventListener("click", () => onChoose(number));
+                parts.box.addEventListener("change", () => onSwitch(number, parts.box.checked));
+                this.cells.push(parts);
             }
         }
         place.addEventListener("keydown", (event) => {
             const from = this.cells.findIndex(({ button, box }) => event.target === button || event.target === box);
-            const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: heads, ArrowUp: -heads }[event.key];
-            const to = this.cells[from + step];
+            const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: heads, ArrowUp: -heads };
+            const step = steps[event.key], to = this.cells[from + step];
             if (from < 0 || !to) return;
             event.preventDefault();
             onChoose(from + step);
             to[event.target === this.cells[from].box ? "box" : "button"].focus();
         });
+    }
+
+    cell(group, name) {
+        const cell = element(group, "div", { class: "head" });
+        const shows = { type: "button", "aria-label": `show head ${name}`, "aria-pressed": "false" };
+        const button = element(cell, "button", shows);
+        const canvas = element(button, "canvas", { width: SMALL, height: SMALL });
+        const label = element(cell, "label");
+        const switches = { type: "checkbox", "aria-label": `head ${name} on`, checked: "" };
+        const box = element(label, "input", switches);
+        element(label, "span", {}, name);
+        return { cell, button, canvas, box, tried: element(label, "span", { class: "tried" }) };
     }
 
     show(places, row, chosen, off) {
@@ -71,8 +81,7 @@ class HeadGrid {
             enlarge(context, 0, SMALL);
             const pitch = SMALL / places.length;
             context.fillStyle = FRAME;
-            context.fillRect((row + 1) * pitch, (row + 0.5) * pitch - 1, SMALL, 2); // in what would be the future
-            if (row === places.length - 1) context.fillRect(0, SMALL - 2, SMALL, 2);
+            context.fillRect((row + 1) * pitch, (row + 0.5) * pitch - 1, SMALL, 2); // in the future's place
             cell.classList.toggle("off", off.has(number));
             box.checked = !off.has(number);
             button.setAttribute("aria-pressed", number === chosen);
@@ -105,10 +114,11 @@ class LargeHead {
     show(places, words, row, layer, head) {
         const width = this.canvas.clientWidth, ratio = window.devicePixelRatio || 1, count = words.length;
         const longest = Math.max(...words.map((word) => word.length));
+        this.count = count;
         this.margin = Math.min(width * 0.22, 12 + 6 * longest);
         this.pitch = (width - this.margin - 2) / count;
-        this.count = count;
-        if (this.canvas.width !== Math.round(width * ratio)) this.canvas.width = this.canvas.height = Math.round(width * ratio);
+        const side = Math.round(width * ratio);
+        if (this.canvas.width !== side) this.canvas.width = this.canvas.height = side;
         const context = this.canvas.getContext("2d");
         context.setTransform(ratio, 0, 0, ratio, 0, 0);
         context.clearRect(0, 0, width, width);
@@ -116,47 +126,53 @@ class LargeHead {
         enlarge(context, this.margin, this.pitch * count);
         context.strokeStyle = FRAME;
         context.lineWidth = 2;
-        context.strokeRect(this.margin, this.margin + row * this.pitch, (row + 1) * this.pitch, this.pitch);
-        const weights = places[row].attention[layer][head];
-        const size = Math.min(13, Math.max(this.pitch, 8));
-        const bold = Math.max(size, 10);
-        const room = this.pitch >= 6; // for the words of all rows; else of those that count
+        const reach = (row + 1) * this.pitch;
+        context.strokeRect(this.margin, this.margin + row * this.pitch, reach, this.pitch);
+        this.label(context, words, row, places[row].attention[layer][head]);
+    }
+
+    // The words of rows and columns. If there is no room for all, those of the row and of what it reads.
+    label(context, words, row, weights) {
+        const size = Math.min(13, Math.max(this.pitch, 8)), room = this.pitch >= 6;
+        const end = this.margin - 5;
+        const write = (word, x, y, bold) => {
+            context.font = `${bold ? "bold " : ""}${size}px system-ui, "Liberation Sans", Arial, sans-serif`;
+            context.fillText(word, x, y, this.margin - 6);
+        };
+        context.fillStyle = "#1f2328";
+        context.textBaseline = "middle";
         words.forEach((word, i) => {
-            const reads = i === row, isRead = weights[i] >= 0.1;
-            const middle = this.margin + this.pitch * (i + 0.5);
-            context.fillStyle = "#1f2328";
-            context.textBaseline = "middle";
-            if (room || reads) {
-                context.font = `${reads ? "bold " : ""}${reads ? bold : size}px system-ui, "Liberation Sans", Arial, sans-serif`;
-                context.textAlign = "right";
-                context.fillText(word, this.margin - 5, middle, this.margin - 6);
-            }
-            if (room || isRead) {
-                context.font = `${isRead ? "bold " : ""}${isRead ? bold : size}px system-ui, "Liberation Sans", Arial, sans-serif`;
-                context.textAlign = "left";
-                context.save();
-                context.translate(middle, this.margin - 5);
-                context.rotate(-Math.PI / 2);
-                context.fillText(word, 0, 0, this.margin - 6);
-                context.restore();
-            }
+            const reads = i === row, isRead = weights[i] >= 0.1, middle = this.margin + this.pitch * (i + 0.5);
+            context.textAlign = "right";
+            if (room || reads) write(word, end, middle, reads);
+            if (!room && !isRead) return;
+            context.save();
+            context.translate(middle, end);
+            context.rotate(-Math.PI / 2);
+            context.textAlign = "left";
+            write(word, 0, 0, isRead);
+            context.restore();
         });
     }
 }
 
-// What a head does, in words: what one row reads, and its strongest pairs after the first word.
+// What a head does, in words: what one row reads, and its strongest pairs after the start.
 function rowInWords(places, words, row, layer, head) {
     const weights = places[row].attention[layer][head];
-    const parts = largest(weights, 4).filter((s) => weights[s] >= 0.01).map((s) => `${quoted(words[s])} ${weights[s].toFixed(2)}`);
+    const read = largest(weights, 4).filter((s) => weights[s] >= 0.01);
+    const parts = read.map((s) => `${quoted(words[s])} ${weights[s].toFixed(2)}`);
     return `${quoted(words[row])} reads ${parts.join(", ")}.`;
 }
 
 function strongestPairs(places, words, layer, head) {
     const pairs = [];
     places.forEach(({ attention }, t) => attention[layer][head].forEach((weight, s) => {
-        if (t > 0 && s > 0) pairs.push({ weight, text: `${quoted(words[t])} reads ${quoted(words[s])} ${weight.toFixed(2)}` });
+        if (t > 0 && s > 0) pairs.push({ weight, t, s });
     }));
     if (!pairs.length) return "";
-    const best = largest(pairs.map(({ weight }) => weight), 4).map((i) => pairs[i].text);
-    return `Its largest weights, the start token left out: ${best.join("; ")}.`;
+    const best = largest(pairs.map(({ weight }) => weight), 4).map((place) => {
+        const { weight, t, s } = pairs[place];
+        return `${quoted(words[t])} reads ${quoted(words[s])} ${weight.toFixed(2)}`;
+    });
+    return `Its largest weights, the start left out: ${best.join("; ")}.`;
 }
