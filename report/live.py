@@ -34,7 +34,7 @@ from helpers.training import encode_stories  # noqa: E402
 SOURCES = HERE / "live"
 ENGINE = "layers", "model", "tokenizer", "grammar", "decoding"  # each may use those before it
 SHOWN = 20  # held-out stories whose loss the page measures
-MEASURED = 300  # held-out stories on which the cost of rounding is measured
+MEASURED = 200  # held-out stories on which the cost of rounding is measured
 
 # Beginnings in the grammar's manner: the song is to come, or to come again; a name is to return; a
 # free choice; a word that the model does not know; and nothing at all.
