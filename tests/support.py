@@ -190,9 +190,13 @@ HERE = CHROMIUM or os.environ.get("CI")  # a machine that checks every change mu
 IN_CHROMIUM = [pytest.mark.slow, pytest.mark.skipif(not HERE, reason=MISSING)]
 
 
-def open_page(browser, path):
-    """A page, open from a file, with the addresses it `asked` for, and the `errors` it reported."""
+def open_page(browser, path, script=""):
+    """A page, open from a file, with the addresses it `asked` for, and the `errors` it reported.
+
+    script: runs before the page's own.
+    """
     page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.add_init_script(script)
     page.asked, page.errors = [], []
     page.on("request", lambda request: page.asked.append(request.url))
     note = lambda message: page.errors.append(message.text) if message.type == "error" else None

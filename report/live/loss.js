@@ -5,9 +5,8 @@
 // grammar is the floor: no model can be below it on average.
 
 class Losses {
-    // isBusy: whether the page has something else to do first.
-    constructor(model, { stories, words }, tokenizer, grammar, isBusy) {
-        Object.assign(this, { model, stories, isBusy });
+    constructor(model, { stories, words }, tokenizer, grammar) {
+        Object.assign(this, { model, stories });
         this.tokens = stories.map((ids) => ids.length - 1); // predicted ones
         const costs = stories.map((ids) => grammar.judge(ids.slice(1, -1).map((id) => words[id]), true).nats);
         // Nats per token of each story: under the grammar, with all heads, with those that are on now.
@@ -36,17 +35,13 @@ class Losses {
 
     async run(off, found, signal) {
         found.length = 0;
-        const breathe = async () => {
-            await pause();
-            while (this.isBusy() && !signal.aborted) await sleep(10);
-        };
         const onStory = (story, { nats, tokens }) => {
             if (signal.aborted) return;
             found[story] = nats / tokens;
             this.show();
         };
         try {
-            await this.model.storyLosses(this.stories, { off, pause: breathe, onStory, signal });
+            await this.model.storyLosses(this.stories, { off, pause, onStory, signal });
         } catch (error) {
             if (!signal.aborted) throw error;
         }

@@ -8,7 +8,6 @@
 
 const data = JSON.parse($("data").textContent);
 const tokenizer = new Tokenizer(data.words, data.capitalized);
-const grammar = new Grammar(data.grammar);
 const { layers, heads, context } = data.config;
 const NONE = new Set();
 
@@ -26,8 +25,7 @@ const state = {
 };
 let shown = null; // the text on the screen, and what was computed of it: see `keep`
 let control = new AbortController(); // of the update in progress
-let busy = false;
-let model, losses;
+let model, grammar, losses;
 let main, same, plain; // readings: the text; the same words, and the same beginning, with all heads on
 
 const strip = new WordStrip($("words"), (place, how) => {
@@ -66,7 +64,7 @@ async function update() {
     control.abort();
     control = new AbortController();
     const { signal } = control, extras = { attention: true, lens: true };
-    busy = true;
+    $("words").setAttribute("aria-busy", "true");
     const write = (reading, off, options) =>
         reading.write(state.beginning, state.count, off, choose, state.uniforms, { signal, ...options });
     const ids = await write(main, state.off, { extras });
@@ -82,7 +80,7 @@ async function update() {
         shown.others = others.slice(state.beginning.length);
         show();
     }
-    busy = false;
+    $("words").setAttribute("aria-busy", "false");
     return true;
 }
 
@@ -211,9 +209,11 @@ async function open() {
         element($("beginnings"), "option", {}, text || "(nothing: the model begins by itself)");
     }
     showSettings();
+    await pause();
+    grammar = new Grammar(data.grammar);
     model = await Model.load(data, $("weights").textContent, pause);
     [main, same, plain] = [new Reading(model), new Reading(model), new Reading(model)];
-    losses = new Losses(model, data, tokenizer, grammar, () => busy || state.running || state.trying);
+    losses = new Losses(model, data, tokenizer, grammar);
     listen();
     await tour("song");
     losses.measure(new Set());

@@ -9,26 +9,43 @@ const headName = (number) => `${Math.floor(number / heads) + 1}.${(number % head
 const enable = (id, can) => { $(id).setAttribute("aria-disabled", !can); };
 const isEnabled = (id) => $(id).getAttribute("aria-disabled") !== "true";
 
+// First the words, and in a task of its own, so that no task is long, the heads.
+let headsWait = false;
 function show() {
     if (!shown) return;
-    const { places, told } = shown;
-    const last = places.length - 1, row = Math.min(state.hovered ?? state.chosen ?? last, last);
-    const names = ["start", ...told], layer = Math.floor(state.head / heads), head = state.head % heads;
+    const names = ["start", ...shown.told], row = chosenRow();
     strip.show(wordsWithCosts(names), row);
     showNext(row, names);
-    grid.show(places, row, state.head, state.off);
-    large.show(places, names.slice(0, places.length), row, layer, head);
-    const off = state.off.has(state.head) ? " (switched off)" : "";
-    $("large-title").textContent = `Head ${headName(state.head)}${off}`;
-    $("reads").textContent = rowInWords(places, names, row, layer, head);
-    $("strongest").textContent = strongestPairs(places, names, layer, head);
+    showVerdict();
     enable("all-on", state.off.size > 0);
     enable("step", !state.running && !shown.ended && !shown.full);
     enable("run", !state.running && !shown.ended && !shown.full);
     enable("stop", state.running);
     enable("back", state.count > 0);
     enable("try-each", !state.trying);
-    showVerdict();
+    if (headsWait) return;
+    headsWait = true;
+    pause().then(() => {
+        headsWait = false;
+        showHeads();
+    });
+}
+
+// The word under the pointer, or the chosen one, or the last that was read.
+function chosenRow() {
+    const last = shown.places.length - 1;
+    return Math.min(state.hovered ?? state.chosen ?? last, last);
+}
+
+function showHeads() {
+    const { places, told } = shown, names = ["start", ...told], row = chosenRow();
+    const layer = Math.floor(state.head / heads), head = state.head % heads;
+    grid.show(places, row, state.head, state.off);
+    large.show(places, names.slice(0, places.length), row, layer, head);
+    const off = state.off.has(state.head) ? " (switched off)" : "";
+    $("large-title").textContent = `Head ${headName(state.head)}${off}`;
+    $("reads").textContent = rowInWords(places, names, row, layer, head);
+    $("strongest").textContent = strongestPairs(places, names, layer, head);
 }
 
 function wordsWithCosts(names) {

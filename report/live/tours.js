@@ -69,6 +69,7 @@ async function tour(name) {
         losses.measure(new Set());
     }
     if (!await begin(text)) return;
+    await pause();
     const row = shown.places.length + (chosen ?? -1);
     state.chosen = chosen === undefined ? null : row;
     state.head = headThatReads(shown, row);
