@@ -46,8 +46,8 @@ BEGINNINGS = (
     'hummed "',
     "By the sea lived a small boy named Ben. Next door lived a lazy cat named Ziggy who told "
     "jokes. One day, they played hide-and-seek, and",
-    "Long ago there lived a brave",
-    "Tom was a little boy who had a purple zebra named",
+    "Long ago there lived a shy",
+    "Tom was a little boy who had a wise zebra named",
     "",
 )
 

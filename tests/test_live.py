@@ -6,7 +6,6 @@ Without Chromium these tests are skipped, and say so; where CI is set they fail.
 import random
 import re
 import sys
-import time
 import unicodedata
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -18,10 +17,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import IN_CHROMIUM, open_page, report_script
+from test_grammar import SMALL
 
 from helpers.checkpoints import CHECKPOINTS, load_checkpoint
 from helpers.decoding import filtered_distribution, generate
-from helpers.grammar import bundled_grammar
+from helpers.grammar import Grammar, bundled_grammar
 from helpers.stories import load_stories
 
 live = report_script("live")
@@ -146,6 +146,17 @@ def test_the_stories_are_the_first_that_fit_and_their_floor_is_the_grammars(cour
     nats = np.concatenate([bundled_grammar().judge(story).nats for story in fit])
     assert len(nats) == sum(len(ids) - 1 for ids in data["stories"])
     assert data["floor"] == pytest.approx(nats.mean(), abs=1e-12)
+
+
+def test_the_beginnings_are_the_grammars_but_for_one_unknown_word(course):
+    """With the first word that no story could have, if there is one."""
+    split, grammar = course.tokenizer.split, bundled_grammar()
+    strange = set()
+    for text in map(split, course.data["beginnings"]):
+        assert len(text) + 1 < course.model.config.context_length  # with <sos>, room for a word
+        if (broken_at := grammar.judge(text).broken_at) is not None:
+            strange.add(text[broken_at])
+    assert strange == {"zebra"} - set(course.tokenizer.words)
 
 
 # The model.
@@ -514,18 +525,22 @@ def prefixes(course):
         yield cut
 
 
-def test_the_next_words_probabilities_are_pythons(engine, course):
-    grammar, cases = bundled_grammar(), list(prefixes(course))
-    begin = time.monotonic()
-    found = engine.evaluate(
-        """cases => cases.map((words, number) => {
-            const { nats, brokenAt, possible, complete } = grammar.judge(words, number % 4 === 0);
-            return [[...grammar.nextWords(words)], [...possible], nats, brokenAt, complete];
-        })""",
-        cases,
-    )
-    print(f"\n{len(cases)} beginnings judged in {time.monotonic() - begin:.1f} s")
+JUDGE = """([table, cases]) => {
+    const rules = new Grammar(table);
+    return cases.map((words, number) => {
+        const { nats, brokenAt, possible, complete } = rules.judge(words, number % 4 === 0);
+        return [[...rules.nextWords(words)], [...possible], nats, brokenAt, complete];
+    });
+}"""
+
+
+def judge_all(engine, grammar, cases):
+    """Compare both grammars on beginnings of stories, of which every fourth is to end there.
+
+    Returns how many are broken.
+    """
     broken = 0
+    found = engine.evaluate(JUDGE, [grammar.table(), cases])
     for number, (words, (following, possible, nats, broken_at, complete)) in enumerate(
         zip(cases, found, strict=True)
     ):
@@ -535,4 +550,17 @@ def test_the_next_words_probabilities_are_pythons(engine, course):
         assert dict(possible) == pytest.approx(judged.possible, abs=1e-9)
         assert dict(following) == pytest.approx(grammar.next_words(words), abs=1e-9)
         broken += judged.broken_at is not None
-    assert 500 < broken < 1500
+    return broken
+
+
+def test_the_next_words_probabilities_are_pythons(engine, course):
+    assert 500 < judge_all(engine, bundled_grammar(), list(prefixes(course))) < 1500
+
+
+def test_every_construct_of_a_grammar_is_read_as_in_python(engine, course):
+    """A grammar that has them all: each beginning of 200 stories, and a wrong word after it."""
+    grammar, split = Grammar(**SMALL), course.tokenizer.split
+    stories = {tuple(split(grammar.story(f"{seed}")[0])) for seed in range(200)}
+    beginnings = {story[:end] for story in stories for end in range(len(story) + 1)}
+    cases = sorted(beginnings | {(*words, "the") for words in beginnings})
+    assert judge_all(engine, grammar, cases) > 100
