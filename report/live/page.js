@@ -76,7 +76,7 @@ async function update() {
         if (!await same.follow(read, NONE, { signal })) return false;
         const others = await write(plain, NONE);
         if (!others) return false;
-        shown.whole = [...same.places];
+        shown.whole = same.places.slice(0, read.length);
         shown.others = others.slice(state.beginning.length);
         show();
     }
@@ -87,7 +87,8 @@ async function update() {
 function keep(ids) {
     const written = ids.slice(state.beginning.length), ended = ids.at(-1) === Tokenizer.EOS;
     const words = written.filter((id) => id !== Tokenizer.EOS).map((id) => data.words[id]);
-    const told = [...state.typed, ...words], places = [...main.places];
+    const told = [...state.typed, ...words];
+    const places = main.places.slice(0, ids.length - ended); // <eos> is not read
     const kept = places.map(() => null); // probabilities, once they are asked for
     shown = {
         ids, places, written, told, ended,
@@ -121,7 +122,7 @@ async function writeOne() {
 async function run() {
     state.running = true;
     while (state.running && !shown.ended && !shown.full) {
-        if (!await writeOne()) break;
+        await writeOne(); // or whatever the reader has asked for meanwhile
         await sleep(60);
     }
     state.running = false;

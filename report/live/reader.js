@@ -40,6 +40,7 @@ class Reading {
         const key = [...off].sort((a, b) => a - b).join();
         let same = 0;
         while (key === this.off && same < ids.length && ids[same] === this.ids[same]) same++;
+        if (same === ids.length) return true; // what was read after them stays: it may come again
         this.forget(same);
         this.off = key;
         for (const id of ids.slice(same)) {
@@ -58,11 +59,8 @@ class Reading {
         if (!await this.follow(ids, off, options)) return null;
         while (ids.length < end) {
             const id = choose(this.places[ids.length - 1].logits, uniforms[ids.length]);
-            if (id === Tokenizer.EOS) {
-                this.forget(ids.length); // of a longer text that was read before
-                return [...ids, id];
-            }
             ids.push(id);
+            if (id === Tokenizer.EOS) break;
             if (!await this.follow(ids, off, options)) return null;
         }
         return ids;

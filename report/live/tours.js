@@ -39,7 +39,7 @@ const TOURS = {
         words:
             "A story that breaks. At temperature 1.8 the model draws words that no story could have. The " +
             "first is marked, and below the text stands what could have come there. Lower the " +
-            "temperature: with the same random numbers the story breaks later, or not at all.",
+            "temperature, and see with the same random numbers where it breaks, or whether it does.",
     },
 };
 
