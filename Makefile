@@ -1,13 +1,13 @@
 # Everything in two commands, on a machine with Python 3.11 to 3.13 and make:
 #
-#   make report     install, execute every notebook, render build/report.html, results.pdf and book.pdf
+#   make report     install, execute every notebook, render build/report.html, live.html, results.pdf and book.pdf
 #   make test       install, lint, run every test, and compare every notebook with a fresh run; the network is cut
 #
 #   make quick      lint, and the tests without notebooks and browser: for whoever changes a line
 #   make torture    the tests of reliability with many cases: killed runs, damaged files, hostile texts, broken servers
 #   make benchmark  speed beside other code, and below the machine's limit, of the processor as it is: build/benchmark/
 #   make publish CORPUS=path REPO=owner/name    a trained model, to the Hugging Face Hub; CONTEXT=256: of whole stories
-#   make render     build/report.html, results.pdf and book.pdf of the committed notebooks, executing nothing
+#   make render     build/report.html, live.html, results.pdf and book.pdf of the committed notebooks, executing nothing
 #   make pages      the same as a folder to publish: build/pages/
 #   make clean      remove what can be made again
 #
@@ -84,7 +84,7 @@ render: $(READY)
 pages: render
 	rm -rf build/pages && mkdir build/pages
 	cp build/report.html build/pages/index.html
-	cp build/results.pdf build/book.pdf build/pages/
+	cp build/live.html build/results.pdf build/book.pdf build/pages/
 
 sync: $(READY)
 	$(PY) report/execute.py --sync

@@ -42,6 +42,11 @@ class _Option:
     head: tuple[str, ...]  # the words before the first slot
     weight: float
 
+    def compiled(self) -> list:
+        """[weight, key, items] for `Grammar.table`; a text without words says nothing there."""
+        items = [item.lower() if isinstance(item, str) else list(item[1]) for item in self.items]
+        return [self.weight, self.key, [item for item in items if item]]
+
 
 class _Choice:
     """Options of which one is drawn, and the -log p that each adds to the words of its head.
@@ -196,6 +201,27 @@ class Grammar:
         if complete and possible:
             nats.append(0.0)  # after the last word the end is certain
         return Judgement(np.array(nats, np.float64), broken_at, possible, complete)
+
+    def table(self) -> dict:
+        """All rules, as JSON can hold them, for a program that reads texts as `judge` does.
+
+        {name: {remembered, keyRule, always, rows}}: rows {name: [[weight, key, items], …]}; an item
+        is a list of words or the name of a rule. always: all rows are open while keyRule has no
+        value.
+        """
+        return {
+            name: {
+                "remembered": rule.remembered,
+                "keyRule": rule.key_rule,
+                "always": None in rule.rows,
+                "rows": {
+                    row: [option.compiled() for option in choice.options]
+                    for row, choice in rule.rows.items()
+                    if row is not None
+                },
+            }
+            for name, rule in self._rules.items()
+        }
 
     def _walk(self, choose: Callable) -> Iterator[tuple]:
         """A story piece by piece: (text, its words, their nats, the choice whose head it is).

@@ -5,7 +5,8 @@
     python report/build.py build/tinystories  that folder's notebooks -> the same folder
 
 report.html has all of them, the results first; results.pdf the results alone; book.pdf all, in
-order. pandoc and typst come as Python wheels. cells.lua turns cells into pages for both forms.
+order; beside the bundled stories' report, live.html runs their model. pandoc and typst come as
+Python wheels. cells.lua turns cells into pages for both forms.
 """
 
 import argparse
@@ -29,6 +30,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 from helpers.notebook import figures_root  # noqa: E402
 from helpers.support.files import make_folder, user_path, write_whole  # noqa: E402
+from live import build_live  # noqa: E402
 
 BUILD = ROOT / "build"
 TITLE = "A story transformer, from scratch"
@@ -165,6 +167,8 @@ def main() -> int:
     products = {"report.html": build_html, "book.pdf": partial(build_pdf, names=names)}
     if results := [name for name in names if name.startswith(RESULTS)]:
         products["results.pdf"] = partial(build_pdf, names=results)
+    if place == BUILD:
+        products["live.html"] = lambda _, target: build_live(target)
     make_folder(place)
     for name, build in products.items():
         begin, target = time.monotonic(), place / name

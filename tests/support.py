@@ -179,3 +179,28 @@ def report_script(name):
     if (folder := str(ROOT / "report")) not in sys.path:
         sys.path.insert(0, folder)
     return import_module(name)
+
+
+# Pages, in a real browser.
+
+NAMES = "chromium", "chromium-browser", "google-chrome"
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+MISSING = "no Chromium on this machine: install Debian's `chromium`"
+HERE = CHROMIUM or os.environ.get("CI")  # a machine that checks every change must have it
+IN_CHROMIUM = [pytest.mark.slow, pytest.mark.skipif(not HERE, reason=MISSING)]
+
+
+def open_page(browser, path, script=""):
+    """A page, open from a file, with the addresses it `asked` for, and the `errors` it reported.
+
+    script: runs before the page's own.
+    """
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.add_init_script(script)
+    page.asked, page.errors = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    note = lambda message: page.errors.append(message.text) if message.type == "error" else None
+    page.on("console", note)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(path.as_uri())
+    return page

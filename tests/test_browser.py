@@ -5,7 +5,6 @@ Without Chromium these tests are skipped, and say so; where CI is set they fail.
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,8 +17,15 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from nbformat.v4 import new_output
-from playwright.sync_api import sync_playwright
-from support import MARKUP, ROOT, displayed, report_script, write_notebook
+from support import (
+    IN_CHROMIUM,
+    MARKUP,
+    ROOT,
+    displayed,
+    open_page,
+    report_script,
+    write_notebook,
+)
 
 from helpers.attention_plots import heatmap
 from helpers.explorers import AttentionExplorer
@@ -28,24 +34,7 @@ from helpers.plots import Picture
 
 build = report_script("build")
 
-NAMES = "chromium", "chromium-browser", "google-chrome"
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-MISSING = "no Chromium on this machine: install Debian's `chromium`"
-HERE = CHROMIUM or os.environ.get("CI")  # a machine that checks every change must have it
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HERE, reason=MISSING)]
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert CHROMIUM, MISSING
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
-        yield browser
-        browser.close()
+pytestmark = IN_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +48,7 @@ def report(tmp_path_factory):
 @pytest.fixture
 def page(browser, report):
     """The report, open from a file: (page, addresses it asked for, errors it reported)."""
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
-    page.asked, page.errors = [], []
-    page.on("request", lambda request: page.asked.append(request.url))
-    note = lambda message: page.errors.append(message.text) if message.type == "error" else None
-    page.on("console", note)
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.goto(report.as_uri())
+    page = open_page(browser, report)
     yield page
     page.close()
 

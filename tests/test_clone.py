@@ -61,6 +61,7 @@ def environment(tmp_path):
 
 def check(course):
     assert (course / "build" / "report.html").is_file()
+    assert (course / "build" / "live.html").is_file()
     assert (course / "build" / "book.pdf").read_bytes().startswith(b"%PDF")
     assert (course / "build" / "hub" / "bundled" / "model.safetensors").is_file()
     assert (course / "build" / "notebooks" / "02_attention.ipynb").is_file()

@@ -345,3 +345,20 @@ def test_the_bundled_grammar_is_the_file_read_once():
     grammar, again = bundled_grammar(), Grammar(**bundled_rules())
     assert grammar is bundled_grammar()
     assert grammar.story("train-0")[0] == again.story("train-0")[0] != grammar.story("train-1")[0]
+
+
+def test_the_table_of_a_grammar_holds_all_its_rules():
+    """Another program reads texts with it: the live page's tests compare the two."""
+    table = Grammar(**SMALL).table()
+    assert json.loads(json.dumps(table)) == table
+    assert table["kind"] == {
+        "remembered": True,
+        "keyRule": "hero",
+        "always": True,
+        "rows": {
+            "she": [[3 / 11, "she", [["girl"]]], [1 / 12, "she", [["hen"]]]],
+            "he": [[1 / 11, "he", [["boy"]]]],
+        },
+    }
+    assert table["someone_too"]["rows"][""][1] == [1.0, "{Mood} {hero}", ["mood", "hero"]]
+    assert not table["where"]["always"]
