@@ -274,7 +274,10 @@ local function link(element)
     return element.content .. { pandoc.Space(), pandoc.Cite({ pandoc.Str("[@" .. work .. "]") }, { pandoc.Citation(work, "NormalCitation") }) }
   end
   if alone then element.target = element.target:gsub("^" .. alone .. "#", "#") end
-  if element.target:match("^%.%./") then -- a file of the repository
+  if element.target == "../build/live.html" then -- beside the page
+    if not html then return element.content end
+    element.target = "live.html"
+  elseif element.target:match("^%.%./") then -- a file of the repository
     element.target = repository .. "/blob/main/" .. element.target:sub(4)
   elseif element.target:match("^exercises/") or alone and element.target:match("^%d%d_[%w_]+%.ipynb") then
     -- a notebook that is not in this document

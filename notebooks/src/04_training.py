@@ -1085,6 +1085,9 @@ for name in where:
 # The table says which heads cost most, switched off alone. Train again on another machine, and the work may fall to other heads. Often
 # the costliest head is not the one with the highest score: a pattern is a good question, and no answer. And the table tells of one head
 # at a time: two heads that can stand in for each other both look superfluous.
+#
+# Switch off any set of heads yourself on [the live page](../build/live.html), which `make report` makes: one file with this model in
+# it, which shows the next word, the true distribution beside it, and the loss on held-out stories.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports

@@ -1309,7 +1309,8 @@ table(
 # ## Where the lowest loss is known
 #
 # The chapters run on stories that a grammar writes, so that the exact probability of every word is known, and with it the
-# lowest loss that any model can reach.
+# lowest loss that any model can reach. Their model can be tried on [the live page](../build/live.html), which `make report` makes: type
+# a beginning, compare its guesses with the truth, and switch heads off.
 
 # %% tags=["hide-input"]
 figures.save_figure(
