@@ -128,7 +128,8 @@ def attention(q, k, v):
 
 # %% tags=["mistake"] says="last two axes"
 def attention(q, k, v):
-    weights = (q @ k.T / math.sqrt(k.shape[-1])).softmax(dim=-1)  # (T, S): right for one story
+    scores = q @ k.transpose(0, 1) / math.sqrt(k.shape[-1])  # (T, S): right for one story
+    weights = scores.softmax(dim=-1)  # (T, S)
     return weights @ v, weights
 
 
