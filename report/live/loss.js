@@ -22,15 +22,17 @@ class Losses {
     }
 
     // Measure with these heads off; before that with all of them on, if this is not yet known. A later
-    // call ends this one.
+    // call with other heads ends this one.
     async measure(off) {
+        const unchanged = off.size === this.off.size && [...off].every((head) => this.off.has(head));
+        if (this.control && unchanged) return;
         this.control?.abort();
         const { signal } = (this.control = new AbortController());
-        this.off = off;
+        this.off = new Set(off);
         this.now = [];
         this.show();
         if (this.whole.length < this.stories.length) await this.run(NONE, this.whole, signal);
-        if (off.size && !signal.aborted) await this.run(off, this.now, signal);
+        if (this.off.size && !signal.aborted) await this.run(this.off, this.now, signal);
     }
 
     async run(off, found, signal) {

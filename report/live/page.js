@@ -68,9 +68,11 @@ async function update() {
     const write = (reading, off, options) =>
         reading.write(state.beginning, state.count, off, choose, state.uniforms, { signal, ...options });
     const ids = await write(main, state.off, { extras });
-    if (!ids) return false;
+    await pause();
+    if (!ids || signal.aborted) return false;
     keep(ids);
     show();
+    losses.measure(state.off); // goes on beside what follows
     if (state.off.size) {
         const read = ids.slice(0, shown.places.length);
         if (!await same.follow(read, NONE, { signal })) return false;
@@ -134,13 +136,11 @@ async function switchHead(number, on) {
     if (on) state.off.delete(number);
     else state.off.add(number);
     state.head = number;
-    losses.measure(new Set(state.off));
     if (await update()) announce();
 }
 
 async function allOn() {
     state.off.clear();
-    losses.measure(new Set());
     if (await update()) announce();
 }
 
@@ -217,7 +217,6 @@ async function open() {
     losses = new Losses(model, data, tokenizer, grammar);
     listen();
     await tour("song");
-    losses.measure(new Set());
 }
 
 open();

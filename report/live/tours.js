@@ -64,10 +64,7 @@ async function tour(name) {
     $("top-p").value = 1;
     $("temperature").value = temperature;
     showSettings();
-    if (state.off.size) {
-        state.off.clear();
-        losses.measure(new Set());
-    }
+    state.off.clear();
     if (!await begin(text)) return;
     await pause();
     const row = shown.places.length + (chosen ?? -1);
