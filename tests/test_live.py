@@ -3,6 +3,7 @@
 Without Chromium these tests are skipped, and say so; where CI is set they fail.
 """
 
+import json
 import random
 import re
 import sys
@@ -72,15 +73,26 @@ def engine(browser, course, tmp_path_factory):
     page.close()
 
 
-def begin(engine, function, argument):
-    """Call an asynchronous function in the page, which computes while Python does."""
-    start = f"(given) => {{ (window.jobs ??= []).push(({function})(given)); }}"
-    engine.evaluate(start, argument)
+def begin(engine, function, given=None):
+    """Call a function in the page, which computes while Python does.
+
+    As JSON: playwright takes seconds to pack many numbers.
+    """
+    call = f"JSON.stringify(await ({function})(JSON.parse(given)))"
+    job = f"(async () => {{ await pause(); return {call}; }})()"
+    engine.evaluate(f"(given) => {{ (window.jobs ??= []).push({job}); }}", json.dumps(given))
 
 
 def results(engine):
     """What the functions that `begin` called return, once all are done."""
-    return engine.evaluate("Promise.all(jobs.splice(0))")
+    return [json.loads(text) for text in engine.evaluate("Promise.all(jobs.splice(0))")]
+
+
+def ask(engine, function, given=None):
+    """What a function in the page returns."""
+    begin(engine, function, given)
+    (found,) = results(engine)
+    return found
 
 
 @contextmanager
@@ -178,7 +190,7 @@ def test_scores_are_those_of_pytorch_in_double_precision(engine, course):
         places = sorted(choose.sample(range(len(ids)), 10))
         with torch.no_grad():
             expected = course.exact(torch.tensor([ids]))[0, places].numpy()  # (10, V)
-        found = np.array(engine.evaluate(LOGITS, [ids[: places[-1] + 1], places]))  # (10, V)
+        found = np.array(ask(engine, LOGITS, [ids[: places[-1] + 1], places]))  # (10, V)
         worst = max(worst, np.abs(found - expected).max())
     print(f"\n200 beginnings: scores differ by {worst:.1e} at most")
     assert worst <= 1e-4
@@ -207,7 +219,7 @@ def test_a_step_shows_attention_and_every_layers_scores(engine, course, off):
         lens = [model.output(model.norm(x))[0] for x in streams] + [logits[0]]  # (T, V) each
     for hook in hooks:
         hook.remove()
-    steps = engine.evaluate(STEPS, [ids, off])
+    steps = ask(engine, STEPS, [ids, off])
     for t, step in enumerate(steps):
         assert np.abs(np.array(step["logits"]) - logits[0, t].numpy()).max() <= 1e-4
         found = np.array(step["attention"])  # (L, H, S)
@@ -226,9 +238,9 @@ def test_a_full_context_refuses_a_token_and_a_shorter_cache_forgets(engine, cour
         cache.length = 1;
         return [refusal, cache.length, read(ids[1])];
     }"""
-    refusal, length, found = engine.evaluate(read, ids)
+    refusal, length, found = ask(engine, read, ids)
     assert (refusal, length) == ("RangeError", 1)
-    assert found == engine.evaluate(LOGITS, [ids[:2], [1]])[0]
+    assert found == ask(engine, LOGITS, [ids[:2], [1]])[0]
 
 
 LOSSES = """async (off) => {
@@ -290,7 +302,7 @@ def test_losses_stop_when_asked_and_never_keep_the_page_waiting(engine):
         const ending = await model.storyLosses(stories, options).catch((error) => error.name);
         return [ending, told, longest];
     }"""
-    ending, told, longest = engine.evaluate(stopped)
+    ending, told, longest = ask(engine, stopped)
     print(f"\nthe longest slice took {longest:.0f} ms")
     assert (ending, told) == ("AbortError", 3)
     assert longest <= 500
@@ -392,7 +404,8 @@ def test_filters_keep_the_same_words(engine, course):
     for temperature, k, p in product((0.01, 0.7, 3.0), (None, 1, 7, 100), (None, 1e-9, 0.6, 1.0)):
         expected = filtered_distribution(logits, temperature, k, p)
         given = [logits.nan_to_num(neginf=0).tolist(), temperature, k, p]
-        found = engine.evaluate(
+        found = ask(
+            engine,
             "([logits, temperature, topK, topP]) =>"
             " [...distribution(logits, { temperature, topK, topP })]",
             given,
@@ -447,7 +460,7 @@ ODD = [
 
 
 def split_by_engine(engine, texts):
-    return engine.evaluate("texts => texts.map((text) => tokenizer.split(text))", texts)
+    return ask(engine, "texts => texts.map((text) => tokenizer.split(text))", texts)
 
 
 def test_a_thousand_odd_texts_are_split_as_in_python(engine, course):
@@ -487,7 +500,8 @@ def test_ids_become_the_same_text(engine, course):
     rows = [choose.choices(range(len(tokenizer)), k=30) for _ in range(300)]
     rows += [tokenizer.encode(story) for story in course.stories.validation[:200]]
     given = [[ids, ids[: choose.randrange(12)]] for ids in rows]
-    found = engine.evaluate(
+    found = ask(
+        engine,
         "rows => rows.map(([ids, before]) => [tokenizer.decode(ids),"
         " tokenizer.decode(ids.slice(before.length), before)])",
         given,
@@ -498,11 +512,9 @@ def test_ids_become_the_same_text(engine, course):
     ]
     assert found == expected
     texts = [*course.stories.validation[200:300], "Zebra mia’s <eos> ½"]
-    ids = engine.evaluate("texts => texts.map((text) => tokenizer.encode(text))", texts)
+    ids = ask(engine, "texts => texts.map((text) => tokenizer.encode(text))", texts)
     assert ids == [tokenizer.encode(text) for text in texts]
-    known = engine.evaluate(
-        "words => words.map((w) => tokenizer.isKnown(w))", ["mia", "<eos>", "Mia"]
-    )
+    known = ask(engine, "words => words.map((w) => tokenizer.isKnown(w))", ["mia", "<eos>", "Mia"])
     assert known == [word in tokenizer.words for word in ("mia", "<eos>", "Mia")]
 
 
@@ -540,7 +552,7 @@ def judge_all(engine, grammar, cases):
     Returns how many are broken.
     """
     broken = 0
-    found = engine.evaluate(JUDGE, [grammar.table(), cases])
+    found = ask(engine, JUDGE, [grammar.table(), cases])
     for number, (words, (following, possible, nats, broken_at, complete)) in enumerate(
         zip(cases, found, strict=True)
     ):

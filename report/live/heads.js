@@ -42,7 +42,8 @@ class HeadGrid {
         this.cells = [];
         for (let layer = 0; layer < layers; layer++) {
             const label = `layer ${layer + 1}`;
-            const group = element(place, "div", { class: "layer", role: "group", "aria-label": label });
+            const group = element(place, "div", { class: "layer", role: "group" });
+            group.setAttribute("aria-label", label);
             for (let head = 0; head < heads; head++) {
                 const number = layer * heads + head, parts = this.cell(group, `${layer + 1}.${head + 1}`);
                 parts.button.addEventListener("click", () => onChoose(number));
@@ -51,13 +52,14 @@ class HeadGrid {
             }
         }
         place.addEventListener("keydown", (event) => {
-            const from = this.cells.findIndex(({ button, box }) => event.target === button || event.target === box);
+            const { target } = event;
+            const from = this.cells.findIndex(({ button, box }) => target === button || target === box);
             const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: heads, ArrowUp: -heads };
             const step = steps[event.key], to = this.cells[from + step];
             if (from < 0 || !to) return;
             event.preventDefault();
             onChoose(from + step);
-            to[event.target === this.cells[from].box ? "box" : "button"].focus();
+            to[target === this.cells[from].box ? "box" : "button"].focus();
         });
     }
 
@@ -142,7 +144,8 @@ class LargeHead {
         context.fillStyle = "#1f2328";
         context.textBaseline = "middle";
         words.forEach((word, i) => {
-            const reads = i === row, isRead = weights[i] >= 0.1, middle = this.margin + this.pitch * (i + 0.5);
+            const middle = this.margin + this.pitch * (i + 0.5);
+            const reads = i === row, isRead = weights[i] >= 0.1;
             context.textAlign = "right";
             if (room || reads) write(word, end, middle, reads);
             if (!room && !isRead) return;
