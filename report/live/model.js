@@ -7,7 +7,7 @@
 // is written as generators (`function*`), which yield wherever they may be interrupted: `finish`
 // runs one to its end, and `inSlices` lets the page draw and answer keys in between.
 
-const SLICE = 12; // milliseconds of work before the page has its turn
+const SLICE = 8; // milliseconds of work before the page has its turn
 const NOTHING_OFF = new Set();
 
 /** Decode base64 a piece at a time, so that no piece keeps the page waiting. */
