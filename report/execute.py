@@ -107,7 +107,7 @@ def set_corpus(notebook, corpus: str) -> None:
     )
 
 
-def execute(notebook, folder: Path = NOTEBOOKS, **environment: str) -> list[str]:
+def execute(notebook, folder: Path, **environment: str) -> list[str]:
     """Run every cell in place, in this folder and with these variables in its environment. Returns
     what is wrong with the outcome, one line each; an empty list is success.
     """
@@ -211,7 +211,7 @@ def run(paths: list[Path], corpus: str | None, build: bool, jobs: int = 1) -> in
         notebook = read_source(path)
         if corpus is not None:
             set_corpus(notebook, argument)
-        problems = execute(notebook, **environment)
+        problems = execute(notebook, NOTEBOOKS, **environment)
         if corpus is None:
             problems += machine_paths(notebook)
         else:
