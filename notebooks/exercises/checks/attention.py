@@ -416,7 +416,13 @@ def _expect_place(scores, least, omega, product):
     expect(n == 18, FIXED)
     (a, b), (c, d) = product.view(n, 2, n, 2).diagonal(dim1=0, dim2=2)  # (n,) each
     length, angle = torch.hypot(a + d, b - c), torch.atan2(b - c, a + d)  # (n,) each
-    if length.norm() > product.norm():  # the two numbers of a hand are turned, and not others
+    if torch.stack([a, b, c, d]).norm() > 0.9 * product.norm():  # each hand by itself
+        mirrored = torch.hypot(a - d, b + c)  # (n,), 0 for a turn
+        expect(
+            mirrored.norm() < 0.1 * length.norm(),
+            "the two numbers of a hand are mirrored or stretched, and not only turned: is each "
+            "sine there, with its sign?",
+        )
         alike = (length * (angle + usual * omega).cos()).sum() / length.sum()  # ()
         back = (angle / omega).tolist()  # in words, n of them
         expect(

@@ -451,7 +451,7 @@ def join_heads(x):
     return x.permute(0, 2, 3, 1).flatten(2)  # (B, T, D), the heads take turns
 
 
-# %% tags=["mistake"] says="before the stories"
+# %% tags=["mistake"] says="before stories"
 def join_heads(x):
     B, H, T, d = x.shape
     return x.permute(2, 0, 1, 3).reshape(B, T, H * d)
@@ -555,11 +555,11 @@ def two_words_back(omega):
     return 20 * torch.block_diag(*turns), torch.eye(2 * len(omega))
 
 
-# %% tags=["mistake"] says="different numbers of words"
+# %% tags=["mistake"] says="mirrored"
 def two_words_back(omega):
-    s, c = omega.sin() ** 2, omega.cos() ** 2  # (n,) each: squared entry by entry
+    s, c = omega.sin(), omega.cos()  # (n,) each
     turns = torch.stack([c, -s, s, c], dim=-1).view(-1, 2, 2)  # (n, 2, 2)
-    return 20 * torch.block_diag(*turns), torch.eye(2 * len(omega))
+    return 20 * torch.block_diag(*turns) ** 2, torch.eye(2 * len(omega))  # entry by entry
 
 
 # %% tags=["mistake"] says="two words ahead"
