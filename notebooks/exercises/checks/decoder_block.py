@@ -201,8 +201,8 @@ def number_of_parameters(student):
         "are the biases of the feed-forward layers counted?": -(F + D),
         "two norms of a block: is one of them missing, or its gains, or its biases?": -2 * D,
         "the two norms of a block are not counted.": -4 * D,
-        "a block is too small by D²: is the output layer of attention counted?": -D * D,
-        "a block is too small by D² + D: is the output layer of attention counted?": -(D * D + D),
+        "a block is too small by D²: is each layer of attention counted?": -D * D,
+        "a block is too small by D² + D: is each layer of attention counted?": -(D * D + D),
         "queries, keys and values are three matrices. Is only one counted?": -2 * D * D,
         "queries, keys and values are three layers. Is only one counted?": -2 * (D * D + D),
         "feed-forward has two matrices, D × F and F × D. Is only one counted?": -D * F,
@@ -352,7 +352,7 @@ def decoder_block(student):
                 "feed-forward reads only what attention wrote, and should read the whole stream.": x
                 + mixed
                 + feed(n2(mixed)),
-                "is one norm used for both parts, or are the two swapped? each part has its own "
+                "is one norm used for both parts, or are the two swapped? Each part has its own "
                 "norm.": (
                     x + mixed + feed(n1(x + mixed)),
                     swapped + feed(n1(swapped)),
@@ -362,7 +362,7 @@ def decoder_block(student):
                 + attention(n1(whole)),
                 "attention" + unnormed: naked + feed(n2(naked)),
                 "feed-forward" + unnormed: x + mixed + feed(x + mixed),
-                "each part" + unnormed: naked + feed(naked),
+                "attention and feed-forward" + unnormed: naked + feed(naked),
                 "only attention is there; feed-forward adds nothing.": x + mixed,
                 "only feed-forward is there; attention adds nothing.": whole,
                 "every token sees the future: does attention get the mask?": seen + feed(n2(seen)),
@@ -520,7 +520,10 @@ def decoder(student):
                     ours, ids, scale=D**-0.5
                 ),
                 "do you multiply by the root of E? The vectors are projected to the width D "
-                "first.": scored(ours, ids, scale=config.embedding_dim**0.5),
+                "first.": tuple(
+                    scored(ours, ids, scale=config.embedding_dim**0.5, bias=bias)
+                    for bias in (True, False)
+                ),
                 "you multiply the positions too: √D is for the words.": scored(
                     ours, ids, scale=1.0, both=D**0.5
                 ),
@@ -693,6 +696,11 @@ def logit_lens(student):
                     lens(streams(lambda words: words + model.positions[:5])),
                     lens(streams(lambda words: (words + model.positions[:5]) * 14**0.5)),
                 ),
+                "reading 0 lacks the positions: what does the first block read?": lens(
+                    torch.cat([streams(lambda words: words * 14**0.5)[:1], own[1:]])
+                ),
+                "your readings come one block too late, and the last is there twice: what comes "
+                "before the first block?": lens(torch.cat([own[1:], own[-1:]])),
                 "your words have no positions.": lens(streams(lambda words: words * 14**0.5)),
                 "a later token changes an earlier output: does each block get the mask?": lens(
                     streams(mask=torch.zeros(5, 5))
