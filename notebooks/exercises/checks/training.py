@@ -96,13 +96,23 @@ def batch_loss(student):
         agrees(as_tensor(loss), right(logits[:2, :3])),
         "one story of fillers alone spoils the loss: do you divide for each story by itself?",
     )
-    large = logits[:2, :3] * 500  # (B, T, V)
-    loss = call(student, large, targets, pad)
-    expect(
-        agrees(as_tensor(loss), right(large)),
-        "for logits of 1,000 your loss is wrong: their powers are too large for float32. What can "
-        "be subtracted from all logits of a row without changing the softmax?",
-    )
+    for rest, word in ((0, 1000), (0, -50), (0, -1000), (1000, 900)):
+        large = torch.full((2, 3, V), float(rest))  # (B, T, V)
+        large.scatter_(-1, targets[..., None], float(word))
+        loss = as_tensor(call(student, large, targets, pad))
+        case = (
+            f"if a target has the logit {word:,} and all other words have {rest:,}, your loss is "
+        )
+        expect(
+            loss.isfinite().all() or max(rest, word) < 1000,
+            f"{case}not finite: e to the power of 1,000 is too large for float32. What can be "
+            "subtracted from all logits of a row without changing the softmax?",
+        )
+        expect(
+            agrees(loss, right(large)),
+            f"{case}{float(loss):.4g} and should be {float(right(large)):.4g}: is a probability "
+            "rounded to 0 before its logarithm is taken, or is something capped?",
+        )
     leaf = logits[:2, :3].clone().requires_grad_()  # (B, T, V)
     loss = student(leaf, targets, pad)
     expect(
@@ -234,6 +244,11 @@ def training_step(student):
             (after / count, "you return the loss after the step; that of before it is wanted."),
             (mean * count, "you return the sum of the losses. Their mean is wanted."),
             (mean * count / 3, "you return the loss by story. The mean over targets is wanted."),
+            (
+                mean * count / batches[0, :, 1:].numel(),
+                "the loss that you return is divided by the number of all places. `<pad>` is no "
+                "target.",
+            ),
         ],
         "the loss that you return",
     )

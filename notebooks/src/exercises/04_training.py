@@ -15,8 +15,8 @@
 #
 # Five exercises, about an hour: the loss, the step and the learning rate of a training run; an experiment that finds a good rate; and a judge
 # who says what each word of a story would cost a perfect model. Write your code in the cells that say `raise NotImplementedError`, and run the
-# cell after each: it tells you what is right, or what the mistake looks like. They go with [notebook 04](../04_training.ipynb); the letters
-# for sizes are those of [notebook 01](../01_embeddings.ipynb).
+# cell after each: it tells you what is right, or what the mistake looks like. Your functions must not change the tensors and lists that they are
+# given. The exercises go with [notebook 04](../04_training.ipynb); the letters for sizes are those of [notebook 01](../01_embeddings.ipynb).
 
 # %% cellView="form" tags=["setup"]
 # @title Set-up: run this cell first
@@ -47,9 +47,10 @@ from helpers.notebook import show_source
 #
 # ●○○ · 10 minutes
 #
-# The stories of a batch differ in length, and short ones are filled up with `<pad>`, the id `pad_id`. A filler is no exercise. Write the loss of
-# a batch by hand: the sum of $-\ln p$ of the real targets, divided by *their* number, over the whole batch. Start from the logits, without
-# PyTorch's own cross-entropy. It must also work if logits are as large as 1,000, whose $e^z$ no float32 can hold.
+# The stories of a batch differ in length, and short ones are filled up with `<pad>`, the id `pad_id`. The model need not predict
+# these fillers. Write the loss of a batch by hand: the sum of $-\ln p$ of the real targets, divided by *their* number, over the whole batch.
+# Start from the logits: the check compares numbers, so it would accept PyTorch's own cross-entropy, but you would learn nothing. Your loss must
+# also work if logits are as large as 1,000, whose $e^z$ no float32 can hold, or as low as -1,000.
 
 
 # %% tags=["exercise"]
@@ -90,6 +91,18 @@ def batch_loss(logits, targets, pad_id):
 def batch_loss(logits, targets, pad_id):
     log_p = logits.log_softmax(-1)
     return -log_p.gather(-1, targets[..., None]).mean()
+
+
+# %% tags=["mistake"] says="rounded to 0"
+def batch_loss(logits, targets, pad_id):
+    p = logits.softmax(-1).gather(-1, targets[..., None])[..., 0]
+    return -p.log()[targets != pad_id].mean()
+
+
+# %% tags=["mistake"] says="capped"
+def batch_loss(logits, targets, pad_id):
+    p = logits.softmax(-1).gather(-1, targets[..., None])[..., 0]
+    return -(p + 1e-9).log()[targets != pad_id].mean()
 
 
 # %% tags=["mistake"] says="number of all places"
@@ -261,6 +274,18 @@ def training_step(model, optimizer, batch, learning_rate, clip_norm):
         group["lr"] = learning_rate
     optimizer.step()
     return (total / count).item()
+
+
+# %% tags=["mistake"] says="number of all places"
+def training_step(model, optimizer, batch, learning_rate, clip_norm):
+    loss = loss_sum(model, batch)[0] / batch[:, 1:].numel()
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    return loss.item()
 
 
 # %% tags=["mistake"] says="of the sum"
