@@ -46,7 +46,7 @@ def _explain_distribution(answer: Tensor, right: Tensor) -> None:
         "should each row be divided?",
     )
     raise Wrong(
-        "the right words are kept and each row sums to 1, but the words do not share it rightly: "
+        "the right words are kept and each row sums to 1, but it is divided wrongly among them: "
         "which ratio should two words have that are kept?"
     )
 
@@ -79,6 +79,7 @@ def _sampling_mistakes(logits: Tensor, temperature: float, k: int) -> list[tuple
         "some rows keep more than k words and some fewer: do you look for the k best of the whole "
         "batch, or the threshold of one row for all?"
     )
+    twice = "you take the softmax of probabilities: does it not expect logits?"
     cut = scaled.flatten().topk(min(k, scaled.numel())).values[-1]  # ()
     first_cut = scaled[0].topk(min(k, V)).values[-1]  # ()
     return [
@@ -87,6 +88,8 @@ def _sampling_mistakes(logits: Tensor, temperature: float, k: int) -> list[tuple
             "a small temperature should sharpen the distribution, and yours flattens it: what do "
             "you do to the logits?",
         ),
+        (_sampled_from(logits.softmax(-1), temperature, k), twice),
+        (_kept(all_words, k).softmax(-1), twice),
         (_sampled_from(logits, 1.0, k), no_temperature),
         (_sampled_from(logits, 1.0, k) / temperature, no_temperature),
         (
@@ -155,8 +158,12 @@ def sampling_distribution(student):
         what="for a row in which one word already has the score -inf, the result",
     )
     logits = torch.randn(3, 4)  # (B, V)
+    try:
+        answer = call(student, logits, 0.7, 9)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise Wrong(f"k may be larger than V, and then your code fails: {error}.") from None
     compare_or_explain(
-        call(student, logits, 0.7, 9),
+        answer,
         (logits / 0.7).softmax(-1),
         _explain_distribution,
         what="for k = 9 of only 4 words, the result",
@@ -277,6 +284,12 @@ def nucleus(student):
     )
     for p in (0.5, 1.0):
         compare_or_explain(call(student, even, p), _nucleus(even, p), _explain_distribution)
+    answer = as_tensor(call(student, torch.tensor([[0.4, 0.3, 0.3]]), 0.6))
+    expect(
+        (answer > 0).sum() == 2,
+        "of 0.4, 0.3 and 0.3 two words reach p = 0.6, and you keep another number of words: do you "
+        "select by value, or by rank?",
+    )
     return "the fewest words that reach p, in 20 rows and at seven values of p"
 
 
@@ -297,9 +310,9 @@ def _beam_mistakes(
     right, beams, words = _ranked(candidates, width)  # (width,) each
     flat = candidates.flatten().topk(width).indices  # (width,)
     split = (
-        "your totals are right, and not where they come from: the flat index of (beam, word) is "
+        "your totals are right, but not where they come from: in the row of all candidates, how "
+        "many belong to one beam?"
     )
-    split += "beam · V + word. How do you take it apart?"
     own_best = scores.max(-1)  # (W,) each
     own = totals + own_best.values  # (W,)
     each = own.argsort(descending=True)[:width]  # (width,) at most
@@ -326,10 +339,6 @@ def _beam_mistakes(
             "you keep the worst: of two log-probabilities, which belongs to the likelier text?",
         ),
         (
-            tuple(part.flip(0) for part in (right, beams, words)),
-            "these are the right ones, and the best stands last: it should come first.",
-        ),
-        (
             (own[each], each, own_best.indices[each]),
             "you take the best word of each beam: may not two of the best come from one beam?",
         ),
@@ -337,6 +346,7 @@ def _beam_mistakes(
         ((right, flat % W, flat // W), split),
         ((right, flat // W, flat % W), split),
         ((right, flat // W, flat % V), split),
+        ((right, flat // width, flat % width), split),
         ((right, flat % V, flat // V), "your totals are right: are beam and word exchanged?"),
         ((right, beams, flat), "your words are larger than the vocabulary: is this a flat index?"),
         ((right, flat, words), "your beams are more than there are: is this a flat index?"),
@@ -373,7 +383,11 @@ def _expect_beams(answer, totals: Tensor, scores: Tensor, width: int, when: str 
         same = [agrees(a, b) for a, b in zip(found, mistake, strict=True)]
         expect(not all(same) or all(map(agrees, mistake, wanted)), message)
     for part, name in zip(found, names, strict=True):
-        expect_shape(part, (width,), f"{name} for width {width}")
+        expect(
+            part.dim() != 1 or len(part) == width,
+            f"you return {part.numel()} {name}, and should return {width}: is `width` used?",
+        )
+        expect_shape(part, (width,), name)
     new, beams, words = found  # (width,) each
     expect(
         agrees(beams, beams.long()) and agrees(words, words.long()),
@@ -399,6 +413,10 @@ def _expect_beams(answer, totals: Tensor, scores: Tensor, width: int, when: str 
             f"a total of yours is {new[0]:.2f}, and its beam and word have {belong[0]:.2f} "
             "together: how are two log-probabilities combined?",
         )
+        expect(
+            not agrees(new.sort(descending=True).values, wanted[0]),
+            "these are the right ones, but not in the right order: the best should come first.",
+        )
         raise Wrong(
             f"each total belongs to its beam and word, but the {width} best are others{when}: are "
             "all candidates of all beams compared with each other?"
@@ -418,9 +436,11 @@ class _Attention:
 
     def __init__(self, **flags):
         self.flags, self.keys, self.values, self.x = flags, None, None, None
+        self.calls = 0
 
     def __call__(self, x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> Tensor:  # (B, T, d)
         has = self.flags.get
+        self.calls += 1
         if has("exchanged"):
             w_q, w_k = w_k, w_q
         q, keys, values = x @ w_q, x @ w_k, x @ w_v  # (B, T, d) each
@@ -434,7 +454,7 @@ class _Attention:
             else:
                 values = self._joined(self.values, values)  # (B, S, d)
         if self.keys is None or not has("keeps_first"):
-            self.keys, self.values = keys, values
+            self.keys, self.values = (x @ w_k, x @ w_v) if has("keeps_last") else (keys, values)
         if has("twice"):
             self.keys = self._joined(self.keys, x @ w_k)  # (B, S + T, d)
             self.values = self._joined(self.values, x @ w_v)  # (B, S + T, d)
@@ -444,7 +464,7 @@ class _Attention:
         scores = q @ keys.mT / has("divisor", q.shape[-1] ** 0.5)  # (B, T, S)
         first = has("diagonal", S - T + 1) + has("shift", 0)
         future = torch.ones(T, S, dtype=torch.bool).triu(first)  # (T, S)
-        if not has("unmasked"):
+        if self.calls < has("unmasked_from", math.inf):
             scores = scores.masked_fill(future, has("fill", -math.inf))  # (B, T, S)
         return scores.softmax(has("axis", -1)) @ values  # (B, T, d)
 
@@ -453,7 +473,12 @@ class _Attention:
 
 
 _ATTENTION_MISTAKES = [
-    ({"unmasked": True}, "a token of a prompt sees the tokens after it: where is the mask?"),
+    (
+        {"unmasked_from": 2},
+        "the prompt is right, but when several tokens are read after it, each sees those that "
+        "follow: is there no mask if the cache holds something?",
+    ),
+    ({"unmasked_from": 1}, "a token of a prompt sees the tokens after it: where is the mask?"),
     (
         {"diagonal": 1},
         "after the first call new tokens do not see all of the cache: row 0 of the mask is no "
@@ -465,7 +490,10 @@ _ATTENTION_MISTAKES = [
     ({"twice": True}, "the cache holds some tokens twice: how often do you append them?"),
     ({"divisor": 1.0}, "your scores are too large: what are they divided by?"),
     ({"axis": -2}, "is your softmax over the queries? Each query shares its weight among keys."),
-    ({"new_first": True}, "do the new keys come before the old ones? Then the mask hides others."),
+    (
+        {"new_first": True},
+        "are the new keys put before the old ones? Then the mask hides the wrong ones.",
+    ),
     (
         {"forgets": True},
         "the second call does not see the first one's tokens: is anything kept, and is it used?",
@@ -473,6 +501,11 @@ _ATTENTION_MISTAKES = [
     (
         {"keeps_first": True},
         "from the third call on some tokens are missing: is what the second call adds kept too?",
+    ),
+    (
+        {"keeps_last": True},
+        "from the third call on the oldest tokens are missing: does the cache keep all tokens, or "
+        "only those of the last call?",
     ),
     ({"keys_as_values": True}, "are your values keys? Each has a matrix of its own."),
 ]
