@@ -69,6 +69,10 @@ def _losses(logits, target):
             "the logits are divided by a number, which changes the probabilities.",
         ),
         (-loss, "the sign is wrong: is the logarithm of a probability positive or negative?"),
+        (
+            loss - math.log(len(logits)),
+            "you take a mean of exponentials: p is a share of their sum.",
+        ),
         (loss / math.log(2), "this is the loss in bits: which logarithm gives nats?"),
         (loss / math.log(10), "this is a decimal logarithm, and nats need another one."),
         (p[target], "this is the probability itself, and not what it costs."),
@@ -393,6 +397,7 @@ def _rates(vocab_size):
             sum(row.count(tokenizer.unk_id) for row in padded) / sum(map(len, padded)),
             "<sos>, <eos> and <pad> are counted among the words.",
         ),
+        (unknown / len(capitals), marks),
         (sum(word not in listed for word in by_spaces) / len(by_spaces), marks),
         (sum(word not in listed for word in capitals) / len(capitals), marks),
         *((round(right, digits), "the rate is rounded.") for digits in (1, 2, 3, 4)),

@@ -50,7 +50,7 @@ from helpers.tokenizer import WordTokenizer
 #
 # A model gives each of the $V$ words that it knows a logit $z_v$. Then one word comes, with the id $w$. Return the loss of this prediction
 # in nats, $-\ln p_w$ with $p_w = e^{z_w} / \sum_v e^{z_v}$. Use exponentials, logarithms and sums only: the check compares numbers, so it
-# would accept one of PyTorch's ready-made losses, but you would learn nothing. Your function must also survive logits of 1,000, which
+# would accept `logsumexp` or a ready-made loss of PyTorch, but you would learn nothing. Your function must also survive logits of 1,000, which
 # trained models do not have, but broken ones do, and you want to read their loss.
 
 
@@ -133,6 +133,12 @@ def cross_entropy(logits, target):
 def cross_entropy(logits, target):
     low = logits.clamp(max=80)  # (V,)
     return low.exp().sum().log() - low[target]
+
+
+# %% tags=["mistake"] says="a mean of exponentials"
+def cross_entropy(logits, target):
+    low = logits - logits.max()  # (V,)
+    return low.exp().mean().log() - low[target]
 
 
 # %% tags=["mistake"] says="added back"
@@ -293,8 +299,8 @@ check.story_loss(story_loss)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Write the story *a b c* with its two special tokens on paper, one below the other, and draw an arrow from each row of logits to the token
-# that it should have predicted. Which row has no arrow, and which token?
+# Write the story *a b c* with its two special tokens on paper, one below the other, and beside each of them the row of logits that the model
+# gives after reading it. Draw an arrow from each row to the token that it should have predicted. Which row has no arrow, and which token?
 #
 # </details>
 
