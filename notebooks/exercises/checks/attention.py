@@ -106,10 +106,13 @@ def _expect_gradient(run, *inputs: Tensor):
         x.requires_grad_()
     result = run()
     flows = isinstance(result, Tensor) and result.requires_grad
+    if flows:
+        grads = torch.autograd.grad(result.square().sum(), inputs, allow_unused=True)
+        flows = all(grad is not None for grad in grads)
     expect(
         flows,
-        "the numbers are right, but no gradient flows through them, so nothing can be learned: is "
-        "the tensor detached, or taken out of PyTorch?",
+        "the numbers are right, but no gradient flows to what they are made of, so nothing can be "
+        "learned: is a tensor detached, or taken out of PyTorch?",
     )
     for x in inputs:
         x.requires_grad_(False)
@@ -395,9 +398,15 @@ def two_words_back(student):
         weights = _causal(scores)  # (T, T)
         expect(not weights.isnan().any(), "the weights are nan: are the matrices finite?")
         least = float(weights.diagonal(-2).min())
-        if least < 0.9:
+        if n == 18:
+            said = f"at least {least:.3f} of the weight is two words back, and most for other hands"
+        if least < 0.9 if n == 18 else not _reads_two_back(weights):
             _expect_place(scores, least, omega, W_Q.mT @ W_K)
-    return f"at least {least:.3f} of the weight is two words back, also for other hands"
+    return said
+
+
+def _reads_two_back(weights):
+    return torch.equal(weights.argmax(-1)[2:], torch.arange(len(weights) - 2))
 
 
 def _expect_place(scores, least, omega, product):

@@ -45,7 +45,7 @@ from helpers.model import sinusoidal_positions
 #
 # ●○○ · 10 minutes
 #
-# Each query scores every key by their dot product, divided by the root of the number of entries of a key. A softmax turns the scores of one
+# Each query scores every key by their dot product, divided by $\sqrt{d}$, where $d$ is the number of entries in a key. A softmax turns the scores of one
 # query into weights, and the weights mix the values:
 #
 # $$\operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d}}\right)V$$
@@ -143,6 +143,12 @@ def attention(q, k, v):
     return weights, weights @ v
 
 
+# %% tags=["mistake"] says="detached"
+def attention(q, k, v):
+    weights = (q @ k.transpose(-2, -1) / math.sqrt(k.shape[-1])).softmax(dim=-1)  # (…, T, S)
+    return weights.detach() @ v, weights
+
+
 # %% tags=["mistake"] says="in place"
 def attention(q, k, v):
     q /= math.sqrt(k.shape[-1])
@@ -166,7 +172,7 @@ check.attention(attention)
 #
 # ●●○ · 15 minutes
 #
-# Turn the scores of a story into attention weights of which none looks ahead: the token at $t$ may read the tokens $0, …, t$, itself
+# Turn the scores of a story into attention weights with which no token looks ahead: the token at $t$ may read the tokens $0, …, t$, itself
 # included, and each row sums to 1. Scores may be very high or very low. The weight of a later token must be exactly 0, whatever its
 # score, and a later token must not influence the past in any other way: if its score changes, the weights of the past stay as they are.
 
@@ -311,8 +317,8 @@ check.causal_weights(causal_weights)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# A weight is an exponential divided by the sum of its row. Which score has an exponential of 0? And at which moment must it stand in the row, so
-# that it takes no share of the sum?
+# A weight is an exponential divided by the sum of its row. Which score has an exponential of 0? And must it be in its place before the sum is
+# taken, or after?
 #
 # </details>
 
@@ -489,21 +495,21 @@ check.join_heads(join_heads)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Two axes can be joined into one only if they stand next to each other, the slower one first. Which two must be joined here, and do they?
+# Two axes can be joined into one only if they stand next to each other, and in the right order. Which two must be joined here, and do they?
 #
 # </details>
 
 # %% [markdown]
 # ## 5 · A head that looks two words back
 #
-# ●●● · 30 minutes
+# ●●○ · 20 minutes
 #
 # The position vectors of the course are hands of clocks: in row $t$ stand $\sin\omega_0 t, \cos\omega_0 t, \sin\omega_1 t, \cos\omega_1 t, …$
 # There are $n$ hands here, and hand $i$ turns by the angle $\omega_i$ from each word to the next; `omega` holds these angles. Make the two
 # matrices of a head in which the word at each place $t \geq 2$ gives at least 0.9 of its attention to the word at $t - 2$. The head sees nothing
 # but positions. With one position in each row of $P$, $Q = P W_Q^\top$ and $K = P W_K^\top$ (`nn.Linear` multiplies in this way), and the
 # weights are $\operatorname{softmax}(QK^\top / \sqrt{2n})$ under the causal mask. Any two matrices that do it are right. The check also gives
-# you hands that turn by other angles.
+# you hands that turn by other angles; there the word at $t - 2$ needs only the largest weight, and not 0.9.
 
 # %%
 omega = 10_000 ** (-torch.arange(0, 36, 2) / 296)  # (18,), the fastest hands of our model
@@ -530,6 +536,13 @@ def two_words_back(omega):
     turns = torch.stack([c, -s, s, c], dim=-1).view(-1, 2, 2)  # (n, 2, 2), back by two words
     sharpness = 20
     return sharpness * torch.block_diag(*turns), torch.eye(2 * len(omega))  # (2n, 2n) each
+
+
+# %% tags=["second"]
+def two_words_back(omega):
+    s, c = (2 * omega).sin(), (2 * omega).cos()  # (n,) each
+    turns = torch.stack([c, -s, s, c], dim=-1).view(-1, 2, 2)  # (n, 2, 2)
+    return 10 * torch.block_diag(*turns), torch.eye(2 * len(omega))  # as sharp as in notebook 02
 
 
 # %% tags=["second"]
