@@ -252,6 +252,7 @@ def number_of_parameters(student):
         )
     for message, gaps in rest.items():
         expect(yours == truth or yours - truth not in gaps, message)
+    expect(rise != true_rise + 1, "has the embedding a bias in your formula? It is a table alone.")
     expect(
         rise == true_rise,
         f"if a word vector gets one number more, the model grows by {true_rise} numbers, in your "
@@ -637,11 +638,11 @@ def logit_lens(student):
     before = {name: p.clone() for name, p in model.named_parameters()}
     parts = list(model.blocks)
 
-    def streams(start=None, mask=None, normed=False):
+    def streams(start=None, mask=None, normed=False, first=True):
         T, D = ids.shape[1], model.config.d_model
         words = model.projection(model.embedding(ids))  # (B, T, D)
         x = words * D**0.5 + model.positions[:T] if start is None else start(words)
-        found = [model.norm(x) if normed else x]
+        found = [model.norm(x) if normed and first else x]
         for block in model.blocks:
             x, _ = block(found[-1], model.mask[:T, :T] if mask is None else mask)  # (B, T, D)
             found.append(model.norm(x) if normed else x)
@@ -683,6 +684,7 @@ def logit_lens(student):
                 "your stream goes on from the normed copy. The norm is for reading only.": (
                     model.output(streams(normed=True)),
                     lens(streams(normed=True)),
+                    torch.cat([right[:1], model.output(streams(normed=True, first=False))[1:]]),
                 ),
                 "you read what each block adds, by itself. The lens reads the whole stream so "
                 "far.": lens(apart),

@@ -146,8 +146,7 @@ check.layer_norm(layer_norm)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# `keepdim=True` leaves a last axis of size 1, so that what you take the mean of and the mean itself can be subtracted whatever comes before
-# the last axis. The mean of squares of what is left after the subtraction is the variance.
+# `keepdim=True` leaves a last axis of size 1, so that you can subtract the mean of each token from its numbers, whatever axes come before. The mean of squares of what is left after the subtraction is the variance.
 # </details>
 
 # %% [markdown]
@@ -158,7 +157,7 @@ check.layer_norm(layer_norm)
 # How large is a decoder of given sizes? Write the number of its parameters as a formula of its config. (To build it and count gives the same
 # number; the formula shows where it comes from.) The model is that
 # of notebook 03: an embedding table without a bias; a projection from $E$ to $D$; $L$ blocks of attention, feed-forward and two norms; a
-# final norm; an output layer. Every linear layer has a bias, every norm a gain and a bias. Positions are computed, so they count nothing.
+# final norm; an output layer. Every linear layer has a bias, every norm a gain and a bias. Positions are computed, so they have no parameters.
 
 
 # %% tags=["exercise"]
