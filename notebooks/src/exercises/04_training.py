@@ -167,7 +167,7 @@ check.batch_loss(batch_loss)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# `log_softmax` subtracts the largest logit before it takes a power. `gather` with targets of shape (B, T, 1) picks one number of each row. A
+# `log_softmax` subtracts the largest logit before it exponentiates. `gather` with targets of shape (B, T, 1) picks one number of each row. A
 # table of true and false, as `targets != pad_id` gives, can choose entries of another table, and its sum counts them.
 # </details>
 
@@ -178,8 +178,8 @@ check.batch_loss(batch_loss)
 #
 # A step forgets the old gradient, computes the loss of the batch and its gradient, shortens the gradient if it is longer than `clip_norm`, and
 # lets the optimizer change the parameters, at this step's learning rate. The loss whose gradient counts is the *mean* over real targets;
-# `loss_sum(model, batch)` returns the sum and the number of them. All gradients together make one long vector, and its length is what is
-# clipped.
+# `loss_sum(model, batch)` returns the sum and the number of them. All gradients together make one long vector, and its length (the root
+# of the sum of its squares) is what is clipped.
 
 
 # %% tags=["exercise"]
@@ -288,6 +288,18 @@ def training_step(model, optimizer, batch, learning_rate, clip_norm):
     return loss.item()
 
 
+# %% tags=["mistake"] says="the new rate itself"
+def training_step(model, optimizer, batch, learning_rate, clip_norm):
+    total, count = loss_sum(model, batch)
+    optimizer.zero_grad()
+    (total / count).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] *= learning_rate
+    optimizer.step()
+    return (total / count).item()
+
+
 # %% tags=["mistake"] says="of the sum"
 def training_step(model, optimizer, batch, learning_rate, clip_norm):
     total, count = loss_sum(model, batch)
@@ -385,8 +397,8 @@ check.training_step(training_step)
 #
 # ●●○ · 10 minutes
 #
-# A schedule says how large the learning rate is at each step. This one climbs in a line for `warmup_steps` steps, so that the first step has
-# the rate $\frac{1}{\text{warmup}}$ of the peak and the last of them the peak itself. Then it falls along half a cosine: from the peak, at step
+# A schedule says how large the learning rate is at each step. This one rises linearly for `warmup_steps` steps: the first step has the peak
+# divided by `warmup_steps`, and the last of them the peak itself. Then it falls along half a cosine: from the peak, at step
 # `warmup_steps`, to zero at step `total_steps`, which is one after the last. Steps count from 0, and there may be no warm-up at all.
 
 
@@ -506,8 +518,8 @@ check.learning_rate(learning_rate)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# First compute how far the fall has come, as a number from 0 to 1. $\cos$ goes from 1 to -1 while its angle goes from 0 to $\pi$: what must be
-# added, and by what divided, so that it goes from 1 to 0?
+# First compute how far the fall has come, as a number from 0 to 1. $\cos$ goes from 1 to -1 while its angle goes from 0 to $\pi$. What must you
+# add to it, and what divide it by, so that it goes from 1 to 0?
 # </details>
 
 # %% [markdown]
@@ -515,7 +527,7 @@ check.learning_rate(learning_rate)
 #
 # ●●○ · 10 minutes
 #
-# An experiment. `check.loss_after(rate)` trains a tiny decoder for 30 steps, and returns the loss at its end. At which learning rate is this
+# An experiment. `check.loss_after(rate)` trains a tiny decoder for 30 steps, and returns the mean loss of its last ten steps. At which learning rate is this
 # loss lowest? Guess first; then try rates that lie far apart, then closer ones. You are done if a rate four times yours and one a fourth of
 # yours both end higher.
 
@@ -702,6 +714,18 @@ def judge(words, next_words):
         if not p:
             return costs, index
     return costs, None
+
+
+# %% tags=["mistake"] says="after it has none either"
+def judge(words, next_words):
+    costs, broken = [], None
+    for index, word in enumerate(words):
+        p = next_words(words[:index]).get(word, 0)
+        if p:
+            costs.append(-math.log(p))
+        elif broken is None:
+            broken = index
+    return costs, broken
 
 
 # %% tags=["mistake"] says="KeyError"
