@@ -178,6 +178,14 @@ def sampling_distribution(student):
     )
     right = _sampled_from(logits, 0.05, 3)  # (1, V)
     compare_or_explain(answer, right, _explain_distribution)
+    logits = 0.01 * torch.randn(2, 3000)  # (B, V)
+    answer = as_tensor(call(student, logits, 0.05, 4))
+    expect(
+        answer.isfinite().all(),
+        "at temperature 0.05 your result is not finite if 3,000 words are nearly alike: is a small "
+        "probability raised to a power, and rounded to 0?",
+    )
+    compare_or_explain(answer, _sampled_from(logits, 0.05, 4), _explain_distribution)
     return "as expected at four temperatures from 0.05 to 1.6, and for k from 1 to more than V"
 
 
@@ -207,6 +215,8 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
         "what you keep sums to less than p: the word with which the sum reaches p is missing. Is "
         "the sum compared before or after a word's own probability is added?"
     )
+    surely = ranked * (ranked >= p)  # (B, V)
+    alone = "you compare each probability alone with p: it is their sum that should reach p."
     return [
         (_restored(ranked * (upto < p), words), fewer),
         (torch.zeros_like(ranked).scatter(-1, words, ranked * (upto < p)), fewer),
@@ -225,6 +235,8 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
             "your numbers are right, and stand in the order of the ranking: how does each find "
             "the way back to its word's own place?",
         ),
+        (_restored(surely, words), alone),
+        (_restored(torch.where(surely.any(-1, keepdim=True), surely, ranked), words), alone),
         (
             _nucleus(probabilities, p, probabilities.argsort()),
             "you keep unlikely words and drop likely ones: from which end do you add up?",
@@ -237,10 +249,6 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
             _restored(ranked * (places < number[0]), words),
             "each row keeps as many words as the first: how many are needed differs from row to "
             "row.",
-        ),
-        (
-            _restored(ranked * (ranked >= p), words),
-            "you compare each probability alone with p: it is their sum that should reach p.",
         ),
         (
             _restored(ranked * (ranked >= 1 - p), words),
@@ -259,10 +267,11 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
 @exercise
 def nucleus(student):
     even = torch.tensor([[0.125, 0.5, 0.125, 0.25], [0.25, 0.125, 0.125, 0.5]])  # (B, V), exact
-    for shape, p in (((3, 7), 0.8), ((5, 6), 0.6), ((2, 9), 0.95), ((4, 7), 0.3)):
+    for shape, p in (((5, 6), 0.6), ((3, 7), 0.8), ((2, 9), 0.95), ((4, 7), 0.3)):
         probabilities = (1.5 * torch.randn(shape)).softmax(-1)  # (B, V)
         answer, right = call(student, probabilities, p), _nucleus(probabilities, p)  # (B, V) each
         known = _nucleus_mistakes(probabilities, p)
+        _expect_no_known_nan(as_tensor(answer), known)
         compare_or_explain(answer, right, _explain_distribution, known)
     compare_or_explain(
         call(student, even, 0.75),
@@ -363,8 +372,8 @@ def beam_step(student):
         totals = -3 * torch.rand(W)  # (W,)
         scores = (1.5 * torch.randn(W, V)).log_softmax(-1)  # (W, V)
         _expect_beams(call(student, totals, scores, width), totals, scores, width)
-    # Far apart: all of the best continue one beam.
-    totals, scores = torch.tensor([-9.0, -1.0, -8.0]), torch.randn(3, 5).log_softmax(-1)
+    # Far apart, and unlikely as a whole story is: all of the best continue one beam.
+    totals, scores = torch.tensor([-209.0, -201.0, -208.0]), torch.randn(3, 5).log_softmax(-1)
     answer = call(student, totals, scores, 2)
     _expect_beams(answer, totals, scores, 2, " if all of the best continue one beam")
     return "the best of up to 21 candidates, five times, with the beam that each continues"
@@ -397,6 +406,11 @@ def _expect_beams(answer, totals: Tensor, scores: Tensor, width: int, when: str 
         ((beams >= 0) & (beams < len(totals)) & (words >= 0) & (words < scores.shape[1])).all(),
         f"you name a beam that is not among the {len(totals)}, or a word not among the "
         f"{scores.shape[1]}",
+    )
+    expect(
+        new.isfinite().all(),
+        "a total of -200 becomes infinite: does a probability come in between, which is then "
+        "rounded to 0?",
     )
     belong = (totals[:, None] + scores)[beams.long(), words.long()]  # (width,)
     if not agrees(new, wanted[0]):

@@ -165,6 +165,14 @@ def sampling_distribution(logits, temperature, k):
     return weights / weights.sum(-1, keepdim=True)
 
 
+# %% tags=["mistake"] says="raised to a power"
+def sampling_distribution(logits, temperature, k):
+    weights = logits.softmax(-1) ** (1 / temperature)
+    best = weights.topk(min(k, weights.shape[-1])).values
+    weights = weights * (weights >= best[:, -1:])
+    return weights / weights.sum(-1, keepdim=True)
+
+
 # %% tags=["mistake"] says="in place"
 def sampling_distribution(logits, temperature, k):
     logits /= temperature
@@ -194,7 +202,7 @@ check.sampling_distribution(sampling_distribution)
 
 # %% tags=["exercise"]
 def nucleus(probabilities, p):
-    """The fewest likeliest words of each row that reach p, as a distribution.
+    """The fewest words of each row that reach p, the likeliest first, as a distribution.
 
     Args:
         probabilities: (B, V); each row sums to 1.
@@ -305,6 +313,13 @@ def nucleus(probabilities, p):
     return kept / kept.sum(-1, keepdim=True)
 
 
+# %% tags=["mistake"] says="alone with p"
+def nucleus(probabilities, p):
+    sure = probabilities >= p
+    kept = probabilities * (sure | ~sure.any(-1, keepdim=True))
+    return kept / kept.sum(-1, keepdim=True)
+
+
 # %% tags=["mistake"] says="softmax of probabilities"
 def nucleus(probabilities, p):
     ranked, words = probabilities.sort(descending=True)
@@ -330,7 +345,8 @@ check.nucleus(nucleus)
 #
 # Beam search holds $W$ beginnings, and knows the log-probability of each. Every beginning can be continued by every word, which makes
 # $W \cdot V$ candidates. Write the step that keeps the best of them. It must also say which beginning each one continues, because
-# whatever is stored for a beginning must go on with it. (Nothing ends and nothing is divided by a length here.)
+# whatever is stored for a beginning must go on with it. (No text ends in this step,
+# and no total is divided by the length of its text.)
 
 
 # %% tags=["exercise"]
@@ -436,6 +452,12 @@ def beam_step(totals, scores, width):
 def beam_step(totals, scores, width):
     best = (totals[:, None] + scores.exp()).flatten().topk(width)
     return best.values, best.indices // scores.shape[1], best.indices % scores.shape[1]
+
+
+# %% tags=["mistake"] says="rounded to 0"
+def beam_step(totals, scores, width):
+    best = (totals.exp()[:, None] * scores.exp()).flatten().topk(width)
+    return best.values.log(), best.indices // scores.shape[1], best.indices % scores.shape[1]
 
 
 # %% tags=["mistake"] says="three things"
