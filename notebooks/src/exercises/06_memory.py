@@ -715,7 +715,7 @@ check.tied_words(chosen, TiedWords)
 # <details><summary>Hint</summary>
 #
 # A model that does not know anything yet should give all words nearly the same score, near 0. What is the standard deviation of a score, if $D$
-# numbers of size 1 meet $D$ numbers of the size that `nn.Embedding` draws?
+# numbers of size 1 meet $D$ numbers of the size that `nn.Embedding` draws? Even a standard deviation of 1 is too large.
 #
 # </details>
 
