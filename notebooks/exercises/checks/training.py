@@ -195,8 +195,8 @@ FAULTS = {
     "sum": "this is the gradient of the sum of losses, and not of their mean.",
     "stories": "you divide the loss by the number of stories, and not of real targets.",
     "places": "you divide the loss by the number of all places. `<pad>` is no target.",
-    "all ids": "you divide the loss by the number of all ids. Neither the first of a story nor `<pad>` "
-    "is a target.",
+    "all ids": "you divide the loss by the number of all ids. Neither the first id of a story nor "
+    "`<pad>` is a target.",
     "first group": "you clip the gradient of the first group only.",
     "times": "you multiply the optimizer's rate by learning_rate, which is the new rate itself.",
     "no rate": "learning_rate has no effect: where does the optimizer keep its rate?",
