@@ -541,6 +541,9 @@ def decoder(student):
                 "mask?": scored(ours, ids, mask=torch.zeros(9, 9)),
                 "your mask hides the past, and shows the future: on which side of the diagonal is "
                 "-inf?": scored(ours, ids, mask=causal(9).T),
+                "in your model a token sees the next one: on which diagonal does the mask begin?": (
+                    scored(ours, ids, mask=torch.full((9, 9), -torch.inf).triu(2))
+                ),
                 "is your mask made of zeros and ones? It is added to the scores, so what may not "
                 "be seen needs -inf.": (
                     scored(ours, ids, mask=torch.ones(9, 9).tril()),
