@@ -194,6 +194,15 @@ def test_a_check_answers_and_never_raises(student, right, says, capsys):
     assert displayed(found) == ({}, {})  # the cell shows what was printed, and no value
 
 
+def test_half_a_solution_has_a_sign_of_its_own(capsys):
+    @checks.exercise
+    def check(student):
+        raise checks.Halfway("and now?")
+
+    assert check(1).right is False
+    assert capsys.readouterr().out == "◐ and now?\n"
+
+
 def test_a_change_inside_a_list_is_seen():
     def clears(rows, names):
         rows[0].zero_()

@@ -29,12 +29,17 @@ class Wrong(Exception):
     """A solution is wrong; the message says what is."""
 
 
+class Halfway(Wrong):
+    """The first half of a solution is right, and the second is wrong, or not there yet."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a check found: right is None if the exercise is not done yet."""
 
     right: bool | None
     message: str
+    halfway: bool = False
 
     def _ipython_display_(self) -> None:
         """Nothing: the check has printed its message."""
@@ -54,7 +59,8 @@ def exercise(check: Callable[[object], str]) -> Callable[[object], Verdict]:
                 verdict = _judge(check, student)
         finally:
             torch.set_num_threads(threads)
-        print(f"{ {True: '✓', False: '✗', None: '○'}[verdict.right] } {verdict.message}")
+        sign = "◐" if verdict.halfway else {True: "✓", False: "✗", None: "○"}[verdict.right]
+        print(f"{sign} {verdict.message}")
         return verdict
 
     return checked
@@ -66,7 +72,7 @@ def _judge(check, student) -> Verdict:
     try:
         return Verdict(True, check(student))
     except Wrong as wrong:
-        return Verdict(False, str(wrong))
+        return Verdict(False, str(wrong), isinstance(wrong, Halfway))
     except Exception as error:
         # PyTorch raises NotImplementedError too, with a message.
         if isinstance(error, NotImplementedError) and not error.args:

@@ -217,8 +217,8 @@ def batch_by_heart(parts: Parts) -> Finding:
     loss, least = after_training(parts), floor_of_stories()
     return Finding(
         loss > least + 0.3,
-        f"after {STEPS} steps on the same twelve stories the loss is ≈{loss:.2f} nats, and by "
-        f"heart it would be {least:.2f}",
+        f"after {STEPS} steps on the same twelve stories the loss is ≈{loss:.2f} nats, and the "
+        f"lowest possible is {least:.2f}",
     )
 
 
@@ -261,8 +261,8 @@ def floor(parts: Parts) -> Finding:
     loss, least = after_training(parts), floor_of_stories()
     return Finding(
         loss < least - 0.02,
-        f"after {STEPS} steps on the same twelve stories the loss is ≈{loss:.2f} nats, and their "
-        f"floor is {least:.2f}",
+        f"after {STEPS} steps on the same twelve stories the loss is ≈{loss:.2f} nats, and the "
+        f"lowest possible is {least:.2f}",
     )
 
 

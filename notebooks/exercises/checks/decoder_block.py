@@ -201,8 +201,8 @@ def number_of_parameters(student):
         "are the biases of the feed-forward layers counted?": -(F + D),
         "two norms of a block: is one of them missing, or its gains, or its biases?": -2 * D,
         "the two norms of a block are not counted.": -4 * D,
-        "a block is too small by D²: is the output layer of attention counted?": -D * D,
-        "a block is too small by D² + D: is the output layer of attention counted?": -(D * D + D),
+        "a block is too small by D²: is each layer of attention counted?": -D * D,
+        "a block is too small by D² + D: is each layer of attention counted?": -(D * D + D),
         "queries, keys and values are three matrices. Is only one counted?": -2 * D * D,
         "queries, keys and values are three layers. Is only one counted?": -2 * (D * D + D),
         "feed-forward has two matrices, D × F and F × D. Is only one counted?": -D * F,
@@ -252,6 +252,7 @@ def number_of_parameters(student):
         )
     for message, gaps in rest.items():
         expect(yours == truth or yours - truth not in gaps, message)
+    expect(rise != true_rise + 1, "has the embedding a bias in your formula? It is a table alone.")
     expect(
         rise == true_rise,
         f"if a word vector gets one number more, the model grows by {true_rise} numbers, in your "
@@ -352,7 +353,7 @@ def decoder_block(student):
                 "feed-forward reads only what attention wrote, and should read the whole stream.": x
                 + mixed
                 + feed(n2(mixed)),
-                "is one norm used for both parts, or are the two swapped? each part has its own "
+                "is one norm used for both parts, or are the two swapped? Each part has its own "
                 "norm.": (
                     x + mixed + feed(n1(x + mixed)),
                     swapped + feed(n1(swapped)),
@@ -362,7 +363,7 @@ def decoder_block(student):
                 + attention(n1(whole)),
                 "attention" + unnormed: naked + feed(n2(naked)),
                 "feed-forward" + unnormed: x + mixed + feed(x + mixed),
-                "each part" + unnormed: naked + feed(naked),
+                "attention and feed-forward" + unnormed: naked + feed(naked),
                 "only attention is there; feed-forward adds nothing.": x + mixed,
                 "only feed-forward is there; attention adds nothing.": whole,
                 "every token sees the future: does attention get the mask?": seen + feed(n2(seen)),
@@ -520,7 +521,10 @@ def decoder(student):
                     ours, ids, scale=D**-0.5
                 ),
                 "do you multiply by the root of E? The vectors are projected to the width D "
-                "first.": scored(ours, ids, scale=config.embedding_dim**0.5),
+                "first.": tuple(
+                    scored(ours, ids, scale=config.embedding_dim**0.5, bias=bias)
+                    for bias in (True, False)
+                ),
                 "you multiply the positions too: √D is for the words.": scored(
                     ours, ids, scale=1.0, both=D**0.5
                 ),
@@ -537,6 +541,9 @@ def decoder(student):
                 "mask?": scored(ours, ids, mask=torch.zeros(9, 9)),
                 "your mask hides the past, and shows the future: on which side of the diagonal is "
                 "-inf?": scored(ours, ids, mask=causal(9).T),
+                "in your model a token sees the next one: on which diagonal does the mask begin?": (
+                    scored(ours, ids, mask=torch.full((9, 9), -torch.inf).triu(2))
+                ),
                 "is your mask made of zeros and ones? It is added to the scores, so what may not "
                 "be seen needs -inf.": (
                     scored(ours, ids, mask=torch.ones(9, 9).tril()),
@@ -634,11 +641,11 @@ def logit_lens(student):
     before = {name: p.clone() for name, p in model.named_parameters()}
     parts = list(model.blocks)
 
-    def streams(start=None, mask=None, normed=False):
+    def streams(start=None, mask=None, normed=False, first=True):
         T, D = ids.shape[1], model.config.d_model
         words = model.projection(model.embedding(ids))  # (B, T, D)
         x = words * D**0.5 + model.positions[:T] if start is None else start(words)
-        found = [model.norm(x) if normed else x]
+        found = [model.norm(x) if normed and first else x]
         for block in model.blocks:
             x, _ = block(found[-1], model.mask[:T, :T] if mask is None else mask)  # (B, T, D)
             found.append(model.norm(x) if normed else x)
@@ -680,6 +687,7 @@ def logit_lens(student):
                 "your stream goes on from the normed copy. The norm is for reading only.": (
                     model.output(streams(normed=True)),
                     lens(streams(normed=True)),
+                    torch.cat([right[:1], model.output(streams(normed=True, first=False))[1:]]),
                 ),
                 "you read what each block adds, by itself. The lens reads the whole stream so "
                 "far.": lens(apart),
@@ -693,6 +701,11 @@ def logit_lens(student):
                     lens(streams(lambda words: words + model.positions[:5])),
                     lens(streams(lambda words: (words + model.positions[:5]) * 14**0.5)),
                 ),
+                "reading 0 lacks the positions: what does the first block read?": lens(
+                    torch.cat([streams(lambda words: words * 14**0.5)[:1], own[1:]])
+                ),
+                "your readings come one block too late, and the last is there twice: what comes "
+                "before the first block?": lens(torch.cat([own[1:], own[-1:]])),
                 "your words have no positions.": lens(streams(lambda words: words * 14**0.5)),
                 "a later token changes an earlier output: does each block get the mask?": lens(
                     streams(mask=torch.zeros(5, 5))

@@ -46,7 +46,7 @@ def _explain_distribution(answer: Tensor, right: Tensor) -> None:
         "should each row be divided?",
     )
     raise Wrong(
-        "the right words are kept and each row sums to 1, but the words do not share it rightly: "
+        "the right words are kept and each row sums to 1, but it is divided wrongly among them: "
         "which ratio should two words have that are kept?"
     )
 
@@ -79,6 +79,7 @@ def _sampling_mistakes(logits: Tensor, temperature: float, k: int) -> list[tuple
         "some rows keep more than k words and some fewer: do you look for the k best of the whole "
         "batch, or the threshold of one row for all?"
     )
+    twice = "you take the softmax of probabilities: does it not expect logits?"
     cut = scaled.flatten().topk(min(k, scaled.numel())).values[-1]  # ()
     first_cut = scaled[0].topk(min(k, V)).values[-1]  # ()
     return [
@@ -87,6 +88,8 @@ def _sampling_mistakes(logits: Tensor, temperature: float, k: int) -> list[tuple
             "a small temperature should sharpen the distribution, and yours flattens it: what do "
             "you do to the logits?",
         ),
+        (_sampled_from(logits.softmax(-1), temperature, k), twice),
+        (_kept(all_words, k).softmax(-1), twice),
         (_sampled_from(logits, 1.0, k), no_temperature),
         (_sampled_from(logits, 1.0, k) / temperature, no_temperature),
         (
@@ -155,8 +158,12 @@ def sampling_distribution(student):
         what="for a row in which one word already has the score -inf, the result",
     )
     logits = torch.randn(3, 4)  # (B, V)
+    try:
+        answer = call(student, logits, 0.7, 9)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise Wrong(f"k may be larger than V, and then your code fails: {error}.") from None
     compare_or_explain(
-        call(student, logits, 0.7, 9),
+        answer,
         (logits / 0.7).softmax(-1),
         _explain_distribution,
         what="for k = 9 of only 4 words, the result",
@@ -171,6 +178,14 @@ def sampling_distribution(student):
     )
     right = _sampled_from(logits, 0.05, 3)  # (1, V)
     compare_or_explain(answer, right, _explain_distribution)
+    logits = 0.01 * torch.randn(2, 3000)  # (B, V)
+    answer = as_tensor(call(student, logits, 0.05, 4))
+    expect(
+        answer.isfinite().all(),
+        "at temperature 0.05 your result is not finite if 3,000 words are nearly alike: is a small "
+        "probability raised to a power, and rounded to 0?",
+    )
+    compare_or_explain(answer, _sampled_from(logits, 0.05, 4), _explain_distribution)
     return "as expected at four temperatures from 0.05 to 1.6, and for k from 1 to more than V"
 
 
@@ -200,6 +215,8 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
         "what you keep sums to less than p: the word with which the sum reaches p is missing. Is "
         "the sum compared before or after a word's own probability is added?"
     )
+    surely = ranked * (ranked >= p)  # (B, V)
+    alone = "you compare each probability alone with p: it is their sum that should reach p."
     return [
         (_restored(ranked * (upto < p), words), fewer),
         (torch.zeros_like(ranked).scatter(-1, words, ranked * (upto < p)), fewer),
@@ -218,6 +235,8 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
             "your numbers are right, and stand in the order of the ranking: how does each find "
             "the way back to its word's own place?",
         ),
+        (_restored(surely, words), alone),
+        (_restored(torch.where(surely.any(-1, keepdim=True), surely, ranked), words), alone),
         (
             _nucleus(probabilities, p, probabilities.argsort()),
             "you keep unlikely words and drop likely ones: from which end do you add up?",
@@ -230,10 +249,6 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
             _restored(ranked * (places < number[0]), words),
             "each row keeps as many words as the first: how many are needed differs from row to "
             "row.",
-        ),
-        (
-            _restored(ranked * (ranked >= p), words),
-            "you compare each probability alone with p: it is their sum that should reach p.",
         ),
         (
             _restored(ranked * (ranked >= 1 - p), words),
@@ -252,10 +267,11 @@ def _nucleus_mistakes(probabilities: Tensor, p: float) -> list[tuple[Tensor, str
 @exercise
 def nucleus(student):
     even = torch.tensor([[0.125, 0.5, 0.125, 0.25], [0.25, 0.125, 0.125, 0.5]])  # (B, V), exact
-    for shape, p in (((3, 7), 0.8), ((5, 6), 0.6), ((2, 9), 0.95), ((4, 7), 0.3)):
+    for shape, p in (((5, 6), 0.6), ((3, 7), 0.8), ((2, 9), 0.95), ((4, 7), 0.3)):
         probabilities = (1.5 * torch.randn(shape)).softmax(-1)  # (B, V)
         answer, right = call(student, probabilities, p), _nucleus(probabilities, p)  # (B, V) each
         known = _nucleus_mistakes(probabilities, p)
+        _expect_no_known_nan(as_tensor(answer), known)
         compare_or_explain(answer, right, _explain_distribution, known)
     compare_or_explain(
         call(student, even, 0.75),
@@ -277,6 +293,12 @@ def nucleus(student):
     )
     for p in (0.5, 1.0):
         compare_or_explain(call(student, even, p), _nucleus(even, p), _explain_distribution)
+    answer = as_tensor(call(student, torch.tensor([[0.4, 0.3, 0.3]]), 0.6))
+    expect(
+        (answer > 0).sum() == 2,
+        "of 0.4, 0.3 and 0.3 two words reach p = 0.6, and you keep another number of words: do you "
+        "select by value, or by rank?",
+    )
     return "the fewest words that reach p, in 20 rows and at seven values of p"
 
 
@@ -297,9 +319,9 @@ def _beam_mistakes(
     right, beams, words = _ranked(candidates, width)  # (width,) each
     flat = candidates.flatten().topk(width).indices  # (width,)
     split = (
-        "your totals are right, and not where they come from: the flat index of (beam, word) is "
+        "your totals are right, but not where they come from: in the row of all candidates, how "
+        "many belong to one beam?"
     )
-    split += "beam · V + word. How do you take it apart?"
     own_best = scores.max(-1)  # (W,) each
     own = totals + own_best.values  # (W,)
     each = own.argsort(descending=True)[:width]  # (width,) at most
@@ -326,10 +348,6 @@ def _beam_mistakes(
             "you keep the worst: of two log-probabilities, which belongs to the likelier text?",
         ),
         (
-            tuple(part.flip(0) for part in (right, beams, words)),
-            "these are the right ones, and the best stands last: it should come first.",
-        ),
-        (
             (own[each], each, own_best.indices[each]),
             "you take the best word of each beam: may not two of the best come from one beam?",
         ),
@@ -337,6 +355,7 @@ def _beam_mistakes(
         ((right, flat % W, flat // W), split),
         ((right, flat // W, flat % W), split),
         ((right, flat // W, flat % V), split),
+        ((right, flat // width, flat % width), split),
         ((right, flat % V, flat // V), "your totals are right: are beam and word exchanged?"),
         ((right, beams, flat), "your words are larger than the vocabulary: is this a flat index?"),
         ((right, flat, words), "your beams are more than there are: is this a flat index?"),
@@ -353,8 +372,8 @@ def beam_step(student):
         totals = -3 * torch.rand(W)  # (W,)
         scores = (1.5 * torch.randn(W, V)).log_softmax(-1)  # (W, V)
         _expect_beams(call(student, totals, scores, width), totals, scores, width)
-    # Far apart: all of the best continue one beam.
-    totals, scores = torch.tensor([-9.0, -1.0, -8.0]), torch.randn(3, 5).log_softmax(-1)
+    # Far apart, and unlikely as a whole story is: all of the best continue one beam.
+    totals, scores = torch.tensor([-209.0, -201.0, -208.0]), torch.randn(3, 5).log_softmax(-1)
     answer = call(student, totals, scores, 2)
     _expect_beams(answer, totals, scores, 2, " if all of the best continue one beam")
     return "the best of up to 21 candidates, five times, with the beam that each continues"
@@ -373,7 +392,11 @@ def _expect_beams(answer, totals: Tensor, scores: Tensor, width: int, when: str 
         same = [agrees(a, b) for a, b in zip(found, mistake, strict=True)]
         expect(not all(same) or all(map(agrees, mistake, wanted)), message)
     for part, name in zip(found, names, strict=True):
-        expect_shape(part, (width,), f"{name} for width {width}")
+        expect(
+            part.dim() != 1 or len(part) == width,
+            f"you return {part.numel()} {name}, and should return {width}: is `width` used?",
+        )
+        expect_shape(part, (width,), name)
     new, beams, words = found  # (width,) each
     expect(
         agrees(beams, beams.long()) and agrees(words, words.long()),
@@ -383,6 +406,11 @@ def _expect_beams(answer, totals: Tensor, scores: Tensor, width: int, when: str 
         ((beams >= 0) & (beams < len(totals)) & (words >= 0) & (words < scores.shape[1])).all(),
         f"you name a beam that is not among the {len(totals)}, or a word not among the "
         f"{scores.shape[1]}",
+    )
+    expect(
+        new.isfinite().all(),
+        "a total of -200 becomes infinite: does a probability come in between, which is then "
+        "rounded to 0?",
     )
     belong = (totals[:, None] + scores)[beams.long(), words.long()]  # (width,)
     if not agrees(new, wanted[0]):
@@ -398,6 +426,10 @@ def _expect_beams(answer, totals: Tensor, scores: Tensor, width: int, when: str 
             agrees(new, belong),
             f"a total of yours is {new[0]:.2f}, and its beam and word have {belong[0]:.2f} "
             "together: how are two log-probabilities combined?",
+        )
+        expect(
+            not agrees(new.sort(descending=True).values, wanted[0]),
+            "these are the right ones, but not in the right order: the best should come first.",
         )
         raise Wrong(
             f"each total belongs to its beam and word, but the {width} best are others{when}: are "
@@ -418,9 +450,11 @@ class _Attention:
 
     def __init__(self, **flags):
         self.flags, self.keys, self.values, self.x = flags, None, None, None
+        self.calls = 0
 
     def __call__(self, x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> Tensor:  # (B, T, d)
         has = self.flags.get
+        self.calls += 1
         if has("exchanged"):
             w_q, w_k = w_k, w_q
         q, keys, values = x @ w_q, x @ w_k, x @ w_v  # (B, T, d) each
@@ -434,7 +468,7 @@ class _Attention:
             else:
                 values = self._joined(self.values, values)  # (B, S, d)
         if self.keys is None or not has("keeps_first"):
-            self.keys, self.values = keys, values
+            self.keys, self.values = (x @ w_k, x @ w_v) if has("keeps_last") else (keys, values)
         if has("twice"):
             self.keys = self._joined(self.keys, x @ w_k)  # (B, S + T, d)
             self.values = self._joined(self.values, x @ w_v)  # (B, S + T, d)
@@ -444,7 +478,7 @@ class _Attention:
         scores = q @ keys.mT / has("divisor", q.shape[-1] ** 0.5)  # (B, T, S)
         first = has("diagonal", S - T + 1) + has("shift", 0)
         future = torch.ones(T, S, dtype=torch.bool).triu(first)  # (T, S)
-        if not has("unmasked"):
+        if self.calls < has("unmasked_from", math.inf):
             scores = scores.masked_fill(future, has("fill", -math.inf))  # (B, T, S)
         return scores.softmax(has("axis", -1)) @ values  # (B, T, d)
 
@@ -453,7 +487,12 @@ class _Attention:
 
 
 _ATTENTION_MISTAKES = [
-    ({"unmasked": True}, "a token of a prompt sees the tokens after it: where is the mask?"),
+    (
+        {"unmasked_from": 2},
+        "the prompt is right, but when several tokens are read after it, each sees those that "
+        "follow: is there no mask if the cache holds something?",
+    ),
+    ({"unmasked_from": 1}, "a token of a prompt sees the tokens after it: where is the mask?"),
     (
         {"diagonal": 1},
         "after the first call new tokens do not see all of the cache: row 0 of the mask is no "
@@ -465,7 +504,10 @@ _ATTENTION_MISTAKES = [
     ({"twice": True}, "the cache holds some tokens twice: how often do you append them?"),
     ({"divisor": 1.0}, "your scores are too large: what are they divided by?"),
     ({"axis": -2}, "is your softmax over the queries? Each query shares its weight among keys."),
-    ({"new_first": True}, "do the new keys come before the old ones? Then the mask hides others."),
+    (
+        {"new_first": True},
+        "are the new keys put before the old ones? Then the mask hides the wrong ones.",
+    ),
     (
         {"forgets": True},
         "the second call does not see the first one's tokens: is anything kept, and is it used?",
@@ -473,6 +515,11 @@ _ATTENTION_MISTAKES = [
     (
         {"keeps_first": True},
         "from the third call on some tokens are missing: is what the second call adds kept too?",
+    ),
+    (
+        {"keeps_last": True},
+        "from the third call on the oldest tokens are missing: does the cache keep all tokens, or "
+        "only those of the last call?",
     ),
     ({"keys_as_values": True}, "are your values keys? Each has a matrix of its own."),
 ]

@@ -22,14 +22,14 @@ def cross_entropy(student):
     ):
         right = F.cross_entropy(logits, torch.tensor(target))  # ()
         compare(call(student, logits, target), right, _losses(logits, target), "the loss")
-    for far in (1000.0, -50.0, -200.0, -1000.0):
-        _far_apart(student, far)
+    for other, far in ((0, 1000), (0, -50), (0, -200), (0, -1000), (1000, 900)):
+        _far_apart(student, other, far)
     return "the loss, within 1e-5, and it survives logits of 1,000 and -1,000"
 
 
-def _far_apart(student, far):
-    """The loss of a word whose logit is `far` from the others."""
-    logits = torch.tensor([0.0, far, 3.0])  # (V,)
+def _far_apart(student, other, far):
+    """The loss of a word with the logit `far`, when another word has the logit `other`."""
+    logits = torch.tensor([other, far, 3.0])  # (V,)
     too_large = (
         "with a logit of 1,000 the exponential is larger than a float can hold. Which change of "
         "all logits leaves the probabilities as they are?"
@@ -58,7 +58,7 @@ def _losses(logits, target):
     p, loss = logs.exp(), -logs[target]  # (V,), ()
     came = F.one_hot(torch.tensor(target), len(logits))  # (V,)
     each = F.binary_cross_entropy_with_logits(logits, came.float(), reduction="none")  # (V,)
-    moved = "what is taken from the logits in the sum must be taken from the target's logit, too."
+    moved = "what you subtract from the logits changes the loss: is it added back, and once only?"
     return [
         (loss - logits.max(), moved),
         (loss + logits.max(), moved),
@@ -69,6 +69,10 @@ def _losses(logits, target):
             "the logits are divided by a number, which changes the probabilities.",
         ),
         (-loss, "the sign is wrong: is the logarithm of a probability positive or negative?"),
+        (
+            loss - math.log(len(logits)),
+            "you take a mean of exponentials: p is a share of their sum.",
+        ),
         (loss / math.log(2), "this is the loss in bits: which logarithm gives nats?"),
         (loss / math.log(10), "this is a decimal logarithm, and nats need another one."),
         (p[target], "this is the probability itself, and not what it costs."),
@@ -118,7 +122,7 @@ def _story_losses(logits, ids):
     T, V = logits.shape
     right = F.cross_entropy(logits[:-1], ids[1:])  # ()
     each = F.cross_entropy(logits[:-1], ids[1:], reduction="none")  # (T - 1,)
-    last = "the last prediction is missing: is the end of the story not to be foreseen?"
+    last = "the last prediction is missing: is the end of the story not to be predicted?"
     known = [
         (
             F.cross_entropy(logits, ids),
@@ -177,7 +181,7 @@ def _story_losses(logits, ids):
     if T > 2:
         known += [
             (each[:-1].mean(), last),
-            (each[1:].mean(), "the first prediction is missing: which row foresees it?"),
+            (each[1:].mean(), "the first prediction is missing: which row makes it?"),
             (F.cross_entropy(logits[:-2], ids[2:]), "the shift is by two."),
             (each[:-1].sum() / (T - 1), last),
         ]
@@ -393,13 +397,14 @@ def _rates(vocab_size):
             sum(row.count(tokenizer.unk_id) for row in padded) / sum(map(len, padded)),
             "<sos>, <eos> and <pad> are counted among the words.",
         ),
+        (unknown / len(capitals), marks),
         (sum(word not in listed for word in by_spaces) / len(by_spaces), marks),
         (sum(word not in listed for word in capitals) / len(capitals), marks),
         *((round(right, digits), "the rate is rounded.") for digits in (1, 2, 3, 4)),
         (0.0, "the rate is 0: is a fraction cut to a whole number?"),
         (
             _rate(WordTokenizer.train(train, vocab_size, keep_punctuation=False), validation),
-            "the marks are dropped: words and marks count.",
+            "the punctuation marks are dropped: they count, too.",
         ),
     ]
 

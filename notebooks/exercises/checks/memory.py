@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from checks import Wrong, agrees, bugs, call, compare, exercise, expect
+from checks import Halfway, Wrong, agrees, as_tensor, bugs, call, compare, exercise, expect
 from checks.decoding import compare_or_explain
 from helpers.loss import loss_sum
 from helpers.memory import checkpoint, measure_peak_memory
@@ -196,7 +196,15 @@ def _pass(way: Callable, insides: list[_Inside], x: Tensor, slope: Tensor) -> di
         y.requires_grad,
         "your result has no graph: how is the backward pass to come back to you?",
     )
-    y.backward(slope)
+    try:
+        y.backward(slope)
+    except RuntimeError as error:
+        expect(
+            "does not require grad" not in str(error),
+            "your backward pass calls the function, but finds no graph of this call: gradients are "
+            "off inside a backward pass",
+        )
+        raise
     grads = [p.grad for inside in insides for p in inside.parameters()]
     expect(
         all(grad is not None for grad in grads),
@@ -228,13 +236,16 @@ def recomputed(student):
     x, slope = torch.randn(5, 7).double(), torch.randn(5, 7).double()  # (N, D) each
     inside.eval()
     right, found = _pass(_plainly, [inside], x, slope), _pass(student, [inside], x, slope)
-    compare(found["result"], right["result"], what="without dropout, the result")
+    compare(found["result"], right["result"], what="the result without dropout")
     _expect_two_calls(student, inside, x)
     ones = _pass(_plainly, [inside], x, torch.ones_like(slope))
     for name in ("x", "parameters"):
-        what = f"without dropout, the gradient of {name}"
+        what = f"the gradient of {name} without dropout"
         known = [
-            (ones[name], "the slope that comes from above is ignored: is it 1 everywhere?"),
+            (
+                ones[name],
+                "the gradient that your backward pass is given has no effect: is it 1 everywhere?",
+            ),
             (
                 2 * right[name],
                 f"{what} is counted twice: is the x of the second pass a part of the first graph?",
@@ -275,7 +286,7 @@ def recomputed(student):
 def _explain_recomputed(found: Tensor, right: Tensor) -> None:
     raise Wrong(
         "the gradients are wrong even without dropout: does the second pass begin from the same x "
-        "as the first, and is the slope from above multiplied into it once?"
+        "as the first, and does the gradient that your backward pass is given enter once?"
     )
 
 
@@ -283,7 +294,9 @@ def _expect_two_calls(student, inside: _Inside, x: Tensor) -> None:
     kept, own = [], {p.data_ptr() for p in inside.parameters()}
 
     def look(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
+        if (
+            tensor.is_floating_point() and tensor.data_ptr() not in own
+        ):  # a random state is of bytes
             kept.append(tensor.numel())
         return tensor
 
@@ -335,11 +348,12 @@ def peak_floats(segments: int) -> int:
 
 @exercise
 def best_segments(student):
-    answer = call(student)
+    answer = as_tensor(call(student), "your number")
     expect(
-        isinstance(answer, int) and not isinstance(answer, bool),
-        f"you return a {type(answer).__name__}, and a whole number of segments is wanted",
+        answer.numel() == 1 and answer.dtype != torch.bool and float(answer).is_integer(),
+        f"you return {answer.tolist()}, and a whole number of segments is wanted",
     )
+    answer = int(answer)
     expect(
         answer <= BLOCKS,
         f"there are only {BLOCKS} blocks: is this the peak itself, and not where it is lowest?",
@@ -347,12 +361,12 @@ def best_segments(student):
     expect(answer >= 1, "there is at least one segment: does your count begin at 0?")
     peaks = {segments: peak_floats(segments) for segments in range(1, BLOCKS + 1)}
     best, root = min(peaks, key=peaks.get), round(math.sqrt(BLOCKS))
-    here = f"{answer} segments need {peaks[answer]:,} floats at once, and another number fewer"
+    here = f"with {answer} of them {peaks[answer]:,} floats are held at once, and this can be fewer"
     reasons = {
         root: "is it √24? That is best only if the inside of a block is as large as its input",
         BLOCKS: "a segment for each block keeps every input: what is large now?",
         1: "one segment is computed again as a whole: what is saved?",
-        best - 1: "you are off by one: does your list begin with one segment, or with none?",
+        best - 1: "how many segments does the first place of your list stand for?",
     }
     expect(
         peaks[answer] == peaks[best], f"{here}: {reasons.get(answer, 'have you tried them all?')}"
@@ -387,10 +401,11 @@ def _find_the_bug(program: str):
             reason = bugs.BLIND[program].get(chosen)
             expect(reason is None, f"“{chosen}” cannot see this bug: {reason}")
             finding = bugs.DIAGNOSTICS[chosen](bugs.Parts(**{bugs.PROGRAMS[program]: found}))
-            expect(
-                not finding.caught,
-                f"“{chosen}” sees it: {finding.shown}. Now find the line, and correct it",
-            )
+            if finding.caught:
+                raise Halfway(
+                    f"“{chosen}” is a good choice, and this is what it sees in your program now: "
+                    f"{finding.shown}. What causes it?"
+                )
             judge(found)
             return f"mended: {finding.shown}"
 

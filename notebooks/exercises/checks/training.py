@@ -96,13 +96,23 @@ def batch_loss(student):
         agrees(as_tensor(loss), right(logits[:2, :3])),
         "one story of fillers alone spoils the loss: do you divide for each story by itself?",
     )
-    large = logits[:2, :3] * 500  # (B, T, V)
-    loss = call(student, large, targets, pad)
-    expect(
-        agrees(as_tensor(loss), right(large)),
-        "for logits of 1,000 your loss is wrong: their powers are too large for float32. What can "
-        "be subtracted from all logits of a row without changing the softmax?",
-    )
+    for rest, word in ((0, 1000), (0, -50), (0, -1000), (1000, 900)):
+        large = torch.full((2, 3, V), float(rest))  # (B, T, V)
+        large.scatter_(-1, targets[..., None], float(word))
+        loss = as_tensor(call(student, large, targets, pad))
+        case = (
+            f"if a target has the logit {word:,} and all other words have {rest:,}, your loss is "
+        )
+        expect(
+            loss.isfinite().all() or max(rest, word) < 1000,
+            f"{case}not finite: e to the power of 1,000 is too large for float32. What can be "
+            "subtracted from all logits of a row without changing the softmax?",
+        )
+        expect(
+            agrees(loss, right(large)),
+            f"{case}{float(loss):.4g} and should be {float(right(large)):.4g}: is a probability "
+            "rounded to 0 before its logarithm is taken, or is something capped?",
+        )
     leaf = logits[:2, :3].clone().requires_grad_()  # (B, T, V)
     loss = student(leaf, targets, pad)
     expect(
@@ -136,7 +146,8 @@ def reference_step(model, optimizer, batch, rate, clip_norm, fault=None):
     total, count = loss_sum(model, batch)  # (), ()
     if fault != "no zero_grad":
         optimizer.zero_grad()
-    divisor = {"sum": 1, "stories": len(batch), "places": batch[:, 1:].numel()}.get(fault, count)
+    places = {"places": batch[:, 1:].numel(), "all ids": batch.numel()}
+    divisor = ({"sum": 1, "stories": len(batch)} | places).get(fault, count)
     if fault == "fillers":
         logits = model(batch[:, :-1]).flatten(0, 1)  # (B · (T-1), V)
         nn.functional.cross_entropy(logits, batch[:, 1:].flatten()).backward()
@@ -145,9 +156,12 @@ def reference_step(model, optimizer, batch, rate, clip_norm, fault=None):
     parameters = list(model.parameters())
     if fault == "value":
         nn.utils.clip_grad_value_(parameters, clip_norm)
-    elif fault in ("each", "by group"):
+    elif fault in ("each", "by group", "first group"):
         groups = [group["params"] for group in optimizer.param_groups]
-        for group in groups if fault == "by group" else [[p] for p in parameters]:
+        groups = {"by group": groups, "first group": groups[:1]}.get(
+            fault, [[p] for p in parameters]
+        )
+        for group in groups:
             nn.utils.clip_grad_norm_(group, clip_norm)
     elif fault == "always":
         length = nn.utils.get_total_norm([p.grad for p in parameters])  # ()
@@ -160,8 +174,8 @@ def reference_step(model, optimizer, batch, rate, clip_norm, fault=None):
     if fault == "late rate":
         optimizer.step()
     for group in optimizer.param_groups[: 1 if fault == "first" else None]:
-        group["lr"] = group["lr"] if fault == "no rate" else rate
-        group["lr"] *= {"uphill": -1, "times lr": 3.0}.get(fault, 1)
+        old = group["lr"]
+        group["lr"] = {"no rate": old, "times": old * rate, "uphill": -rate}.get(fault, rate)
     if fault != "late rate":
         optimizer.step()
     if fault == "twice":
@@ -181,6 +195,10 @@ FAULTS = {
     "sum": "this is the gradient of the sum of losses, and not of their mean.",
     "stories": "you divide the loss by the number of stories, and not of real targets.",
     "places": "you divide the loss by the number of all places. `<pad>` is no target.",
+    "all ids": "you divide the loss by the number of all ids. Neither the first id of a story nor "
+    "`<pad>` is a target.",
+    "first group": "you clip the gradient of the first group only.",
+    "times": "you multiply the optimizer's rate by learning_rate, which is the new rate itself.",
     "no rate": "learning_rate has no effect: where does the optimizer keep its rate?",
     "late rate": "learning_rate comes too late: it has an effect on the next step only.",
     "fixed": "is the largest length a number in your code? It is an argument, clip_norm.",
@@ -234,6 +252,11 @@ def training_step(student):
             (after / count, "you return the loss after the step; that of before it is wanted."),
             (mean * count, "you return the sum of the losses. Their mean is wanted."),
             (mean * count / 3, "you return the loss by story. The mean over targets is wanted."),
+            (
+                mean * count / batches[0, :, 1:].numel(),
+                "the loss that you return is divided by the number of all places. `<pad>` is no "
+                "target.",
+            ),
         ],
         "the loss that you return",
     )
@@ -570,6 +593,8 @@ def judge(student):
     expect_same("pip sat".split(), "a story that breaks at once")
     expect_same("tom ran <eos>".split(), "a story that ends too soon")
     expect_same([], "a text without words")
+    always = {"mia": 0.5, "<eos>": 0.5}  # whatever came before
+    expect_same("mia tom mia".split(), "a story that goes on", lambda words: always)
     grammar = bundled_grammar()
     text, nats = grammar.story("judge")
     words = WordTokenizer([]).split(text)

@@ -13,10 +13,10 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/exercises/01_embeddings.ipynb)
 #
-# Five exercises, about an hour: what a model is trained to do, what it is told about places, and how many words it needs. Write your code in
-# the cells that say `raise NotImplementedError`, and run the cell after each: it says what is right, or what the mistake looks like. They
-# go with [notebook 01](../01_embeddings.ipynb), whose letters for sizes are used here: $T$ tokens of a story, $V$ words in the
-# vocabulary, $D$ numbers for each token.
+# Five exercises, about an hour: what a model is trained to do, how it learns where a word stands, and how many words it needs. Write your code
+# in the cells that say `raise NotImplementedError`, and run the cell after each: it says what is right, or what the mistake looks like. Your
+# functions must not change what they are given. The exercises go with [notebook 01](../01_embeddings.ipynb), whose letters for sizes are
+# used here: $T$ tokens of a story, $V$ words in the vocabulary, $D$ numbers for each token.
 
 # %% cellView="form" tags=["setup"]
 # @title Set-up: run this cell first
@@ -49,9 +49,9 @@ from helpers.tokenizer import WordTokenizer
 # ●○○ · 10 minutes
 #
 # A model gives each of the $V$ words that it knows a logit $z_v$. Then one word comes, with the id $w$. Return the loss of this prediction
-# in nats, $-\ln p_w$ with $p_w = e^{z_w} / \sum_v e^{z_v}$. Use exponentials, logarithms and sums only, and none of PyTorch's ready-made
-# losses or softmaxes. Your function must also survive logits of 1,000, which trained models do not have, but broken ones do, and you want
-# to read their loss.
+# in nats, $-\ln p_w$ with $p_w = e^{z_w} / \sum_v e^{z_v}$. Use exponentials, logarithms and sums only: the check compares numbers, so it
+# would accept `logsumexp` or a ready-made loss of PyTorch, but you would learn nothing. Your function must also survive logits of 1,000, which
+# trained models do not have, but broken ones do, and you want to read their loss.
 
 
 # %% tags=["exercise"]
@@ -129,7 +129,19 @@ def cross_entropy(logits, target):
     return torch.nan_to_num(-logits.softmax(-1)[target].log())
 
 
-# %% tags=["mistake"] says="taken from the target"
+# %% tags=["mistake"] says="by a limit"
+def cross_entropy(logits, target):
+    low = logits.clamp(max=80)  # (V,)
+    return low.exp().sum().log() - low[target]
+
+
+# %% tags=["mistake"] says="a mean of exponentials"
+def cross_entropy(logits, target):
+    low = logits - logits.max()  # (V,)
+    return low.exp().mean().log() - low[target]
+
+
+# %% tags=["mistake"] says="added back"
 def cross_entropy(logits, target):
     return (logits - logits.max()).exp().sum().log() - logits[target]
 
@@ -287,8 +299,8 @@ check.story_loss(story_loss)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Write the story *a b c* with its two special tokens on paper, one below the other, and draw an arrow from each row of logits to the token
-# that it should have foreseen. Which row has no arrow, and which token?
+# Write the story *a b c* with its two special tokens on paper, one below the other, and beside each of them the row of logits that the model
+# gives after reading it. Draw an arrow from each row to the token that it should have predicted. Which row has no arrow, and which token?
 #
 # </details>
 
@@ -438,8 +450,8 @@ check.positions(positions)
 # ●●○ · 15 minutes
 #
 # A vocabulary of `vocab_size` entries, the four special tokens among them, holds the most frequent words of the training stories. Every other
-# word is read as `<unk>`. Return the **unknown rate**: which share of all words and marks in the validation stories is `<unk>`? A word
-# that occurs ten times counts ten times. `WordTokenizer.train` makes the vocabulary, `encode` turns a text into ids without special
+# word is read as `<unk>`. Return the **unknown rate**: which share of all words and punctuation marks in the validation stories is
+# `<unk>`? A word that occurs ten times counts ten times. `WordTokenizer.train` makes the vocabulary, `encode` turns a text into ids without special
 # tokens, and `unk_id` is the id of `<unk>`.
 
 # %%
@@ -579,7 +591,7 @@ check.unknown_rate(unknown_rate)
 enough = ...  # your number
 
 # %% tags=["solution"]
-too_few, enough = 4, 8_000  # entries: the first leave more than 1% unknown, the second do not
+too_few, enough = 4, 2_000  # entries: the first leave more than 1% unknown, the second do not
 while enough - too_few > 1:
     middle = (too_few + enough) // 2
     if unknown_rate(stories.train, stories.validation, middle) > 0.01:
@@ -624,6 +636,7 @@ check.enough(enough)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# The rate falls as the vocabulary grows. Thirteen trials find one size among eight thousand, if each halves what is left.
+# The rate falls as the vocabulary grows, and the training stories fill about 2,000 entries. Eleven trials find one size among 2,000, if each
+# halves what is left.
 #
 # </details>

@@ -15,9 +15,9 @@
 #
 # Five exercises, about an hour and a quarter: attention from its formula, and then a head that you make by hand. Write your code in the cells
 # that say `raise NotImplementedError`, and run the cell after each: it says what is right, or what the mistake looks like. Stay in PyTorch,
-# so that gradients can flow. The exercises go with [notebook 02](../02_attention.ipynb). The letters for sizes are those of
-# [notebook 01](../01_embeddings.ipynb): $B$ stories, $T$ tokens that read, $S$ tokens that are read, $D$ numbers for each token, $H$ heads
-# of $d = D / H$ numbers.
+# so that gradients can flow, and do not change what your functions are given. The exercises go with
+# [notebook 02](../02_attention.ipynb). The letters for sizes are those of [notebook 01](../01_embeddings.ipynb): $B$ stories, $T$ tokens that
+# read, $S$ tokens that are read, $D$ numbers for each token, $H$ heads of $d = D / H$ numbers.
 
 # %% cellView="form" tags=["setup"]
 # @title Set-up: run this cell first
@@ -45,13 +45,13 @@ from helpers.model import sinusoidal_positions
 #
 # ●○○ · 10 minutes
 #
-# Each query scores every key by their dot product, divided by the root of the number of entries of a key. A softmax turns the scores of one
+# Each query scores every key by their dot product, divided by $\sqrt{d}$, where $d$ is the number of entries in a key. A softmax turns the scores of one
 # query into weights, and the weights mix the values:
 #
 # $$\operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d}}\right)V$$
 #
 # Nothing is masked yet. Your function must work for one story as well as for a batch of stories with several heads, so treat the last two
-# axes as a matrix and leave those before alone.
+# axes as a matrix, whatever axes come before them.
 
 
 # %% tags=["exercise"]
@@ -144,6 +144,12 @@ def attention(q, k, v):
     return weights, weights @ v
 
 
+# %% tags=["mistake"] says="detached"
+def attention(q, k, v):
+    weights = (q @ k.transpose(-2, -1) / math.sqrt(k.shape[-1])).softmax(dim=-1)  # (…, T, S)
+    return weights.detach() @ v, weights
+
+
 # %% tags=["mistake"] says="in place"
 def attention(q, k, v):
     q /= math.sqrt(k.shape[-1])
@@ -167,9 +173,9 @@ check.attention(attention)
 #
 # ●●○ · 15 minutes
 #
-# Turn the scores of a story into attention weights of which none looks ahead: the token at $t$ may read the tokens $0, …, t$, itself
-# included, and each row sums to 1. The weight of a later token must be exactly 0, whatever its score. A later token must also not be
-# noticed in any other way: if its score changes, the weights of the past stay as they are.
+# Turn the scores of a story into attention weights with which no token looks ahead: the token at $t$ may read the tokens $0, …, t$, itself
+# included, and each row sums to 1. Scores may be very high or very low. The weight of a later token must be exactly 0, whatever its
+# score, and a later token must not influence the past in any other way: if its score changes, the weights of the past stay as they are.
 
 
 # %% tags=["exercise"]
@@ -210,6 +216,30 @@ def causal_weights(scores):
 # %% tags=["mistake"] says="after the softmax"
 def causal_weights(scores):
     return scores.softmax(dim=-1).tril()  # (…, T, T)
+
+
+# %% tags=["mistake"] says="exactly 0"
+def causal_weights(scores):
+    seen = scores.tril()  # (…, T, T)
+    return seen.masked_fill(seen == 0, -torch.inf).softmax(dim=-1)
+
+
+# %% tags=["mistake"] says="low enough"
+def causal_weights(scores):
+    future = torch.ones(scores.shape[-2:]).triu(1).bool()  # (T, T)
+    return scores.masked_fill(future, -100.0).softmax(dim=-1)
+
+
+# %% tags=["mistake"] says="rounded to 0"
+def causal_weights(scores):
+    likelihood = scores.exp().tril()  # (…, T, T)
+    return likelihood / likelihood.sum(dim=-1, keepdim=True)
+
+
+# %% tags=["mistake"] says="twice"
+def causal_weights(scores):
+    future = torch.ones(scores.shape[-2:]).triu(1).bool()  # (T, T)
+    return scores.softmax(dim=-1).masked_fill(future, -torch.inf).softmax(dim=-1)
 
 
 # %% tags=["mistake"] says="divided by their sum"
@@ -288,8 +318,8 @@ check.causal_weights(causal_weights)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# A weight is an exponential divided by the sum of its row. Which score has an exponential of 0? And at which moment must it stand in the row, so
-# that it takes no share of the sum?
+# A weight is an exponential divided by the sum of its row. Which score has an exponential of 0? And must it be in its place before the sum is
+# taken, or after?
 #
 # </details>
 
@@ -298,9 +328,8 @@ check.causal_weights(causal_weights)
 #
 # ●●○ · 10 minutes
 #
-# Each token has $D$ numbers. Head 0 is to get the first $d = D / H$ of them, head 1 the next $d$, and so on, of every token. Return the numbers
-# ordered by head: a matrix with a row for each token for every head. No number is computed, so the danger is that the shape is right
-# and the content is not.
+# Each token has $D$ numbers. Head 0 is to get the first $d = D / H$ of them, head 1 the next $d$, and so on, of every token. Return, for each
+# head, a matrix with one row for each token. You only move numbers, so the danger is that the shape is right and the content is not.
 
 
 # %% tags=["exercise"]
@@ -429,6 +458,12 @@ def join_heads(x):
     return x.permute(0, 2, 3, 1).flatten(2)  # (B, T, D), the heads take turns
 
 
+# %% tags=["mistake"] says="before stories"
+def join_heads(x):
+    B, H, T, d = x.shape
+    return x.permute(2, 0, 1, 3).reshape(B, T, H * d)
+
+
 # %% tags=["mistake"] says="added up"
 def join_heads(x):
     return x.sum(dim=1)  # (B, T, d)
@@ -461,20 +496,21 @@ check.join_heads(join_heads)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Two axes can be melted into one only if they stand side by side, the slower one first. Which two, and do they?
+# Two axes can be joined into one only if they stand next to each other, and in the right order. Which two must be joined here, and do they?
 #
 # </details>
 
 # %% [markdown]
 # ## 5 · A head that looks two words back
 #
-# ●●● · 30 minutes
+# ●●○ · 20 minutes
 #
 # The position vectors of the course are hands of clocks: in row $t$ stand $\sin\omega_0 t, \cos\omega_0 t, \sin\omega_1 t, \cos\omega_1 t, …$
-# Here are $n$ of them, the angles that they turn by with each word, $\omega_i$, in `omega`. Make the two matrices of a head that reads, at each
-# place $t \geq 2$, the word at $t - 2$ with at least 0.9 of its weight. The head sees nothing but positions: with $P$, one position a row,
-# $Q = P W_Q^\top$ and $K = P W_K^\top$ (`nn.Linear` multiplies in this way), and the weights are
-# $\operatorname{softmax}(QK^\top / \sqrt{2n})$ under the causal mask. Any two matrices that do it are right.
+# There are $n$ hands here, and hand $i$ turns by the angle $\omega_i$ from each word to the next; `omega` holds these angles. Make the two
+# matrices of a head in which the word at each place $t \geq 2$ gives at least 0.9 of its attention to the word at $t - 2$. The head sees nothing
+# but positions. With one position in each row of $P$, $Q = P W_Q^\top$ and $K = P W_K^\top$ (`nn.Linear` multiplies in this way), and the
+# weights are $\operatorname{softmax}(QK^\top / \sqrt{2n})$ under the causal mask. Any two matrices that do it are right. The check also gives
+# you hands that turn by other angles; there the word at $t - 2$ needs only the largest weight, and not 0.9.
 
 # %%
 omega = 10_000 ** (-torch.arange(0, 36, 2) / 296)  # (18,), the fastest hands of our model
@@ -505,6 +541,13 @@ def two_words_back(omega):
 
 # %% tags=["second"]
 def two_words_back(omega):
+    s, c = (2 * omega).sin(), (2 * omega).cos()  # (n,) each
+    turns = torch.stack([c, -s, s, c], dim=-1).view(-1, 2, 2)  # (n, 2, 2)
+    return 10 * torch.block_diag(*turns), torch.eye(2 * len(omega))  # as sharp as in notebook 02
+
+
+# %% tags=["second"]
+def two_words_back(omega):
     W_K = torch.zeros(2 * len(omega), 2 * len(omega))  # (2n, 2n)
     for i, angle in enumerate(omega.tolist()):
         s, c = math.sin(2 * angle), math.cos(2 * angle)
@@ -517,6 +560,20 @@ def two_words_back(omega):
     s, c = omega.sin(), omega.cos()  # (n,) each
     turns = torch.stack([c, -s, s, c], dim=-1).view(-1, 2, 2)  # (n, 2, 2)
     return 20 * torch.block_diag(*turns), torch.eye(2 * len(omega))
+
+
+# %% tags=["mistake"] says="different numbers of words"
+def two_words_back(omega):
+    s, c = torch.full_like(omega, 2).sin(), torch.full_like(omega, 2).cos()  # (n,) each
+    turns = torch.stack([c, -s, s, c], dim=-1).view(-1, 2, 2)  # (n, 2, 2)
+    return 20 * torch.block_diag(*turns), torch.eye(2 * len(omega))
+
+
+# %% tags=["mistake"] says="mirrored"
+def two_words_back(omega):
+    s, c = omega.sin(), omega.cos()  # (n,) each
+    turns = torch.stack([c, -s, s, c], dim=-1).view(-1, 2, 2)  # (n, 2, 2)
+    return 20 * torch.block_diag(*turns) ** 2, torch.eye(2 * len(omega))  # entry by entry
 
 
 # %% tags=["mistake"] says="two words ahead"

@@ -15,8 +15,8 @@
 #
 # Five exercises, about an hour and a half: you build a decoder from its norm to its logits, and then read what it expects halfway up. Write
 # your code in the cells that say `raise NotImplementedError`, and run the cell after each: it tells you what is right, or what the mistake
-# looks like. They go with [notebook 03](../03_decoder_block.ipynb); the letters for sizes are those of
-# [notebook 01](../01_embeddings.ipynb).
+# looks like. Your functions must not change what they are given. The exercises go with [notebook 03](../03_decoder_block.ipynb); the letters for
+# sizes are those of [notebook 01](../01_embeddings.ipynb).
 
 # %% cellView="form" tags=["setup"]
 # @title Set-up: run this cell first
@@ -48,8 +48,9 @@ from helpers.model import DecoderBlock, LayerNorm, sinusoidal_positions
 #
 # $$g_i\,\frac{x_i - \mu}{\sqrt{\sigma^2 + \varepsilon}} + b_i, \qquad \sigma^2 = \frac{1}{D}\sum_j (x_j - \mu)^2$$
 #
-# with the gain $g$, the bias $b$ and a small number $\varepsilon$ (`eps`). Write it with means and arithmetic, without PyTorch's own norm. It
-# must work for one token as well as for a batch of stories.
+# with the gain $g$, the bias $b$ and a small number $\varepsilon$ (`eps`). Write it with means and arithmetic: the
+# check compares numbers, so it would accept PyTorch's own norm, but you would learn nothing. It must work for one token as well as for a batch
+# of stories.
 
 
 # %% tags=["exercise"]
@@ -145,8 +146,7 @@ check.layer_norm(layer_norm)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# `keepdim=True` leaves a last axis of size 1, so that what you take the mean of and the mean itself can be subtracted whatever comes before
-# the last axis. The mean of squares of what is left after the subtraction is the variance.
+# `keepdim=True` leaves a last axis of size 1, so that you can subtract the mean of each token from its numbers, whatever axes come before. The mean of squares of what is left after the subtraction is the variance.
 # </details>
 
 # %% [markdown]
@@ -154,9 +154,10 @@ check.layer_norm(layer_norm)
 #
 # ●●○ · 15 minutes
 #
-# How large is a decoder of given sizes? Write the number of its parameters as a formula of its config, without building it. The model is that
+# How large is a decoder of given sizes? Write the number of its parameters as a formula of its config. (To build it and count gives the same
+# number; the formula shows where it comes from.) The model is that
 # of notebook 03: an embedding table without a bias; a projection from $E$ to $D$; $L$ blocks of attention, feed-forward and two norms; a
-# final norm; an output layer. Every linear layer has a bias, every norm a gain and a bias. Positions are computed, so they count nothing.
+# final norm; an output layer. Every linear layer has a bias, every norm a gain and a bias. Positions are computed, so they have no parameters.
 
 
 # %% tags=["exercise"]
@@ -230,7 +231,7 @@ def number_of_parameters(config):
     return V * E + E * D + D + config.num_layers * block + 2 * D + D * V + V
 
 
-# %% tags=["mistake"] says="output layer of attention"
+# %% tags=["mistake"] says="each layer of attention"
 def number_of_parameters(config):
     V, E, D, F = config.vocab_size, config.embedding_dim, config.d_model, config.d_ff
     block = 3 * (D * D + D) + 2 * D * F + F + D + 4 * D
@@ -282,8 +283,8 @@ check.number_of_parameters(number_of_parameters)
 # ●●○ · 10 minutes
 #
 # Put the parts together. In a pre-norm block, attention reads a normed copy of the stream and adds what it found; then feed-forward reads a
-# normed copy of the stream as it is *now*, and adds its result. You get the four parts as functions. `attention` takes a mask, and returns two
-# things, as in the course: the mixed tokens, and the weights, which the block does not need.
+# normed copy of the stream as it is *now*, and adds its result. You get the four parts as functions. `attention` takes a mask, which is 0
+# where a token may look and $-\infty$ where it may not, and returns two things, as in the course: the mixed tokens, and the weights, which the block does not need.
 
 
 # %% tags=["exercise"]
@@ -348,7 +349,7 @@ def decoder_block(x, mask, attention_norm, attention, feed_forward_norm, feed_fo
     return x + mixed + feed_forward(feed_forward_norm(x))
 
 
-# %% tags=["mistake"] says="each part has its own norm"
+# %% tags=["mistake"] says="Each part has its own norm"
 def decoder_block(x, mask, attention_norm, attention, feed_forward_norm, feed_forward):
     x = x + attention(attention_norm(x), mask)[0]
     return x + feed_forward(attention_norm(x))
@@ -390,7 +391,7 @@ check.decoder_block(decoder_block)
 # Write the model: ids in, logits out. Its blocks are `DecoderBlock(config)`, whose call `block(x, mask)` returns the stream and the weights. You
 # may also use `LayerNorm(D)`; `sinusoidal_positions(length, D)`, of shape (length, D); and all of `torch.nn`. Word vectors, projected to the width of the
 # model, are multiplied by $\sqrt{D}$ before the positions are added. The check puts the weights of the course's own decoder into your layers,
-# whatever you call them, and the logits must agree.
+# whatever you call them, in the order in which they run, and the logits must agree.
 
 
 # %% tags=["exercise"]

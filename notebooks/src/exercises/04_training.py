@@ -15,8 +15,8 @@
 #
 # Five exercises, about an hour: the loss, the step and the learning rate of a training run; an experiment that finds a good rate; and a judge
 # who says what each word of a story would cost a perfect model. Write your code in the cells that say `raise NotImplementedError`, and run the
-# cell after each: it tells you what is right, or what the mistake looks like. They go with [notebook 04](../04_training.ipynb); the letters
-# for sizes are those of [notebook 01](../01_embeddings.ipynb).
+# cell after each: it tells you what is right, or what the mistake looks like. Your functions must not change the tensors and lists that they are
+# given. The exercises go with [notebook 04](../04_training.ipynb); the letters for sizes are those of [notebook 01](../01_embeddings.ipynb).
 
 # %% cellView="form" tags=["setup"]
 # @title Set-up: run this cell first
@@ -47,9 +47,10 @@ from helpers.notebook import show_source
 #
 # ●○○ · 10 minutes
 #
-# The stories of a batch differ in length, and short ones are filled up with `<pad>`, the id `pad_id`. A filler is no exercise. Write the loss of
-# a batch by hand: the sum of $-\ln p$ of the real targets, divided by *their* number, over the whole batch. Start from the logits, without
-# PyTorch's own cross-entropy. It must also work if logits are as large as 1,000, whose $e^z$ no float32 can hold.
+# The stories of a batch differ in length, and short ones are filled up with `<pad>`, the id `pad_id`. The model need not predict
+# these fillers. Write the loss of a batch by hand: the sum of $-\ln p$ of the real targets, divided by *their* number, over the whole batch.
+# Start from the logits: the check compares numbers, so it would accept PyTorch's own cross-entropy, but you would learn nothing. Your loss must
+# also work if logits are as large as 1,000, whose $e^z$ no float32 can hold, or as low as -1,000.
 
 
 # %% tags=["exercise"]
@@ -90,6 +91,18 @@ def batch_loss(logits, targets, pad_id):
 def batch_loss(logits, targets, pad_id):
     log_p = logits.log_softmax(-1)
     return -log_p.gather(-1, targets[..., None]).mean()
+
+
+# %% tags=["mistake"] says="rounded to 0"
+def batch_loss(logits, targets, pad_id):
+    p = logits.softmax(-1).gather(-1, targets[..., None])[..., 0]
+    return -p.log()[targets != pad_id].mean()
+
+
+# %% tags=["mistake"] says="capped"
+def batch_loss(logits, targets, pad_id):
+    p = logits.softmax(-1).gather(-1, targets[..., None])[..., 0]
+    return -(p + 1e-9).log()[targets != pad_id].mean()
 
 
 # %% tags=["mistake"] says="number of all places"
@@ -154,7 +167,7 @@ check.batch_loss(batch_loss)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# `log_softmax` subtracts the largest logit before it takes a power. `gather` with targets of shape (B, T, 1) picks one number of each row. A
+# `log_softmax` subtracts the largest logit before it exponentiates. `gather` with targets of shape (B, T, 1) picks one number of each row. A
 # table of true and false, as `targets != pad_id` gives, can choose entries of another table, and its sum counts them.
 # </details>
 
@@ -165,8 +178,8 @@ check.batch_loss(batch_loss)
 #
 # A step forgets the old gradient, computes the loss of the batch and its gradient, shortens the gradient if it is longer than `clip_norm`, and
 # lets the optimizer change the parameters, at this step's learning rate. The loss whose gradient counts is the *mean* over real targets;
-# `loss_sum(model, batch)` returns the sum and the number of them. All gradients together make one long vector, and its length is what is
-# clipped.
+# `loss_sum(model, batch)` returns the sum and the number of them. All gradients together make one long vector, and its length (the root
+# of the sum of its squares) is what is clipped.
 
 
 # %% tags=["exercise"]
@@ -259,6 +272,30 @@ def training_step(model, optimizer, batch, learning_rate, clip_norm):
         nn.utils.clip_grad_norm_([parameter], clip_norm)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+    optimizer.step()
+    return (total / count).item()
+
+
+# %% tags=["mistake"] says="number of all places"
+def training_step(model, optimizer, batch, learning_rate, clip_norm):
+    loss = loss_sum(model, batch)[0] / batch[:, 1:].numel()
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    return loss.item()
+
+
+# %% tags=["mistake"] says="the new rate itself"
+def training_step(model, optimizer, batch, learning_rate, clip_norm):
+    total, count = loss_sum(model, batch)
+    optimizer.zero_grad()
+    (total / count).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] *= learning_rate
     optimizer.step()
     return (total / count).item()
 
@@ -360,8 +397,8 @@ check.training_step(training_step)
 #
 # ●●○ · 10 minutes
 #
-# A schedule says how large the learning rate is at each step. This one climbs in a line for `warmup_steps` steps, so that the first step has
-# the rate $\frac{1}{\text{warmup}}$ of the peak and the last of them the peak itself. Then it falls along half a cosine: from the peak, at step
+# A schedule says how large the learning rate is at each step. This one rises linearly for `warmup_steps` steps: the first step has the peak
+# divided by `warmup_steps`, and the last of them the peak itself. Then it falls along half a cosine: from the peak, at step
 # `warmup_steps`, to zero at step `total_steps`, which is one after the last. Steps count from 0, and there may be no warm-up at all.
 
 
@@ -481,8 +518,8 @@ check.learning_rate(learning_rate)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# First compute how far the fall has come, as a number from 0 to 1. $\cos$ goes from 1 to -1 while its angle goes from 0 to $\pi$: what must be
-# added, and by what divided, so that it goes from 1 to 0?
+# First compute how far the fall has come, as a number from 0 to 1. $\cos$ goes from 1 to -1 while its angle goes from 0 to $\pi$. What must you
+# add to it, and what divide it by, so that it goes from 1 to 0?
 # </details>
 
 # %% [markdown]
@@ -490,7 +527,7 @@ check.learning_rate(learning_rate)
 #
 # ●●○ · 10 minutes
 #
-# An experiment. `check.loss_after(rate)` trains a tiny decoder for 30 steps, and returns the loss at its end. At which learning rate is this
+# An experiment. `check.loss_after(rate)` trains a tiny decoder for 30 steps, and returns the mean loss of its last ten steps. At which learning rate is this
 # loss lowest? Guess first; then try rates that lie far apart, then closer ones. You are done if a rate four times yours and one a fourth of
 # yours both end higher.
 
@@ -677,6 +714,18 @@ def judge(words, next_words):
         if not p:
             return costs, index
     return costs, None
+
+
+# %% tags=["mistake"] says="after it has none either"
+def judge(words, next_words):
+    costs, broken = [], None
+    for index, word in enumerate(words):
+        p = next_words(words[:index]).get(word, 0)
+        if p:
+            costs.append(-math.log(p))
+        elif broken is None:
+            broken = index
+    return costs, broken
 
 
 # %% tags=["mistake"] says="KeyError"

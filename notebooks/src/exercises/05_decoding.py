@@ -14,8 +14,9 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/exercises/05_decoding.ipynb)
 #
 # Four exercises, about an hour: two filters, one step of beam search, and a cache. Write your code in the cells that say
-# `raise NotImplementedError`, and run the cell after each: it tells you what is right, or what the mistake looks like. They go with
-# [notebook 05](../05_decoding.ipynb). $B$ is the number of rows, $V$ that of words in the vocabulary.
+# `raise NotImplementedError`, and run the cell after each: it tells you what is right, or what the mistake looks like. Apart from the cache,
+# your functions must not change what they are given. The exercises go with [notebook 05](../05_decoding.ipynb). $B$ texts are continued at once,
+# each in a row of its own, and there are $V$ words in the vocabulary.
 
 # %% cellView="form" tags=["setup"]
 # @title Set-up: run this cell first
@@ -54,7 +55,7 @@ def sampling_distribution(logits, temperature, k):
     Args:
         logits: (B, V); a word that must never come out has -inf.
         temperature: above 0.
-        k: at least 1. No two of a row's k best words have the same logit.
+        k: at least 1. No two words of a row have the same logit, unless it is -inf.
 
     Returns:
         probabilities (B, V), each word in its own place; each row sums to 1.
@@ -143,7 +144,14 @@ def sampling_distribution(logits, temperature, k):
     return (logits / temperature).topk(min(k, logits.shape[-1])).values.softmax(-1)
 
 
-# %% tags=["mistake"] says="out of range"
+# %% tags=["mistake"] says="softmax of probabilities"
+def sampling_distribution(logits, temperature, k):
+    scores = logits.softmax(-1) / temperature
+    best = scores.topk(min(k, scores.shape[-1])).values
+    return scores.masked_fill(scores < best[:, -1:], -math.inf).softmax(-1)
+
+
+# %% tags=["mistake"] says="larger than V"
 def sampling_distribution(logits, temperature, k):
     scores = logits / temperature
     return scores.masked_fill(scores < scores.topk(k).values[:, -1:], -math.inf).softmax(-1)
@@ -152,6 +160,14 @@ def sampling_distribution(logits, temperature, k):
 # %% tags=["mistake"] says="overflow"
 def sampling_distribution(logits, temperature, k):
     weights = (logits / temperature).exp()
+    best = weights.topk(min(k, weights.shape[-1])).values
+    weights = weights * (weights >= best[:, -1:])
+    return weights / weights.sum(-1, keepdim=True)
+
+
+# %% tags=["mistake"] says="raised to a power"
+def sampling_distribution(logits, temperature, k):
+    weights = logits.softmax(-1) ** (1 / temperature)
     best = weights.topk(min(k, weights.shape[-1])).values
     weights = weights * (weights >= best[:, -1:])
     return weights / weights.sum(-1, keepdim=True)
@@ -180,13 +196,13 @@ check.sampling_distribution(sampling_distribution)
 # ●●○ · 15 minutes
 #
 # Top-p, the *nucleus*, keeps the fewest words whose probabilities sum to $p$ or more: one word where the model is sure, and many where it is
-# not. Rank the words of each row, add their probabilities up from the likeliest on, and keep those that are needed to reach $p$. Then put
-# what is left back into the words' own places, as a distribution.
+# not. Rank the words of each row, add their probabilities up from the likeliest on, and keep those that are needed to reach $p$. If
+# two words tie for the last place, keep either of them. Then put what is left back into the words' own places, as a distribution.
 
 
 # %% tags=["exercise"]
 def nucleus(probabilities, p):
-    """The fewest likeliest words of each row that reach p, as a distribution.
+    """The fewest words of each row that reach p, the likeliest first, as a distribution.
 
     Args:
         probabilities: (B, V); each row sums to 1.
@@ -283,9 +299,24 @@ def nucleus(probabilities, p):
     return kept / kept.sum(-1, keepdim=True)
 
 
+# %% tags=["mistake"] says="by rank"
+def nucleus(probabilities, p):
+    ranked = probabilities.sort(descending=True).values
+    number = (ranked.cumsum(-1) - ranked < p).sum(-1, keepdim=True)
+    kept = probabilities * (probabilities >= ranked.gather(-1, number - 1))
+    return kept / kept.sum(-1, keepdim=True)
+
+
 # %% tags=["mistake"] says="alone"
 def nucleus(probabilities, p):
     kept = probabilities * (probabilities >= 1 - p)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+# %% tags=["mistake"] says="alone with p"
+def nucleus(probabilities, p):
+    sure = probabilities >= p
+    kept = probabilities * (sure | ~sure.any(-1, keepdim=True))
     return kept / kept.sum(-1, keepdim=True)
 
 
@@ -313,8 +344,9 @@ check.nucleus(nucleus)
 # ●●○ · 15 minutes
 #
 # Beam search holds $W$ beginnings, and knows the log-probability of each. Every beginning can be continued by every word, which makes
-# $W \cdot V$ candidates. Write the step that keeps the best of them. It must also say which beginning each one continues, because the cache
-# has to be put into the same order. (Nothing ends and nothing is divided by a length here.)
+# $W \cdot V$ candidates. Write the step that keeps the best of them. It must also say which beginning each one continues, because
+# whatever is stored for a beginning must go on with it. (No text ends in this step,
+# and no total is divided by the length of its text.)
 
 
 # %% tags=["exercise"]
@@ -371,7 +403,7 @@ def beam_step(totals, scores, width):
     return new[order], order, best.indices[order]
 
 
-# %% tags=["mistake"] says="take it apart"
+# %% tags=["mistake"] says="belong to one beam"
 def beam_step(totals, scores, width):
     best = (totals[:, None] + scores).flatten().topk(width)
     return best.values, best.indices // len(totals), best.indices % len(totals)
@@ -389,7 +421,27 @@ def beam_step(totals, scores, width):
     return best.values, best.indices // scores.shape[1], best.indices % scores.shape[1]
 
 
-# %% tags=["mistake"] says="best stands last"
+# %% tags=["mistake"] says="belong to one beam"
+def beam_step(totals, scores, width):
+    best = (totals[:, None] + scores).flatten().topk(width)
+    return best.values, best.indices // width, best.indices % width
+
+
+# %% tags=["mistake"] says="`width` used"
+def beam_step(totals, scores, width):
+    best = (totals[:, None] + scores).flatten().topk(len(totals))
+    return best.values, best.indices // scores.shape[1], best.indices % scores.shape[1]
+
+
+# %% tags=["mistake"] says="not in the right order"
+def beam_step(totals, scores, width):
+    best = (totals[:, None] + scores).flatten().topk(width)
+    order = best.indices.argsort()
+    places = best.indices[order]
+    return best.values[order], places // scores.shape[1], places % scores.shape[1]
+
+
+# %% tags=["mistake"] says="not in the right order"
 def beam_step(totals, scores, width):
     candidates = (totals[:, None] + scores).flatten()
     order = candidates.argsort()[-width:]
@@ -400,6 +452,12 @@ def beam_step(totals, scores, width):
 def beam_step(totals, scores, width):
     best = (totals[:, None] + scores.exp()).flatten().topk(width)
     return best.values, best.indices // scores.shape[1], best.indices % scores.shape[1]
+
+
+# %% tags=["mistake"] says="rounded to 0"
+def beam_step(totals, scores, width):
+    best = (totals.exp()[:, None] * scores.exp()).flatten().topk(width)
+    return best.values.log(), best.indices // scores.shape[1], best.indices % scores.shape[1]
 
 
 # %% tags=["mistake"] says="three things"
@@ -487,6 +545,31 @@ def attend_with_cache(x, w_q, w_k, w_v, cache):
     return ((x @ w_q) @ keys.mT / keys.shape[2] ** 0.5).softmax(-1) @ values
 
 
+# %% tags=["mistake"] says="the prompt is right"
+def attend_with_cache(x, w_q, w_k, w_v, cache):
+    keys, values = x @ w_k, x @ w_v
+    T = x.shape[1]
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    if cache:
+        keys = torch.cat([cache["keys"], keys], dim=1)
+        values = torch.cat([cache["values"], values], dim=1)
+        future = torch.tensor(False)
+    cache.update(keys=keys, values=values)
+    scores = (x @ w_q) @ keys.mT / keys.shape[2] ** 0.5
+    return scores.masked_fill(future, -math.inf).softmax(-1) @ values
+
+
+# %% tags=["mistake"] says="only those of the last call"
+def attend_with_cache(x, w_q, w_k, w_v, cache):
+    keys = torch.cat([*cache.get("keys", []), x @ w_k], dim=1)
+    values = torch.cat([*cache.get("values", []), x @ w_v], dim=1)
+    cache.update(keys=[x @ w_k], values=[x @ w_v])
+    T, S = x.shape[1], keys.shape[1]
+    scores = (x @ w_q) @ keys.mT / keys.shape[2] ** 0.5
+    future = torch.ones(T, S, dtype=torch.bool).triu(S - T + 1)
+    return scores.masked_fill(future, -math.inf).softmax(-1) @ values
+
+
 # %% tags=["mistake"] says="row 0 of the mask"
 def attend_with_cache(x, w_q, w_k, w_v, cache):
     keys, values = x @ w_k, x @ w_v
@@ -522,7 +605,7 @@ def attend_with_cache(x, w_q, w_k, w_v, cache):
     return scores.masked_fill(future, -math.inf).softmax(-1) @ values
 
 
-# %% tags=["mistake"] says="new keys come before"
+# %% tags=["mistake"] says="new keys put before"
 def attend_with_cache(x, w_q, w_k, w_v, cache):
     keys, values = x @ w_k, x @ w_v
     if cache:

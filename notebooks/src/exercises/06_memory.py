@@ -13,7 +13,7 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/exercises/06_memory.ipynb)
 #
-# Three exercises on memory, about 50 minutes; then six programs with a bug each, about 45 minutes. Write your code in the cells that say
+# Three exercises on memory, about 50 minutes; then six programs with a bug each, about half an hour. Write your code in the cells that say
 # `raise NotImplementedError`, and run the cell after each: it tells you what is right, or what the mistake looks like. They go with
 # [notebook 06](../06_memory.ipynb); the letters for sizes are those of [notebook 01](../01_embeddings.ipynb).
 
@@ -49,7 +49,7 @@ from helpers.notebook import show_source
 # ●●○ · 15 minutes
 #
 # A batch is too large for the memory, so read a few stories at a time and let their gradients add up. The result must be the gradient of
-# the mean loss over all words of the batch that are predicted; `<pad>` (id 0) is not. Stories differ in length, and the last mini-batch may
+# the mean loss over all words of the batch that are predicted; `<pad>` (id 0) is not. Stories differ in length, and the last part may
 # have fewer stories than the others. `loss_sum(model, part)` returns the sum of the losses of some stories, and how many words were
 # predicted.
 
@@ -185,8 +185,8 @@ check.accumulate(accumulate)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# The gradient of a sum is the sum of gradients, and `backward()` adds to `.grad`. By which number must each part's sum be divided, and is it
-# known before the first part is read?
+# The gradient of a sum is the sum of gradients, and `backward()` adds to `.grad`. What must the sum of each part be divided by, and
+# can you compute it before you read the first part?
 #
 # </details>
 
@@ -196,14 +196,15 @@ check.accumulate(accumulate)
 # ●●● · 25 minutes
 #
 # Gradient checkpointing: call a function without keeping what is inside, and call it again when the backward pass comes. Write
-# `recomputed`, as a `torch.autograd.Function` or otherwise, with your own code. The function may use dropout. The second pass must then drop
-# the same units as the first, and random numbers drawn after either pass must be those that would have been drawn without it. It must also
-# work if several checkpointed segments follow each other.
+# `recomputed`, as a `torch.autograd.Function` or otherwise. (The check would accept `torch.utils.checkpoint`, but you would learn nothing.) The
+# function may use dropout. The second call must then drop the same units as the first, and it must not be noticed by anybody else: random
+# numbers go on after the forward pass as they do after `function(x)`, and after the backward pass as if there had been no second call. All
+# this must also work if several checkpointed segments follow each other.
 
 
 # %% tags=["exercise"]
 def recomputed(function, x):
-    """function(x), of which only x is kept for the backward pass.
+    """function(x), of which only x and a random state are kept for the backward pass.
 
     Args:
         function: from a tensor to a tensor; its parameters get their gradients as always.
@@ -261,6 +262,51 @@ def recomputed(function, x):
 
     with torch.autograd.graph.saved_tensors_hooks(lambda _: next(places), recall):
         return function(x)
+
+
+# %% tags=["second"]
+def recomputed(function, x):
+    return BothSaved.apply(function, x)
+
+
+class BothSaved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function, x):
+        ctx.function = function
+        ctx.save_for_backward(x, torch.get_rng_state())
+        return function(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, state = ctx.saved_tensors  # (N, D), and bytes
+        now, x = torch.get_rng_state(), x.detach().requires_grad_()
+        torch.set_rng_state(state)
+        with torch.enable_grad():
+            (ctx.function(x) * grad).sum().backward()
+        torch.set_rng_state(now)
+        return None, x.grad
+
+
+# %% tags=["mistake"] says="gradients are off"
+def recomputed(function, x):
+    return Graphless.apply(function, x)
+
+
+class Graphless(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function, x):
+        ctx.function, ctx.random_state = function, torch.get_rng_state()
+        ctx.save_for_backward(x)
+        return function(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(ctx.random_state)
+            y = ctx.function(x)
+        y.backward(grad)
+        return None, x.grad
 
 
 # %% tags=["mistake"] says="drops other units"
@@ -395,7 +441,7 @@ class OfXAlone(torch.autograd.Function):
         return None, *torch.autograd.grad(y, x, grad)
 
 
-# %% tags=["mistake"] says="slope"
+# %% tags=["mistake"] says="has no effect"
 def recomputed(function, x):
     return Summed.apply(function, x)
 
@@ -455,7 +501,7 @@ check.recomputed(recomputed)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Notebook 06 writes `Recompute`, and then mends it. Two things are to be remembered in the forward pass besides the function.
+# Notebook 06 writes `Recompute`, and then mends it. The forward pass has to remember two things besides the function.
 # `torch.random.fork_rng` puts the random state back when its block ends.
 #
 # </details>
@@ -465,9 +511,10 @@ check.recomputed(recomputed)
 #
 # ●●○ · 10 minutes
 #
-# An experiment. A tower of 24 small blocks reads 1,000 rows. It is divided into segments, of which only the inputs are kept, and each
-# segment is computed again in the backward pass. `peak_floats(segments)` takes a training pass and returns the most floats that were held
-# at once. Where is the peak lowest? Guess first: $\sqrt{24}$ is about 5.
+# An experiment. A tower of 24 small blocks reads 1,000 rows of 8 numbers. Each block adds to its input what a feed-forward network makes of it,
+# with 16 numbers inside. The tower is divided into segments, of which only the inputs are kept, and each segment is computed again in the
+# backward pass. `peak_floats(segments)` runs one training pass and returns the most floats that were held at once. Where is this peak lowest?
+# Guess first: $\sqrt{24}$ is about 5.
 
 # %%
 show_source(peak_floats)
@@ -486,8 +533,7 @@ def best_segments():
 
 # %% tags=["second"]
 def best_segments():
-    peaks = [peak_floats(segments) for segments in range(1, 25)]
-    return peaks.index(min(peaks)) + 1
+    return torch.tensor([peak_floats(segments) for segments in range(1, 25)]).argmin() + 1
 
 
 # %% tags=["mistake"] says="√24"
@@ -505,7 +551,7 @@ def best_segments():
     return min(peak_floats(segments) for segments in range(1, 25))
 
 
-# %% tags=["mistake"] says="off by one"
+# %% tags=["mistake"] says="first place"
 def best_segments():
     peaks = [peak_floats(segments) for segments in range(1, 25)]
     return peaks.index(min(peaks))
@@ -522,7 +568,7 @@ check.best_segments(best_segments)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Call `peak_floats` for every number of segments; it takes a moment. Why is the answer not 5? Compare what one block keeps inside (what do
+# Call `peak_floats` for every number of segments; it takes a few seconds. Why is the answer not 5? Compare what one block keeps inside (what do
 # a product and a GELU need for their derivatives?) with its input, and put both into the formula of notebook 06.
 #
 # </details>
@@ -530,21 +576,24 @@ check.best_segments(best_segments)
 # %% [markdown]
 # ## Find the bug
 #
-# Six short programs follow, each a part of a tiny decoder and its training, and each with one bug. None raises an error. Six diagnostics
-# can be run on a model:
+# Six short programs follow, each a part of a tiny decoder and its training, and each with one bug: something is wrong, or missing. None raises
+# an error. Six diagnostics can be run on a model:
 #
 # | diagnostic | what it does |
 # |:--|:--|
 # | `initial loss` | compares the loss before the first step with $\ln V$ |
-# | `batch by heart` | trains on twelve stories, and asks whether the loss gets down to what it is if they are known by heart |
+# | `batch by heart` | trains on twelve stories, and asks whether the loss comes down to the lowest that is possible |
 # | `causality` | changes a word, and compares the logits of earlier words |
 # | `cache equality` | compares the logits of one pass with those of a prompt and single tokens, read with a cache |
 # | `split gradient` | compares the gradient of twelve stories at once with that of five at a time |
-# | `floor` | trains on twelve stories, and asks whether the loss falls below what any model can reach that reads from left to right |
+# | `floor` | trains on twelve stories, and asks whether the loss falls below the lowest that is possible |
+#
+# The lowest possible loss of a model that reads these stories from left to right is not 0, because several of them begin with the same words
+# and then go on differently.
 #
 # For each program: read it, and decide which diagnostic would see what is wrong. Set `chosen` to its name, and run the cell and its check. It
-# says why that diagnostic cannot see this bug, or what it shows. Then correct the program, and check again. All parts that a program does
-# not contain are right.
+# says why that diagnostic cannot see this bug (✗), or what it shows (◐). Then correct the program, and check again. The rest of the decoder
+# has no bug.
 
 # %% [markdown]
 # ## 4 · Find the bug: one matrix, used twice
@@ -552,7 +601,7 @@ check.best_segments(best_segments)
 # ●○○ · 5 minutes
 #
 # One matrix holds a vector for each word. The model reads these vectors, and at its end it scores each word by the product with the same
-# vector. (The last LayerNorm has scaled what it scores.)
+# vector. A LayerNorm comes before the scores, so the $D$ numbers that are multiplied with a vector have a size of about 1.
 
 
 # %% tags=["exercise"]
@@ -612,7 +661,7 @@ chosen = "batch by heart"
 # %% tags=["mistake"] says="cannot see this bug"
 chosen = "floor"
 
-# %% tags=["mistake"] says="sees it"
+# %% tags=["mistake"] says="good choice"
 chosen = "initial loss"
 
 
@@ -665,8 +714,8 @@ check.tied_words(chosen, TiedWords)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# What is the standard deviation of a score, if $D$ numbers of size 1 meet $D$ numbers of the size that `nn.Embedding` draws? What should it
-# be in a model that does not know anything yet?
+# A model that does not know anything yet should give all words nearly the same score, near 0. What is the standard deviation of a score, if $D$
+# numbers of size 1 meet $D$ numbers of the size that `nn.Embedding` draws? Even a standard deviation of 1 is too large.
 #
 # </details>
 
@@ -829,7 +878,7 @@ chosen = "initial loss"
 # %% tags=["mistake"] says="cannot see this bug"
 chosen = "batch by heart"
 
-# %% tags=["mistake"] says="sees it"
+# %% tags=["mistake"] says="good choice"
 chosen = "causality"
 
 
@@ -866,12 +915,13 @@ check.attention(chosen, attend)
 # </details>
 
 # %% [markdown]
-# ## 7 · Find the bug: reading with a cache
+# ## 7 · Find the bug: the forward pass
 #
 # ●●○ · 5 minutes
 #
 # The forward pass of a decoder that adds a position to each word. `cache.append` takes a layer's number and its new keys and values, and
-# returns all that this layer has; `cache.length` is how many tokens the cache holds.
+# returns all that this layer has; `cache.length` is how many tokens the cache holds; it grows when the first
+# layer appends.
 
 
 # %% tags=["exercise"]
@@ -917,7 +967,7 @@ chosen = "causality"
 # %% tags=["mistake"] says="cannot see this bug"
 chosen = "floor"
 
-# %% tags=["mistake"] says="sees it"
+# %% tags=["mistake"] says="good choice"
 chosen = "cache equality"
 
 
@@ -928,7 +978,7 @@ def read(model, ids, cache):
     return model.words.score(model.norm(x))
 
 
-# %% tags=["mistake"] says="sees it"
+# %% tags=["mistake"] says="good choice"
 chosen = "cache equality"
 
 
@@ -963,7 +1013,7 @@ check.reading(chosen, read)
 # </details>
 
 # %% [markdown]
-# ## 8 · Find the bug: accumulation with clipping
+# ## 8 · Find the bug: the gradient of a batch
 #
 # ●●○ · 5 minutes
 #
@@ -1032,7 +1082,7 @@ def gradient(model, batch, size, loss_of, clip_norm):
         (loss_of(model, part)[0] / number).backward()
 
 
-# %% tags=["mistake"] says="sees it"
+# %% tags=["mistake"] says="good choice"
 chosen = "split gradient"
 
 
@@ -1045,7 +1095,7 @@ def gradient(model, batch, size, loss_of, clip_norm):
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
 
 
-# %% tags=["mistake"] says="sees it"
+# %% tags=["mistake"] says="good choice"
 chosen = "split gradient"
 
 
@@ -1118,7 +1168,7 @@ chosen = "initial loss"
 # %% tags=["mistake"] says="cannot see this bug"
 chosen = "split gradient"
 
-# %% tags=["mistake"] says="sees it"
+# %% tags=["mistake"] says="good choice"
 chosen = "floor"
 
 
@@ -1139,7 +1189,7 @@ def story_loss(model, ids):
     return total, (targets != 0).sum()
 
 
-# %% tags=["mistake"] says="sees it"
+# %% tags=["mistake"] says="good choice"
 chosen = "floor"
 
 
@@ -1149,7 +1199,7 @@ def story_loss(model, ids):
     return loss, (targets != 0).sum()
 
 
-# %% tags=["mistake"] says="sees it"
+# %% tags=["mistake"] says="good choice"
 chosen = "floor"
 
 
@@ -1166,7 +1216,7 @@ check.loss(chosen, story_loss)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Half of the places in this batch hold `<pad>`. How hard is it to predict the next `<pad>` after the first one, and what does that do to a
-# mean?
+# Many stories are shorter than the longest, and their last places hold `<pad>`. How hard is it to predict the next `<pad>` after the first one,
+# and what does that do to a mean?
 #
 # </details>
