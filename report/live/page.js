@@ -207,8 +207,10 @@ async function open() {
     grammar = new Grammar(data.grammar);
     model = await Model.load(data, $("weights").textContent, pause);
     [main, same, plain] = [new Reading(model), new Reading(model), new Reading(model)];
+    await pause();
     losses = new Losses(model, data, tokenizer, grammar);
     listen();
+    await pause();
     await tour("song", false);
 }
 
