@@ -4,6 +4,7 @@ Without Chromium these tests are skipped, and say so; where CI is set they fail.
 engine are in test_live.py.
 """
 
+import copy
 import re
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from support import IN_CHROMIUM, open_page, report_script
 from helpers.checkpoints import CHECKPOINTS, load_checkpoint
 from helpers.decoding import generate
 from helpers.grammar import bundled_grammar
+from helpers.stories import load_stories
 
 live = report_script("live")
 pytestmark = IN_CHROMIUM
@@ -101,13 +103,16 @@ def test_what_the_page_shows_is_what_python_computes(page, course):
     begin(page, BEGINNING)
     words = course.tokenizer.split(BEGINNING)
     costs = [f"{cost:.1f}" for cost in bundled_grammar().judge(BEGINNING).nats]
-    assert page.locator("#words small").all_text_contents() == ["", *costs]
+    assert true_costs(page) == ["", *costs]
 
     ids = torch.tensor([[course.tokenizer.sos_id, *course.tokenizer.encode(BEGINNING)]])
     streams = []
     for block in course.model.blocks:
         block.register_forward_hook(lambda _, __, output: streams.append(first_of(output)))
     logits, attention = course.model(ids, return_attention=True)
+    own = -logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]  # (T - 1,)
+    shown = page.locator("#words .own").all_text_contents()
+    assert list(map(float, shown[1:])) == pytest.approx(own.tolist(), abs=0.051)
     model, truth = logits[0, -1].softmax(-1), bundled_grammar().next_words(words)  # (V,)
     number = lambda text: 0.0 if text == "<0.1%" else float(text.rstrip("%"))
     rows = page.locator("#distribution tr").all()[:-1]
@@ -126,13 +131,18 @@ def test_what_the_page_shows_is_what_python_computes(page, course):
     places = [f"{1 + int((scores > scores[target]).sum()):,}" for scores in lens]
     assert page.locator("#lens td:last-child").all_text_contents()[1:] == places
 
-    heads = course.model.config.num_heads
+    heads, names = course.model.config.num_heads, ["start", *words]
+    placed = lambda i: f"“{names[i]}”" + (f" (word {i})" if names.count(names[i]) > 1 else "")
     for head in (0, heads, 3 * heads - 1):
         page.locator(".head button").nth(head).click()
         weights = attention[head // heads][0, head % heads, -1]  # (T,)
         best = weights.argmax()
-        read = f"“{['start', *words][best]}” {weights[best]:.2f}"
-        expect(page.locator("#reads")).to_contain_text(f"“{words[-1]}” reads {read}")
+        read = f"{placed(best)} {weights[best]:.2f}"
+        expect(page.locator("#reads")).to_contain_text(f"{placed(len(words))} reads {read}")
+
+
+def true_costs(page):
+    return page.locator("#words .true").all_text_contents()
 
 
 def first_of(output):
@@ -203,52 +213,150 @@ def test_every_control_is_reached_and_works_by_keyboard(page):
     expect(page.locator("output[for=temperature]")).to_have_text("1.1")
 
 
-def test_a_head_off_changes_the_text_and_on_again_restores_it(page):
+SUNG = (
+    "Nora was a jolly kitten who had a silly ferret called Roly, and they had a playful song, "
+    '"Oloo nono wicka marra." Nora lost her way in the gloomy marsh. "Oloo nono wicka marra'
+)
+SOUNDS = SUNG.lower().split()[-4:]
+SOUNDS[0] = SOUNDS[0].strip('"')
+
+
+def ids_of(course, text):
+    return torch.tensor([[course.tokenizer.sos_id, *course.tokenizer.encode(text)]])  # (1, T)
+
+
+def without_head(model, number):
+    """A copy whose head adds nothing."""
+    layer, head = divmod(number, model.config.num_heads)
+    size = model.config.d_model // model.config.num_heads
+    model = copy.deepcopy(model)
+    model.blocks[layer].attention.output.weight[:, head * size : (head + 1) * size] = 0
+    return model
+
+
+def name_of(model, number):
+    layer, head = divmod(number, model.config.num_heads)
+    return f"{layer + 1}.{head + 1}"
+
+
+@torch.no_grad()
+def test_a_head_off_changes_the_text_and_on_again_restores_it(page, course):
     page.locator("[data-tour=head]").click()
+    tour = page.locator("#tour")
+    expect(tour).to_contain_text("need most", timeout=60_000)
+    ids = ids_of(course, SUNG)
+    chances = lambda model: model(ids)[0].softmax(-1)[-5:-1].gather(1, ids[0, -4:, None])  # (4, 1)
+    whole = chances(course.model)[:, 0]  # (4,)
+    all_heads = range(len(course.model.blocks) * course.model.config.num_heads)
+    trials = torch.cat([chances(without_head(course.model, number)) for number in all_heads], 1)
+    said = re.findall(
+        r"“(\w+)” falls from ([\d.]+)% to ([\d.]+)% without head ([\d.]+\d)", tour.text_content()
+    )
+    assert [word for word, *_ in said] == SOUNDS
+    for (_, before, after, head), now, tried in zip(said, whole, trials, strict=True):
+        worst = int(tried.argmin())
+        assert head == name_of(course.model, worst)
+        assert float(before) == pytest.approx(100 * now.item(), abs=0.11)
+        assert float(after) == pytest.approx(100 * tried[worst].item(), abs=0.11)
+        assert after < before
+    assert f"Untick head {said[0][3]}," in tour.text_content()
+
     tried = page.locator("#tried")
-    expect(tried).to_contain_text("without any other at least", timeout=60_000)
-    whole, worst, second = map(float, re.findall(r"([\d.]+)%", tried.text_content()))
-    assert worst < 50 < 90 < second <= whole + 5  # what the page says of this head
-    press(page, "run")
-    expect(page.locator("#stop")).to_have_attribute("aria-disabled", "true", timeout=60_000)
-    settle(page)
-    before = shown_words(page)
+    figures = re.findall(r"([\d.]+)%", tried.text_content())
+    assert float(figures[1]) < 50 < 90 < float(figures[2])
+    before, written = shown_words(page), tried.text_content()
+    assert before[-4:] == SOUNDS
     box = page.locator(".head button[aria-pressed=true] + label input")
     box.uncheck()
     settle(page)
     assert shown_words(page) != before
-    expect(page.locator("#other")).to_contain_text("With all heads on, and the same random numbers")
-    expect(page.locator("#verdict")).to_contain_text("What could stand there: “wicka” 100%")
+    expect(page.locator("#other")).to_contain_text("With all heads on: “Oloo nono wicka marra …”")
+    expect(page.locator("#verdict")).to_contain_text("What could stand there: “oloo” 100%")
+    assert tried.text_content() == written  # what was tried stays
+    assert len(page.locator(".tried").all_text_contents()) == len(all_heads)
     page.locator("#all-on").click()
     settle(page)
     assert shown_words(page) == before
     assert page.locator("#other").text_content() == ""
+    begin(page, BEGINNING)
+    assert page.locator("#needs").is_hidden()
 
 
-def test_what_the_song_and_the_name_are_said_to_show(page):
+@torch.no_grad()
+def test_what_the_song_is_said_to_show(page, course):
     page.locator("[data-tour=song]").click()
+    tour = page.locator("#tour")
+    expect(tour).to_contain_text("puts")
     settle(page)
-    words, costs = shown_words(page), page.locator("#words small").all_text_contents()
+    words, costs = shown_words(page), true_costs(page)
     first, again = (i for i, word in enumerate(words) if word == "oloo")
-    assert all(2 < float(cost) < 3 for cost in costs[first : first + 4])
+    sung = sorted(costs[first : first + 4], key=float)
+    assert f"the first time they cost {sung[0]} to {sung[-1]} nats" in tour.text_content()
     assert costs[again : again + 4] == ["0.0"] * 4
-    read = f"“{words[again + 1]}” reads “{words[first + 2]}”"
-    expect(page.locator("#reads")).to_contain_text(read)
+    own = page.locator("#words .own").all_text_contents()[again : again + 4]
+    assert max(map(float, own)) < 0.1
+    _, attention = course.model(ids_of(course, SUNG), return_attention=True)
+    heads = torch.cat(list(attention), 1)[0]  # (all heads, T, T)
+    said = re.findall(
+        r"at (\S+|the quotation mark), head (\S+) puts (\S+) on “(\w+)”", tour.text_content()
+    )
+    assert [word for *_, word in said] == SOUNDS
+    for k, (_, head, weight, _) in enumerate(said):
+        on_sound = heads[:, again + k - 1, first + k]  # (all heads,)
+        assert float(weight) == pytest.approx(on_sound.max().item(), abs=0.006)
+        layer, number = map(int, head.split("."))
+        place = (layer - 1) * course.model.config.num_heads + number - 1
+        assert on_sound[place].item() == pytest.approx(on_sound.max().item(), abs=1e-4)
+        assert float(weight) > 0.5
 
+
+def test_what_the_name_is_said_to_show(page):
     page.locator("[data-tour=name]").click()
-    expect(page.locator("#after")).to_contain_text("then")
+    tour = page.locator("#tour")
+    expect(tour).to_contain_text("Without any one head", timeout=60_000)
     settle(page)
     on_name = page.evaluate(
         "shown.places.at(-1).attention.flat().map(w => w.reduce((sum, p, s) => "
         "sum + (shown.told[s - 1] === 'nibbs' ? p : 0), 0))"
     )
-    best = max(range(len(on_name)), key=on_name.__getitem__)
-    assert sum(mass > 0.5 for mass in on_name) >= 3
-    page.locator(".head input").nth(best).uncheck()
-    settle(page)
-    likely = page.locator("#distribution tr").first
-    assert likely.locator("th").text_content() == "nibbs"
-    assert float(likely.locator("td").nth(1).text_content().rstrip("%")) > 90
+    count = sum(mass > 0.5 for mass in on_name)
+    assert count >= 3
+    assert f"{count} of {len(on_name)} put more than half" in tour.text_content()
+    tried = [float(text.rstrip("%")) for text in page.locator(".tried").all_text_contents()]
+    assert f"keeps at least {min(tried):.1f}%" in tour.text_content()
+    assert min(tried) > 90
+    button = page.locator("#readers-off")
+    expect(button).to_have_text(f"Switch off all that read “nibbs” ({count})")
+    press(page, "readers-off")
+    off = page.locator(".head input:not(:checked)")
+    expect(off).to_have_count(count)
+    row = page.locator("#distribution tr", has=page.get_by_text("nibbs", exact=True))
+    assert float(row.locator("td").nth(1).text_content().rstrip("%")) < 10
+
+
+def test_the_loss_is_compared_over_the_same_stories(page, course):
+    whole = measured(page)
+    page.evaluate("losses.off = new Set([0]); losses.now = losses.whole.slice(0, 3); losses.show()")
+    said = page.locator("#loss-words").text_content()
+    found = re.search(
+        r"3 of 20 stories so far: (\S+); all heads on the same stories: (\S+)\.", said
+    )
+    assert found[1] == found[2]
+    assert whole[0] < whole[1]
+    context = course.model.config.context_length
+    stories = load_stories("bundled")
+    numbers = live.shown_stories(course.tokenizer, stories, context)
+    assert max(numbers) < live.MEASURED  # the page says that they are among the measured ones
+    songs = ['song, "' in stories.validation[number] for number in numbers]
+    assert page.evaluate("losses.sung") == songs
+
+
+def test_on_a_phone_a_tour_leads_to_what_it_speaks_of(page):
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.locator("[data-tour=hot]").click()
+    expect(page.locator("#story #tour")).to_be_in_viewport()
+    page.locator("[data-tour=head]").click()
+    expect(page.locator("#heads #tour")).to_be_in_viewport()
 
 
 def test_the_first_impossible_word_is_marked_and_explained(page):
@@ -256,13 +364,17 @@ def test_the_first_impossible_word_is_marked_and_explained(page):
     expect(page.locator("#words .broken")).to_have_count(1, timeout=60_000)
     settle(page)
     words = shown_words(page)
-    costs = page.locator("#words small").all_text_contents()
+    costs = true_costs(page)
     broken = costs.index("impossible")
     possible = bundled_grammar().next_words(words[1:broken])
     assert possible
     assert words[broken] not in possible
     expect(page.locator("#verdict")).to_contain_text(f"“{words[broken]}” there. What could stand")
     assert all(cost == "–" for cost in costs[broken + 1 :])
+    expect(page.locator("#after")).to_have_text(re.compile(f" {re.escape(words[broken - 1])}$"))
+    assert f"→ {words[broken]}" in page.locator("#distribution th").all_text_contents()
+    press(page, "again")
+    assert shown_words(page) != words
 
 
 HOSTILE = "<script>document.title = 'hacked'</script><b>bold</b>"
@@ -288,7 +400,8 @@ def test_the_page_is_accessible_and_no_wider_than_the_screen(page, scheme, width
     page.locator("[data-tour=hot]").click()
     expect(page.locator("#words .broken")).to_have_count(1, timeout=60_000)
     page.locator(".head input").first.uncheck()
-    page.locator("summary").click()
+    for summary in page.locator("summary").all():
+        summary.click()
     settle(page)
     for width in widths:
         page.set_viewport_size({"width": width, "height": 900})

@@ -44,6 +44,7 @@ class HeadGrid {
             const label = `layer ${layer + 1}`;
             const group = element(place, "div", { class: "layer", role: "group" });
             group.setAttribute("aria-label", label);
+            element(group, "span", { class: "layer-name", "aria-hidden": "true" }, label);
             for (let head = 0; head < heads; head++) {
                 const number = layer * heads + head, parts = this.cell(group, `${layer + 1}.${head + 1}`);
                 parts.button.addEventListener("click", () => onChoose(number));
@@ -83,7 +84,8 @@ class HeadGrid {
             enlarge(context, 0, SMALL);
             const pitch = SMALL / places.length;
             context.fillStyle = FRAME;
-            context.fillRect((row + 1) * pitch, (row + 0.5) * pitch - 1, SMALL, 2); // in the future's place
+            const from = Math.min((row + 1) * pitch, SMALL - 12); // in the future's place
+            context.fillRect(from, (row + 0.5) * pitch - 2, SMALL, 3);
             cell.classList.toggle("off", off.has(number));
             box.checked = !off.has(number);
             button.setAttribute("aria-pressed", number === chosen);
@@ -107,8 +109,10 @@ class LargeHead {
         this.canvas = canvas;
         this.count = 0;
         canvas.addEventListener("pointermove", (event) => {
-            const row = Math.floor((event.offsetY - this.margin) / this.pitch);
-            onHover(row >= 0 && row < this.count ? row : null);
+            const [row, column] = [event.offsetY, event.offsetX].map((at) => Math.floor((at - this.margin) / this.pitch));
+            const isIn = row >= 0 && row < this.count;
+            canvas.title = isIn && column >= 0 && column <= row ? this.told(row, column) : "";
+            onHover(isIn ? row : null);
         });
         canvas.addEventListener("pointerleave", () => onHover(null));
     }
@@ -117,6 +121,8 @@ class LargeHead {
         const width = this.canvas.clientWidth, ratio = window.devicePixelRatio || 1, count = words.length;
         const longest = Math.max(...words.map((word) => word.length));
         this.count = count;
+        this.told = (t, s) => `${placed(words, t)} reads ${placed(words, s)} ` +
+            places[t].attention[layer][head][s].toFixed(2);
         this.margin = Math.min(width * 0.22, 12 + 6 * longest);
         this.pitch = (width - this.margin - 2) / count;
         const side = Math.round(width * ratio);
@@ -133,29 +139,28 @@ class LargeHead {
         this.label(context, words, row, places[row].attention[layer][head]);
     }
 
-    // The words of rows and columns. If there is no room for all, those of the row and of what it reads.
+    // The words of rows and columns. If there is no room for all, as many as keep apart, and first of
+    // all the chosen row and what it reads most.
     label(context, words, row, weights) {
-        const size = Math.min(13, Math.max(this.pitch, 8)), room = this.pitch >= 6;
-        const end = this.margin - 5;
-        const write = (word, x, y, bold) => {
+        const step = Math.ceil(9 / this.pitch), size = Math.min(13, Math.max(this.pitch * step * 0.95, 9));
+        const end = this.margin - 5, order = largest(weights, words.length);
+        const read = order.filter((s) => weights[s] >= 0.1);
+        const apart = (first) => [...first, ...words.keys()].reduce(
+            (kept, i) => (kept.every((k) => Math.abs(k - i) >= step) ? [...kept, i] : kept), []);
+        const write = (i, bold, angle) => {
+            const middle = this.margin + this.pitch * (i + 0.5);
+            context.save();
             context.font = `${bold ? "bold " : ""}${size}px system-ui, "Liberation Sans", Arial, sans-serif`;
-            context.fillText(word, x, y, this.margin - 6);
+            context.translate(angle ? middle : end, angle ? end : middle);
+            context.rotate(angle);
+            context.textAlign = angle ? "left" : "right";
+            context.fillText(words[i], 0, 0, this.margin - 6);
+            context.restore();
         };
         context.fillStyle = "#1f2328";
         context.textBaseline = "middle";
-        words.forEach((word, i) => {
-            const middle = this.margin + this.pitch * (i + 0.5);
-            const reads = i === row, isRead = weights[i] >= 0.1;
-            context.textAlign = "right";
-            if (room || reads) write(word, end, middle, reads);
-            if (!room && !isRead) return;
-            context.save();
-            context.translate(middle, end);
-            context.rotate(-Math.PI / 2);
-            context.textAlign = "left";
-            write(word, 0, 0, isRead);
-            context.restore();
-        });
+        for (const i of apart([row])) write(i, i === row, 0);
+        for (const i of apart(read)) write(i, read.includes(i), -Math.PI / 2);
     }
 }
 
@@ -163,8 +168,8 @@ class LargeHead {
 function rowInWords(places, words, row, layer, head) {
     const weights = places[row].attention[layer][head];
     const read = largest(weights, 4).filter((s) => weights[s] >= 0.01);
-    const parts = read.map((s) => `${quoted(words[s])} ${weights[s].toFixed(2)}`);
-    return `${quoted(words[row])} reads ${parts.join(", ")}.`;
+    const parts = read.map((s) => `${placed(words, s)} ${weights[s].toFixed(2)}`);
+    return `${placed(words, row)} reads ${parts.join(", ")}.`;
 }
 
 function strongestPairs(places, words, layer, head) {
@@ -175,7 +180,7 @@ function strongestPairs(places, words, layer, head) {
     if (!pairs.length) return "";
     const best = largest(pairs.map(({ weight }) => weight), 4).map((place) => {
         const { weight, t, s } = pairs[place];
-        return `${quoted(words[t])} reads ${quoted(words[s])} ${weight.toFixed(2)}`;
+        return `${placed(words, t)} reads ${placed(words, s)} ${weight.toFixed(2)}`;
     });
-    return `Its largest weights, the start left out: ${best.join("; ")}.`;
+    return `Its largest weights on words, not on the start: ${best.join("; ")}.`;
 }

@@ -14,9 +14,11 @@ class Losses {
         this.whole = [];
         this.now = [];
         this.off = new Set();
-        this.rows = stories.map((ids) => {
+        this.sung = stories.map(hasSong);
+        this.rows = stories.map((ids, i) => {
             const row = element($("loss-table"), "tr");
-            element(row, "th", { scope: "row" }, `${tokenizer.decode(ids.slice(0, 12))} …`);
+            const words = `${tokenizer.decode(ids.slice(0, 12))} …`;
+            element(row, "th", { scope: "row" }, `${i + 1} ${this.sung[i] ? "♪ " : ""}${words}`);
             return Array.from({ length: 3 }, () => element(row, "td"));
         });
     }
@@ -49,34 +51,44 @@ class Losses {
         }
     }
 
-    // Nats per token of the stories that are done.
-    mean(values) {
-        const tokens = this.tokens.slice(0, values.length);
-        const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
-        return sum(tokens.map((count, i) => count * values[i])) / sum(tokens);
+    // Nats per token of the stories with these numbers.
+    mean(values, which) {
+        const sum = (number) => which.reduce((total, i) => total + number(i), 0);
+        return sum((i) => values[i] * this.tokens[i]) / sum((i) => this.tokens[i]);
     }
 
+    // Before all stories are done, beside them stands what the same stories cost otherwise.
     show() {
-        const all = this.stories.length, expected = this.off.size ? this.now : this.whole;
-        const figure = (values) => (values.length === 0 ? "…" : this.mean(values).toFixed(3) +
-            (values.length < all ? ` (${values.length} of ${all} stories)` : ""));
-        const parts = [`The grammar: ${figure(this.floor)} nats per word, the lowest possible.`];
-        parts.push(`The model with all heads: ${figure(this.whole)}.`);
-        if (this.off.size) {
-            const [first] = this.off, several = `${this.off.size} heads`;
-            const which = this.off.size === 1 ? `head ${headName(first)}` : several;
-            parts.push(`Without ${which}: ${figure(this.now)}.`);
-        }
-        $("loss-words").setAttribute("aria-busy", expected.length < all);
+        const { floor, whole, now, off, sung } = this, all = [...floor.keys()];
+        const expected = off.size ? now : whole, some = all.slice(0, expected.length);
+        const isDone = some.length === all.length;
+        const mean = (values, which) => this.mean(values, which).toFixed(3);
+        const parts = [`The grammar: ${mean(floor, all)} nats per word, on average the lowest possible.`];
+        if (whole.length === all.length) parts.push(`The model with all heads: ${mean(whole, all)}.`);
+        const who = off.size ? `Without ${headsInWords(off)}` : "The model with all heads";
+        const [other, name] = off.size && whole.length ? [whole, "all heads"] : [floor, "the grammar"];
+        if (off.size && isDone) {
+            const [songs, others] = [true, false].map((is) => all.filter((i) => sung[i] === is));
+            const change = (which) =>
+                (this.mean(now, which) - this.mean(whole, which)).toFixed(3).replace(/^(?!-)/, "+");
+            parts.push(`${who}: ${mean(now, all)}; that is ${change(songs)} nats on the ${songs.length} ` +
+                `stories with a song (♪), and ${change(others)} on the others.`);
+        } else if (some.length && !isDone) {
+            parts.push(`${who}, ${some.length} of ${all.length} stories so far: ${mean(expected, some)}; ` +
+                `${name} on the same stories: ${mean(other, some)}.`);
+        } else if (!isDone) parts.push(`${who}: …`);
+        $("loss-words").setAttribute("aria-busy", !isDone);
         $("loss-words").textContent = parts.join(" ");
+        $("off-legend").hidden = !off.size;
         this.rows.forEach((cells, i) => {
-            [this.floor, this.whole, this.now].forEach((values, k) => {
+            [floor, whole, now].forEach((values, k) => {
                 cells[k].textContent = values[i]?.toFixed(3) ?? "–";
             });
         });
         this.draw();
     }
 
+    // Bars from the grammar's cost, the line at 0, to the model's.
     draw() {
         const canvas = $("loss-picture"), { clientWidth: width, clientHeight: height } = canvas;
         const ratio = window.devicePixelRatio || 1, context = canvas.getContext("2d");
@@ -84,28 +96,38 @@ class Losses {
         context.scale(ratio, ratio);
         const style = getComputedStyle(document.documentElement);
         const ink = (name) => { context.fillStyle = style.getPropertyValue(`--${name}`); };
-        const top = Math.max(1.3, ...this.whole, ...this.now), step = top < 2 ? 0.5 : Math.ceil(top / 3);
-        const left = 28, low = height - 16, pitch = (width - left) / this.floor.length;
-        const y = (nats) => low - (nats / top) * (low - 6);
+        const above = (values) => values.map((value, i) => value - this.floor[i]);
+        const bars = [above(this.whole), above(this.now)];
+        const top = Math.max(0.2, ...bars.flat()), bottom = Math.min(-0.05, ...bars.flat());
+        const step = [0.1, 0.2, 0.5, 1, 2, 5].find((size) => top / size < 4) ?? 10;
+        const left = 36, low = height - 30, pitch = (width - left) / this.floor.length;
+        const y = (nats) => 6 + ((top - nats) / (top - bottom)) * (low - 6);
         context.font = '11px system-ui, "Liberation Sans", Arial, sans-serif';
         ink("soft");
-        for (let nats = 0; nats <= top; nats += step) {
-            context.fillText(nats, 4, y(nats) + 4);
-            context.fillRect(left, y(nats), width - left, 0.5);
+        for (let line = 0; line * step <= top; line++) {
+            context.fillText(line ? `+${+(line * step).toFixed(1)}` : "0", 4, y(line * step) + 4);
+            context.fillRect(left, y(line * step), width - left, 0.5);
         }
-        this.floor.forEach((cost, i) => {
+        context.textAlign = "center";
+        this.floor.forEach((_, i) => {
             const x = left + pitch * i;
             ink("soft");
-            if (pitch > 20 || i % 2 === 0) context.fillText(i + 1, x + pitch / 2 - 4, height - 2);
-            const bar = (nats = 0, from) => {
-                context.fillRect(x + pitch * from, y(nats), pitch * 0.36, low - y(nats));
-            };
-            ink("model");
-            bar(this.whole[i], 0.12);
-            ink("broken");
-            bar(this.now[i], 0.52);
-            ink("truth");
-            context.fillRect(x + pitch * 0.04, y(cost) - 1, pitch * 0.92, 2);
+            if (pitch > 20 || i % 2 === 0) context.fillText(i + 1, x + pitch / 2, height - 16);
+            if (this.sung[i]) context.fillText("♪", x + pitch / 2, height - 2);
+            bars.forEach((values, k) => {
+                ink(k ? "broken" : "model");
+                const nats = values[i] ?? 0;
+                context.fillRect(x + pitch * (0.12 + 0.4 * k), y(Math.max(nats, 0)), pitch * 0.36, Math.abs(y(0) - y(nats)));
+            });
         });
+        ink("truth");
+        context.fillRect(left, y(0) - 1, width - left, 2);
     }
+}
+
+// Whether four words after a quotation mark are said again after another: in these stories, a song.
+function hasSong(ids) {
+    const quote = tokenizer.encode('"')[0];
+    const said = ids.flatMap((id, i) => (id === quote ? [ids.slice(i + 1, i + 1 + SOUNDS).join()] : []));
+    return said.some((words, i) => said.indexOf(words) < i);
 }

@@ -101,17 +101,18 @@ function keep(ids) {
         chanceOf: (place, id) => (kept[place] ??= chances(places[place].logits))[id],
     };
     if (state.chosen >= places.length) state.chosen = null;
-    grid.showTried([]);
-    $("tried").textContent = TRY;
+    forgetTrial();
 }
 
 // What a reader can do.
+
+const randomNumbers = () => Array.from({ length: context }, Math.random);
 
 async function begin(text) {
     Object.assign(state, { running: false, count: 0, chosen: null, hovered: null });
     state.typed = tokenizer.split(text).slice(0, context - 1);
     state.beginning = [Tokenizer.SOS, ...tokenizer.encode(text).slice(0, context - 1)];
-    state.uniforms = Array.from({ length: context }, Math.random);
+    state.uniforms = randomNumbers();
     return update();
 }
 
@@ -144,30 +145,15 @@ async function allOn() {
     if (await update()) announce();
 }
 
-// How likely the next word is without each head, one at a time; the costliest is shown large.
-const TRY = $("tried").textContent;
-async function tryEach() {
-    const { signal } = control, row = state.chosen ?? shown.places.length - 1;
-    const read = shown.ids.slice(0, row + 1), id = likeliest(row), name = named(data.words[id]);
-    const start = `${name} has ${percent(shown.chanceOf(row, id))}`;
-    const trial = new Reading(model), values = [], all = layers * heads;
-    state.trying = true;
-    $("tried").setAttribute("aria-busy", "true");
-    const without = (head) => trial.follow(read, new Set([...state.off, head]), { signal });
-    while (values.length < all && await without(values.length)) {
-        values.push(chances(trial.last.logits)[id]);
-        grid.showTried(values);
-        $("tried").textContent = `${start}. Tried: ${values.length} of ${all} heads.`;
-    }
-    state.trying = false;
-    $("tried").setAttribute("aria-busy", "false");
-    if (values.length === all) {
-        const [worst, second] = largest(values.map((value) => -value), 2);
-        $("tried").textContent = `${start}; without head ${headName(worst)} it has ` +
-            `${percent(values[worst])}, without any other at least ${percent(values[second])}.`;
-        state.head = worst;
-    }
-    show();
+// The heads that read the word to come, all at once.
+async function readersOff() {
+    for (const head of readers(chosenRow())) state.off.add(head);
+    if (await update()) announce();
+}
+
+async function again() {
+    state.uniforms = randomNumbers();
+    if (await update()) announce();
 }
 
 function listen() {
@@ -188,7 +174,14 @@ function listen() {
     press("stop", () => { state.running = false; });
     press("back", () => begin($("typed").value));
     press("all-on", allOn);
-    press("try-each", tryEach);
+    press("try-each", async () => {
+        const row = chosenRow(), rows = await tryEach();
+        if (!rows) return;
+        state.head = needed(rows[row]);
+        show();
+    });
+    press("readers-off", readersOff);
+    press("again", again);
     for (const id of ["rule", "temperature", "top-k", "top-p"]) {
         on(id, "input", showSettings);
         on(id, "change", async () => { if (await update()) announce(); });
@@ -203,8 +196,8 @@ function listen() {
 async function open() {
     const { stories, bf16_nats: before, int8_nats: after } = data.rounding;
     $("rounding").textContent = "The weights are stored as whole numbers of 8 bits, with one scale for " +
-        `each row of a matrix. On ${stories} held-out stories that changes the loss by ` +
-        `${(after - before).toFixed(5)} nats a word, from ${before.toFixed(5)} to ${after.toFixed(5)}.`;
+        `each row of a matrix. On ${stories} held-out stories, the twenty above among them, that changes the loss by ` +
+        `${(after.toFixed(5) - before.toFixed(5)).toFixed(5)} nats a word, from ${before.toFixed(5)} to ${after.toFixed(5)}.`;
     $("size").textContent = `with all its ${data.config.parameters.toLocaleString("en-GB")} weights`;
     for (const text of data.beginnings) {
         element($("beginnings"), "option", {}, text || "(nothing: the model begins by itself)");
@@ -214,9 +207,11 @@ async function open() {
     grammar = new Grammar(data.grammar);
     model = await Model.load(data, $("weights").textContent, pause);
     [main, same, plain] = [new Reading(model), new Reading(model), new Reading(model)];
+    await pause();
     losses = new Losses(model, data, tokenizer, grammar);
     listen();
-    await tour("song");
+    await pause();
+    await tour("song", false);
 }
 
 open();

@@ -22,7 +22,11 @@ function show() {
     enable("run", !state.running && !shown.ended && !shown.full);
     enable("stop", state.running);
     enable("back", state.count > 0);
+    enable("again", state.count > 0 && $("rule").value === "draw");
     enable("try-each", !state.trying);
+    const reading = readers(row), name = named(data.words[wordAfter(row)]);
+    enable("readers-off", reading.some((head) => !state.off.has(head)));
+    $("readers-off").textContent = `Switch off all that read ${name} (${reading.length})`;
     if (headsWait) return;
     headsWait = true;
     pause().then(() => {
@@ -48,6 +52,9 @@ function showHeads() {
     $("strongest").textContent = strongestPairs(places, names, layer, head);
 }
 
+// What the word at a place costs under the model.
+const ownCost = (place) => -Math.log(shown.chanceOf(place - 1, shown.ids[place]));
+
 function wordsWithCosts(names) {
     const { judged, told, ended } = shown;
     const words = names.map((word, i) => ({
@@ -55,17 +62,20 @@ function wordsWithCosts(names) {
         known: i === 0 || i >= state.beginning.length || tokenizer.isKnown(word),
         written: i >= state.beginning.length,
         cost: i > 0 ? judged.nats[i - 1] ?? null : null,
+        own: i > 0 ? ownCost(i) : null,
         broken: i > 0 && judged.brokenAt === i - 1,
     }));
     if (ended) {
         const cost = judged.nats[told.length] ?? null, broken = judged.brokenAt === told.length;
-        words.push({ word: "end", known: true, written: true, cost, broken });
+        words.push({ word: "end", known: true, written: true, cost, own: ownCost(told.length + 1), broken });
     }
     return words;
 }
 
-// The word that the truth, or else the model, holds for the likeliest after a row.
-function likeliest(row) {
+// The word that stands next in the text; after its end the one that the truth, or else the model,
+// holds for the likeliest.
+function wordAfter(row) {
+    if (row + 1 < shown.ids.length) return shown.ids[row + 1];
     const truth = [...grammar.nextWords(shown.told.slice(0, row))];
     const id = data.words.indexOf(truth.sort((a, b) => b[1] - a[1])[0]?.[0]);
     return id < 0 ? greedy(shown.places[row].logits) : id;
@@ -85,8 +95,8 @@ function showNext(row, names) {
     const before = names.slice(Math.max(0, row - 4), row + 1).join(" ");
     $("after").textContent = `After ${row > 4 ? "… " : ""}${before}`;
     $("tick").hidden = !whole;
-    $("no-truth").textContent = truth.size ? "" : "No story of the grammar begins so: there is no truth.";
-    lens.show(lenses, likeliest(row));
+    $("no-truth").textContent = truth.size ? "" : "The text has already left the grammar, so there is no truth here.";
+    lens.show(lenses, wordAfter(row));
 }
 
 function showVerdict() {
@@ -98,14 +108,16 @@ function showVerdict() {
         parts.push(`No story can have ${word} there. What could stand there: ${list}` +
             `${could.length > 5 ? `, and ${could.length - 5} others` : ""}.`);
     } else {
-        const own = shown.ids.slice(1).reduce((sum, id, i) => sum - Math.log(shown.chanceOf(i, id)), 0);
+        const own = shown.ids.slice(1).reduce((sum, _, i) => sum + ownCost(i + 1), 0);
         const cost = judged.nats.slice(0, shown.ids.length - 1).reduce((a, b) => a + b, 0);
-        parts.push(ended ? "This is a whole story of the grammar." : "So far this could be a story.");
-        parts.push(`In truth it costs ${cost.toFixed(1)} nats, under the model ${own.toFixed(1)}.`);
+        parts.push(ended ? "This is a whole story of the grammar." : "So far the grammar could tell this.");
+        parts.push(`Total cost${ended ? "" : " so far"}: ` +
+            `${cost.toFixed(1)} nats under the grammar, ${own.toFixed(1)} under the model.`);
+        if (own < cost) parts.push("On one text a model can be below the grammar, but not on average.");
     }
     const unknown = state.typed.filter((word) => !tokenizer.isKnown(word));
     if (unknown.length) parts.push(`Not in the vocabulary: ${unknown.map(quoted).join(", ")}.`);
-    if (full && !ended) parts.push(`The model reads at most ${context} tokens, and these are as many.`);
+    if (full && !ended) parts.push(`The model reads at most ${context} tokens, so this text ends here.`);
     $("verdict").textContent = parts.join(" ");
     showOther();
 }
@@ -118,7 +130,8 @@ function showOther() {
     if (state.off.size && written.length) {
         words = others === null ? "…"
             : text(others) === text(written) ? "With all heads on, the model writes the same."
-            : `With all heads on, and the same random numbers: “${text(others)}”`;
+            : `With all heads on${$("rule").value === "greedy" ? "" : ", and the same random numbers"}: ` +
+                `“${text(others)}${others.at(-1) === Tokenizer.EOS ? "" : " …"}”`;
     }
     $("other").textContent = words;
 }

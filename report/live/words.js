@@ -7,12 +7,17 @@ const ROWS = 12; // words of the distribution that are shown
 const DEAREST = 4; // nats: the cost at which a word's ground is darkest
 
 const $ = (id) => document.getElementById(id);
-const quoted = (word) => `“${word}”`;
+const quoted = (word) => (word === '"' ? "the quotation mark" : `“${word}”`);
 function percent(p) {
     if (p > 0 && p < 0.0005) return "<0.1%";
     return `${(100 * p).toFixed(p > 0.9995 ? 0 : 1)}%`;
 }
 const SPELT = { "<sos>": "start", "<eos>": "end", "<unk>": "(unknown)", "<pad>": "(padding)" };
+// A word, and where it stands if it stands there more than once.
+function placed(words, place) {
+    const isOnly = words.indexOf(words[place]) === words.lastIndexOf(words[place]);
+    return quoted(words[place]) + (isOnly ? "" : ` (word ${place})`);
+}
 const shownWord = (word) => SPELT[word] ?? word;
 
 const named = (word) => (word === "<eos>" ? "the end" : quoted(shownWord(word)));
@@ -56,22 +61,24 @@ class WordStrip {
         });
     }
 
-    // words: [{word, known, written, cost (null: none is known), broken}]; chosen: the place of the
+    // words: [{word, known, written, cost (null: none is known), own (the model's), broken}]; chosen: the place of the
     // word whose next one is shown.
     show(words, chosen) {
         while (this.place.children.length > words.length) this.place.lastChild.remove();
-        words.forEach(({ word, known, written, cost, broken }, i) => {
+        words.forEach(({ word, known, written, cost, own, broken }, i) => {
             let button = this.place.children[i];
             if (!button) {
                 button = element(this.place, "button", { type: "button" });
                 element(button, "span");
-                element(button, "small");
+                element(button, "small", { class: "true" });
+                element(button, "small", { class: "own" });
             }
-            const label = broken ? "impossible" : cost?.toFixed(1) ?? (i ? "–" : "");
+            const labels = [word, broken ? "impossible" : cost?.toFixed(1) ?? (i ? "–" : ""), own?.toFixed(1) ?? ""];
             const kinds = Object.entries({ written, unknown: !known, broken });
             const named = kinds.filter(([, is]) => is).map(([kind]) => kind).join(" ");
-            if (button.firstChild.textContent !== word) button.firstChild.textContent = word;
-            if (button.lastChild.textContent !== label) button.lastChild.textContent = label;
+            [...button.children].forEach((part, k) => {
+                if (part.textContent !== labels[k]) part.textContent = labels[k];
+            });
             if (button.className !== named) button.className = named;
             const share = Math.min((cost ?? 0) / DEAREST, 1);
             button.style.setProperty("--share", `${(100 * share).toFixed(0)}%`);
@@ -115,7 +122,7 @@ class NextWord {
         const rest = (values) => Math.max(0, 1 - shown.reduce((sum, id) => sum + values[id], 0));
         this.rows.forEach(({ row, word, model: bar, truth: trueBar, mark, numbers }, i) => {
             const id = shown[i], of = (values) => (i < ROWS ? values[id] : rest(values));
-            word.textContent = i < ROWS ? shownWord(this.words[id]) : `${model.length - ROWS} others`;
+            word.textContent = i < ROWS ? shownWord(this.words[id]) : `${(model.length - ROWS).toLocaleString("en-GB")} others`;
             if (id !== undefined && id === came) word.textContent = `→ ${word.textContent}`;
             word.title = id === came ? "the word that stands next in the text" : "";
             bar.style.width = `${100 * of(model)}%`;
@@ -130,7 +137,7 @@ class NextWord {
     }
 }
 
-// The logit lens: the likeliest words after each layer, and the place of one word among all.
+// The logit lens: the likeliest words after each layer, and the rank of one word among all.
 class Lens {
     constructor(place, words, layers) {
         this.words = words;
@@ -141,7 +148,7 @@ class Lens {
         });
     }
 
-    // lens: [layer + 1] logits; id: the word whose place is told.
+    // lens: [layer + 1] logits; id: the word whose rank is told.
     show(lens, id) {
         const name = quoted(shownWord(this.words[id]));
         const above = (logits) => logits.reduce((count, score) => count + (score > logits[id]), 0);
@@ -158,7 +165,7 @@ class Lens {
             }
             rank.textContent = ranks[i].toLocaleString("en-GB");
         });
-        $("lens-word").textContent = `place of ${name}`;
+        $("lens-word").textContent = `rank of ${name}`;
         let first = ranks.length;
         while (first > 0 && ranks[first - 1] === 1) first--;
         const where = first ? `layer ${first}` : "the embedding";
