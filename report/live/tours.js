@@ -123,6 +123,7 @@ async function tour(name, follow = true) {
     [state.head] = largest(weightOnCopies(shown, row, wordAfter(row)), 1);
     show();
     announce();
+    await pause();
     $("tour").textContent = words(null);
     const rows = tries ? await tryEach() : null;
     if (!rows) return;
