@@ -108,10 +108,10 @@ abstract = (
     "own stories to an end. On stories of a grammar, where the probability of every word is "
     f"known, the loss ends {reached - floor:.3f} nats above the lowest that any model can reach. "
     f"The cache of keys and values writes the same text {gain:.1f} times as fast; checkpointing "
-    f"needs {float(recomputed['peak, MB']) / float(kept['peak, MB']):.0%} of what a training step adds "
-    f"to memory and {recomputed['of the time']} times its time, for the same gradient to the bit. "
-    f"Recorded on {training['recorded']}; the machines are named at the end. The trained model: "
-    f"{published}."
+    f"needs {float(recomputed['peak, MB']) / float(kept['peak, MB']):.0%} of what a training step "
+    f"adds to memory and {recomputed['of the time']} times its time, for the same gradient to the "
+    f"bit. Recorded on {training['recorded']}; the machines are named at the end. The trained "
+    f"model: {published}."
 )
 Markdown(abstract, abstract)
 
@@ -803,7 +803,7 @@ table(
         for head, shown in SHOWS.items()
     ],
     ["head", "sentence", "framed cell", "what it shows", "favours", "cost"],
-    caption="Each head: one cell of its picture, what it favours, and what it costs to switch it off.",
+    caption="Each head: one cell of its picture, what it favours, and the cost of switching it off.",
 )
 
 # %% tags=["hide-input"]
