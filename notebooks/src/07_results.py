@@ -803,7 +803,7 @@ table(
         for head, shown in SHOWS.items()
     ],
     ["head", "sentence", "framed cell", "what it shows", "favours", "cost"],
-    caption="Each head: one cell of its picture, what it favours, and the cost of switching it off.",
+    caption="Each head: one cell of its picture, what it favours, and what switching it off costs.",
 )
 
 # %% tags=["hide-input"]
