@@ -43,7 +43,7 @@ def made_run(corpus: str, name: str, seed: int) -> dict:
     tokenizer = WordTokenizer.train(stories.train, keep_punctuation=False)
     start = None if name == "baseline recipe" else train_vectors(stories.train, tokenizer)
     # The baseline's output layer starts from random numbers in any case.
-    how = {} if name.startswith("our") or start is None else {"output_std": None}
+    how = {"output_std": None} if RECIPES[name] is BASELINE else {}
     model = new_model(stories, tokenizer, start, seed, **how)
     history = train(model, tokenizer, stories, replace(RECIPES[name], seed=seed))
     bits = bits_per_character(model, tokenizer, stories.validation)

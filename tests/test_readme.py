@@ -46,6 +46,7 @@ def test_perplexities_are_the_recorded_ones(label, runs):
     parameters = f"{Decoder(ModelConfig()).num_parameters():,}"
     medians = [math.exp(statistics.median(by_step[end] for by_step in losses)) for end in ends]
     assert row(label) == [parameters, *(f"{perplexity:.2f}" for perplexity in medians)]
+    assert f"{medians[-1]:.2f}" in README.split("```")[0], "the first screen names all three"
 
 
 def test_the_fitted_schedule_is_the_recorded_one():

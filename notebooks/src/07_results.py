@@ -380,6 +380,9 @@ differences = {
     for name, runs in tricks["runs"].items()
 }
 SHOWN = ("… second beta 0.99", "… Muon × 4", "… 3 iterations", "… dropout 0.1", "… random start")
+own_rates = ("blocks' rate × 0.5", "blocks' rate × 2", "embedding's rate × 0.5")
+assert min(statistics.mean(differences[name]) for name in own_rates) > 0
+assert -0.03 < statistics.mean(differences["output layer's rate × 2"]) < 0
 costs = {name: row["of AdamW's"]["median"] for name, row in tricks["seconds"]["tricks"].items()}
 table(
     [
@@ -403,8 +406,9 @@ table(
 # %% [markdown]
 # (The names are explained in [04](04_training.ipynb#The-recipe).) The fastText start and Muon on the blocks' matrices bring most,
 # Muon also in equal time. The start's part is mostly a head start: the next table shows how little of it is left after three epochs.
-# Weight decay and the zero start do next to nothing, and no rate of its own for a layer helps. Dropout and label smoothing cost something; so
-# short a run cannot show what they do in a long one.
+# Weight decay and the zero start do next to nothing. A rate of their own for the blocks or the embedding costs a little, and twice the
+# rate for the output layer gains hardly more than a seed does. Dropout and label smoothing cost something; so short a run cannot show
+# what they do in a long one.
 #
 # What are ready-made vectors worth? Three epochs with our recipe, on ten thousand stories and on one thousand, from three starts:
 # ready-made vectors, vectors trained on the same stories, and random ones. The embedding is trained with the rest (*tuned*), or stays as it is
@@ -839,8 +843,8 @@ for pattern in ("previous word", "same name"):
 # - **Openings.** 2.3 and 2.7 favour "one", as in "one day", with which most of these stories get going.
 # - **Who it is.** 2.4 favours "they", "it" and, third, "he".
 #
-# The other heads have no pattern that a name fits. In several rows of the pictures a head rests on `<sos>`: it finds nothing that it looks
-# for. So a clear pattern and a high cost are two different things, and only the second says that a head is needed. The pictures show where a
+# The other heads are described in the table alone. In several rows of the pictures a head rests on `<sos>`, perhaps because it finds
+# nothing that it looks for. So a clear pattern and a high cost are two different things, and only the second says that a head is needed. The pictures show where a
 # head looks, never what it carries away. Derived in [04 · Training](04_training.ipynb).
 
 # %% tags=["hide-input"]
