@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from helpers.explorers import AttentionExplorer
-from helpers.plots import Picture, render, shown, writable
+from helpers.plots import Picture, escaped, render, shown, writable
 from helpers.stories import corpus_name
 from helpers.support.checks import require
 from helpers.support.files import make_folder, user_path, write_whole
@@ -39,7 +39,7 @@ class FigureFolder:
 
         Args:
             alt: what the figure shows, in one plain sentence, for those who cannot see it.
-            caption: what the report says below it, for those who can.
+            caption: what stands below it, for those who can.
 
         Raises ValueError if alt is empty.
         """
@@ -193,15 +193,10 @@ def table(
         ).rstrip()
         for row in cells
     ]
-    head, *body = (f"| {' | '.join(map(_escape, row))} |" for row in cells)
+    head, *body = (f"| {' | '.join(map(escaped, row))} |" for row in cells)
     rule = f"| {' | '.join('--:' if right else ':--' for right in numeric)} |"
-    above = f"*{_escape(' '.join(caption.split()))}*\n\n" if caption else ""
+    above = f"*{escaped(' '.join(caption.split()))}*\n\n" if caption else ""
     return Markdown(
         above + "\n".join([head, rule, *body]),
         "\n".join([caption, *lines] if caption else lines),
     )
-
-
-def _escape(text: str) -> str:
-    """Text as Markdown that shows it as it is."""
-    return re.sub(r"([\\`*_~&$<>|\[\]])", r"\\\1", text)

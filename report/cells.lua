@@ -203,17 +203,29 @@ local function code_of(cell, block, notebook)
   }
 end
 
+-- Below its picture a notebook shows the caption that the report sets with a number.
+local function is_caption(blocks)
+  for _, block in ipairs(blocks) do
+    if block.t == "RawBlock" and block.format == "markdown" then return block.text:match("^%*[^\n]*%*$") ~= nil end
+  end
+  return false
+end
+
 local function code_cell(div, notebook)
-  local blocks = pandoc.Blocks {}
+  local blocks, outputs = pandoc.Blocks {}, pandoc.Blocks {}
   for _, block in ipairs(div.content) do
     if block.t == "Div" and block.classes:includes("output") then
-      local shown = best(block.content, notebook)
-      if #shown > 0 then blocks:insert(pandoc.Div(shown, { class = "output" })) end
+      local shown = is_caption(block.content) and {} or best(block.content, notebook)
+      if #shown > 0 then outputs:insert(pandoc.Div(shown, { class = "output" })) end
     else
       blocks:extend(code_of(div, block, notebook))
     end
   end
-  return pandoc.Div(blocks, { class = "cell" })
+  if html and #outputs > 0 and has_tag(div, { "hide-output" }) then -- the reader was asked to predict it
+    outputs:insert(1, pandoc.RawBlock("html", '<details class="answer"><summary>What comes out</summary>'))
+    outputs:insert(pandoc.RawBlock("html", "</details>"))
+  end
+  return pandoc.Div(blocks .. outputs, { class = "cell" })
 end
 
 -- The number before a heading is ours: chapters are numbered like their notebooks, whatever their order.

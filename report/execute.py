@@ -79,8 +79,19 @@ def read_source(path: Path):
     """The notebook of a paired text: no outputs, and cell ids that depend on the cells alone."""
     notebook = jupytext.read(path)
     set_ids(notebook)
+    set_folds(notebook)
     notebook.metadata = type(notebook.metadata)(KERNEL)
     return notebook
+
+
+def set_folds(notebook) -> None:
+    """Fold in JupyterLab what Colab folds as a form, and in both the outputs of `hide-output`."""
+    for cell in notebook.cells:
+        if cell.metadata.get("cellView") == "form":
+            cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
+        if "hide-output" in cell.metadata.get("tags", []):
+            cell.metadata.setdefault("jupyter", {})["outputs_hidden"] = True
+            cell.metadata["collapsed"] = True
 
 
 def set_ids(notebook) -> None:

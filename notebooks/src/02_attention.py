@@ -11,16 +11,16 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/02_attention.ipynb)
 #
-# **Promise.** You will build attention, from a loop over words to the layer of our model, and check it against PyTorch. Then you will
-# write a **head**, a part of that layer which looks for one thing, by hand: two matrices that make every word read the word before it,
-# without any training.
+# **Promise.** You will build attention, from a loop over words to the layer of our model, and check it against PyTorch.
+# Then you will write a **head** by hand. A head is a part of that layer that looks for one thing; yours will be two
+# matrices that make every word read the word before it, without any training.
 #
 # **You will be able to**
 #
 # - compute the attention of one word with pencil and paper, and of all words with two matrix products;
 # - say why scores are divided by $\sqrt{d_k}$ and why the mask comes before the softmax, and show what goes wrong otherwise;
 # - split a tensor into heads, and recognise the wrong `view` that raises no error;
-# - write down matrices that make a head with a given job, and let two heads work together;
+# - write down the matrices of a head with a given job, and make two heads work together;
 # - say what a picture of attention weights shows, and what it does not.
 #
 # **Prerequisites.** [01 · Embeddings](01_embeddings.ipynb), whose letters for sizes are used here.
@@ -108,20 +108,20 @@ table(
     [*rows, ["sum, mean", "", f"{sum(weights):.2f}", *mixed]],
     ["word", "score", "weight", "Mia-ness", "redness"],
     caption=(
-        "Attention by hand: the scores of one query, the weights that the softmax makes of "
-        "them, and what is mixed with these weights."
+        "Attention by hand: the scores of one query, the weights that the softmax turns them into, "
+        "and the values that are averaged with these weights."
     ),
 )
 
 # %% [markdown]
 # *Red* gets the largest weight, because its key fits the query best. The last row is what *ball* receives: more redness than
-# Mia-ness. No single word wins; each contributes.
+# Mia-ness. No single word wins; each contributes according to its weight.
 #
 # ## All words ask at once
 #
-# Give every word a query and stack the queries as rows of a matrix $Q$. Stack keys and values as $K$ and $V$. Now one matrix product
-# makes all the scores, and a second one all the means
-# ([Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.2.1):
+# Give every word a query and stack the queries as rows of a matrix $Q$. Stack keys and values as $K$ and $V$. Now one
+# matrix product gives all the scores, and a second one gives all the means ([Vaswani et al.
+# 2017](https://arxiv.org/abs/1706.03762), section 3.2.1):
 #
 # $$\operatorname{Attention}(Q, K, V) = \operatorname{softmax}\left(\frac{QK^\top}{\sqrt{d_k}}\right)V$$
 #
@@ -147,8 +147,8 @@ claim(f"loop and matrix form differ by ≈{difference:.0e}, less than 1e-6", dif
 # ## Why divide by √dₖ?
 #
 # A dot product adds $d_k$ products. If the numbers are independent, with mean 0 and variance 1, each product has variance
-# 1 too, and variances add: the sum has variance $d_k$. So longer vectors make larger scores. Let us measure it with random
-# queries and keys.
+# 1 too, and variances add: the sum has variance $d_k$. So the more entries a query and a key have, the larger their
+# scores. Let us measure this with random queries and keys.
 
 
 # %%
@@ -191,13 +191,13 @@ largest = {
     ],
 }
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figure = plots.compare_curves(
     {label: (widths, y) for label, y in largest.items()},
     landmarks={"uniform": 1 / 10},
-    x_label="dₖ, the length of query and key (logarithmic)",
+    x_label="dₖ, the number of entries of query and key (logarithmic)",
     y_label="largest of the ten weights (mean)",
-    title="Without √dₖ, one key takes it all by chance",
+    title="Without √dₖ, one key takes nearly all the weight by chance",
 )
 figure.axes[0].set_xscale("log", base=2)
 figure.axes[0].set_xticks(widths, widths)
@@ -205,27 +205,29 @@ figures.save_figure(
     figure,
     "02_sqrt_d",
     alt=(
-        "Largest attention weight against the length of a key: it rises towards 1 without the "
-        "division by the root, and stays flat with it."
+        "Largest attention weight against the number of entries of a key: it rises towards 1 "
+        "without the division by the root, and stays flat with it."
     ),
     caption=(
-        "A weight near 1 means that one key takes all, and the gradient of the softmax is "
-        "then near 0. Random vectors, untrained."
+        "A weight near 1 means that one key takes almost everything, and then the gradient of the "
+        "softmax is near 0. The vectors are random, not trained."
     ),
 )
 
 # %%
 undivided, divided = (y[-1] for y in largest.values())
 claim(
-    f"at dₖ = {widths[-1]} the largest weight is {undivided:.2f}, and {divided:.2f} when divided",
+    f"at dₖ = {widths[-1]} the largest weight is {undivided:.2f} without the division, "
+    f"{divided:.2f} with it",
     undivided > 0.9 > 0.4 > divided,
 )
 
 # %% [markdown]
-# Each point is an average over two thousand random queries. Undivided, the winner's weight climbs towards 1: the head looks at one word,
-# chosen by chance. Divided, it hardly depends on $d_k$, and stays well below. (It is not 1/10 even then, because the largest of ten
-# random scores gets more than its share.) The figure is about random vectors, as at the start of training. A trained head may well put
-# nearly all weight on one word; then it does so for a reason, because its matrices have grown.
+# Each point is an average over two thousand random queries. Without the division, the largest weight climbs towards 1:
+# the head looks at one word, chosen by chance. With it, the largest weight hardly depends on $d_k$ and stays far lower.
+# (Even then it is not 1/10, because the largest of ten random scores gets more than an equal share.) The figure is
+# about random vectors, as at the start of training. A trained head may well put nearly all its weight on one word. But
+# it then does so for a reason: its matrices have grown.
 #
 # Why is a sharp start bad? A weight $w$ changes with its score at the rate $w(1 - w)$. Near 0 and near 1 this rate is almost 0,
 # so there is almost no gradient to learn from.
@@ -281,17 +283,18 @@ table(
     ],
     ["word", "masked after the softmax", "sum", "masked before", "sum"],
     caption=(
-        "The weights of the first four words, by two orders of the same two operations. A row "
-        "that sums to less than 1 has given weight to the future."
+        "The weights of the first four words, masked after the softmax and before it. A row that "
+        "sums to less than 1 has given weight to the future."
     ),
 )
 
 # %% [markdown]
-# Both have zeros above the diagonal. But if the mask comes after the softmax, all rows but the last no longer sum to 1: the future
-# took its share, which was then thrown away. If it comes before, the words that are left share the whole 1.
+# Both have zeros above the diagonal. But if the mask comes after the softmax, only the last row still sums to 1: in the
+# others the future took a share, which was then thrown away. If the mask comes before, the words that are left share
+# the whole weight of 1.
 #
-# It is worse than a wrong sum. Raise the score of the last word, which the first three must not see, and watch *their*
-# weights.
+# The damage goes beyond a wrong sum. Raise the score of the last word, which the first three must not see, and watch
+# *their* weights.
 
 # %%
 changed = scores.clone()
@@ -305,10 +308,12 @@ claim(
 )
 
 # %% [markdown]
-# If the mask comes too late, the weights of the past carry a trace of the future, a leak that no heat-map of zeros shows.
+# If the mask comes too late, the weights of the past carry a trace of the future. A heat-map does not show this leak:
+# its weights on the future are all zero.
 #
-# **Predict.** Our whole model, three layers of attention and other parts (`Decoder`, which notebook 03 builds), reads a sentence. Then
-# one word in its middle is exchanged. Which of the model's outputs change: those before the word, those after it, or all?
+# **Predict.** Our whole model, three layers of attention and other parts (`Decoder`, which notebook 03 builds), reads a
+# sentence. Then we replace one word in its middle. Which of the model's outputs change: those before the word, those
+# after it, or all?
 
 # %%
 SENTENCES = [
@@ -328,7 +333,7 @@ original, exchanged = (
 place = int((original != exchanged).nonzero()[0, 1])
 with torch.no_grad():
     moved = (model(original) - model(exchanged))[0].abs().amax(-1)  # (T,)
-    model.mask.zero_()  # the same model, its mask taken away
+    model.mask.zero_()  # the same model without its mask
     unmasked = (model(original) - model(exchanged))[0].abs().amax(-1)  # (T,)
 
 # %%
@@ -338,8 +343,8 @@ table(
     [[name, f"{moved[t]:.2g}", f"{unmasked[t]:.2g}"] for t, name in enumerate(names)],
     ["word", "output moves by", "without the mask"],
     caption=(
-        "How far each word's output moves when the last word is exchanged. Only the last one "
-        "may move."
+        "How far each word's output moves when one word is exchanged. With the mask, only the "
+        "outputs from that word on may move."
     ),
 )
 
@@ -352,14 +357,15 @@ claim(
 
 # %% [markdown]
 # This holds through all layers. Attention like this, in which the words of one text read each other and none reads ahead, is called
-# *causal self-attention*. It makes training efficient: one pass over a story gives a fair prediction at every word. And when
-# text is written word by word, the keys and values of the past stay as they are, so they can be kept.
+# *causal self-attention*. It makes training efficient: one pass over a story gives a fair prediction at every word. And
+# when the model writes text word by word, the keys and values of the past do not change, so they can be stored.
 #
 # ## Several heads are one reshape
 #
-# One set of attention weights can look for only one thing. So queries, keys and values, $D$ numbers each, are cut into $H$ equal shares of
-# $d$ numbers, and each share, a **head**, attends on its own (Vaswani et al. 2017, section 3.2.2). Every head still reads the whole
-# word, because $W_Q$, $W_K$ and $W_V$ come before the cut. Consecutive numbers show who gets what: two words of width six, two heads.
+# One set of attention weights can look for only one thing. So we cut queries, keys and values, with $D$ numbers each,
+# into $H$ equal shares of $d$ numbers. Each share, called a **head**, attends on its own (Vaswani et al. 2017, section
+# 3.2.2). Every head still reads the whole word, because $W_Q$, $W_K$ and $W_V$ come before the cut. To see which
+# numbers each head gets, we number the entries of two words of width six, and split them between two heads.
 
 # %%
 B, T, H, d = 1, 2, 2, 3
@@ -374,13 +380,13 @@ claim(
 )
 
 # %% [markdown]
-# No number is computed and none is copied: `view` and `permute` only say how to walk through them. The order matters. A
-# direct `view(B, H, T, d)` has the right shape and the wrong content: it cuts between words, so that here each head gets all of one word
-# and nothing of the other.
+# No number is computed or copied: `view` and `permute` only change how the numbers are indexed. The order matters. A
+# direct `view(B, H, T, d)` has the right shape but the wrong content: it cuts between words, so here each head gets all
+# of one word and nothing of the other.
 
 # %%
 wrong = x.view(B, H, T, d)  # (B, H, T, d)
-print("head 1, wrongly:", wrong[0, 0].tolist())
+print("head 1, wrong view:", wrong[0, 0].tolist())
 claim(
     "the wrong view raises no error: its shape is right, its content is not",
     wrong.shape == at_once.shape and not torch.equal(wrong, at_once),
@@ -388,8 +394,9 @@ claim(
 
 # %% [markdown]
 # **Three at once.** Our layer computes queries, keys and values in one product, so each token first has $3D$ numbers: its query,
-# its key and its value, one after the other, each with its heads side by side. `view` names these parts, and `permute` brings
-# the 3 to the front, so that the result can be unpacked into three tensors. Consecutive numbers again:
+# its key and its value, one after the other, each with its heads side by side. `view` gives each of these parts an axis
+# of its own, and `permute` moves the axis of size 3 to the front, so that the result can be unpacked into three
+# tensors. Here it is with consecutive numbers again:
 
 # %%
 qkv = torch.arange(B * T * 3 * H * d).view(B, T, 3, H, d)  # (B, T, 3, H, d)
@@ -407,18 +414,18 @@ table(
 # %% [markdown]
 # ## The layer of our model
 #
-# We now have every part, and this is the layer that every later notebook uses. One matrix makes queries, keys and values of
-# all heads; then come the reshape, scores, mask, softmax and mean; then the heads are put side by side again,
-# and a last matrix mixes them. (`remember` is for notebook 05, where some tokens were read before. Until then it is None, and
-# $S = T$.)
+# We now have every part. Here is the layer that every later notebook uses. One matrix makes the queries, keys and
+# values of all heads. Then come the reshape, scores, mask, softmax and mean. Finally the heads are put side by side
+# again, and a last matrix mixes them. (`remember` is for notebook 05, in which some tokens were read in earlier calls.
+# Until then it is None, and $S = T$.)
 
 # %%
 show_source(MultiHeadAttention)
 
 # %% [markdown]
 # One thing is new: **dropout** on the weights. In training it sets each weight to zero with a given probability and scales the others up,
-# so that the mean over many draws stays the same. A head can then not rely on a single word. When the model is used, it does nothing.
-# (Notebook 03 says what it is for.)
+# so that the mean over many draws stays the same. A head then cannot rely on a single word. When the model is used,
+# dropout does nothing. (Notebook 03 explains what it is for.)
 
 # %%
 torch.manual_seed(0)
@@ -426,8 +433,8 @@ print("before: ", [round(x, 2) for x in before[3].tolist()])
 print("dropped:", [round(x, 2) for x in F.dropout(before[3], 0.25).tolist()])
 
 # %% [markdown]
-# Is the layer what we derived? Write it once more, slowly: a loop over words, a loop over heads, and our `one_query` for each.
-# A word is given only the words up to itself, so this version needs no mask.
+# Does the layer compute what we derived? We write it once more, the slow way: a loop over words, a loop over heads, and
+# our `one_query` inside. Each word is given only the words up to itself, so this version needs no mask.
 
 
 # %%
@@ -445,7 +452,7 @@ def by_loops(layer, x):
 
 
 # %% [markdown]
-# The independent judge is PyTorch's own `nn.MultiheadAttention`. It gets the weights of our layer.
+# For an independent check, we give the weights of our layer to PyTorch's own `nn.MultiheadAttention`.
 
 # %%
 torch.manual_seed(0)
@@ -481,15 +488,15 @@ for name, difference in differences.items():
 # ## A head written by hand
 #
 # Trained models often have heads that read, at each word, the word just before it ([Olsson et al.
-# 2022](https://arxiv.org/abs/2209.11895)). Does that have to be learned? We can write down a $W_Q$ and a $W_K$ that do it for every word
-# of every sentence, if they are given the positions alone.
+# 2022](https://arxiv.org/abs/2209.11895)). Does that have to be learned? No: we can write down a $W_Q$ and a $W_K$ that
+# do it for every word of every sentence, provided that they see only the positions.
 #
 # Let each word's key be its own position vector, $k_s = p_s$. The dot product of two position vectors is largest when they are
 # equal, so the query at $t$ should be $p_{t-1}$. But the word at $t$ only has $p_t$. We need *one* matrix that turns $p_t$ into
 # $p_{t-1}$, for every $t$.
 #
-# Remember the clock: each pair of numbers in $p_t$ is a hand that turns by a fixed angle $\omega$ with every word. One
-# step back is the same turn backwards, wherever the hand stands. A turn is a matrix:
+# Remember the clock: each pair of numbers in $p_t$ is a hand that turns by a fixed angle $\omega$ with every word. To
+# go one step back, turn the hand by the same angle in the other direction, wherever it points. Such a turn is a matrix:
 #
 # $$\begin{pmatrix}\cos\omega & -\sin\omega\\ \sin\omega & \cos\omega\end{pmatrix}
 # \begin{pmatrix}\sin\omega t\\ \cos\omega t\end{pmatrix} =
@@ -503,7 +510,7 @@ HANDS = WIDTH // 2
 omega = 10_000 ** (
     -2 * torch.arange(HANDS) / config.d_model
 )  # (HANDS,), each hand's angle per word
-print(f"a head is {WIDTH} numbers wide: room for {HANDS} hands of {config.d_model // 2}")
+print(f"a head is {WIDTH} numbers wide: room for {HANDS} of the {config.d_model // 2} hands")
 
 
 # %%
@@ -521,16 +528,17 @@ error = (p[1:] @ turn_back(1).T - p[:-1]).abs().max().item()
 claim(f"one matrix takes all {len(p) - 1} p(t) to p(t - 1), within ≈{error:.0e}", error < 1e-5)
 
 # %% [markdown]
-# So $W_Q$ is that turn and $W_K$ the identity. (Our vectors are rows, so the code multiplies by the transpose, as
+# So $W_Q$ is that turn, and $W_K$ is the identity. (Our vectors are rows, so the code multiplies by the transpose, as
 # `nn.Linear` does.) The score of key $s$ for query $t$ is $\sum_\omega \cos\omega(t - 1 - s)$: it depends only on how far $s$
 # is from the place where we want to look.
 #
-# **Predict.** The right word has the highest score, 18. How much lower is that of its neighbours, and is it enough for the softmax?
+# **Predict.** The right word has the highest score, 18. How much lower are the scores of its neighbours, and is the gap
+# large enough for the softmax?
 
 # %%
 profile = [float((omega * distance).cos().sum()) for distance in range(5)]
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [["score", *[f"{value:.1f}" for value in profile]]],
     ["words away from t - 1", "0", "1", "2", "3", "4"],
@@ -541,8 +549,9 @@ table(
 )
 
 # %% [markdown]
-# The right word wins, but its neighbours are close behind, and the division by $\sqrt{d_k}$ makes the gap six times smaller. The
-# softmax looks at *differences* of scores, so multiply $W_Q$ by a number, the **sharpness**. This is how a head becomes sure of
+# The right word wins, but its neighbours are close behind, and the division by $\sqrt{d_k}$ makes the gap six times
+# smaller. The softmax depends only on *differences* between scores, so we multiply $W_Q$ by a number, the
+# **sharpness**. This is how a head becomes sure of
 # itself: its matrices grow.
 
 
@@ -565,7 +574,7 @@ table(
 tokens = ["<sos>", *tokenizer.split(SENTENCES[0])]
 weights = previous_word(sharpness=10)[: len(tokens), : len(tokens)]  # (T, T)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     attention_plots.heatmap(
         weights, tokens, title="Every word but the first reads the word before it"
@@ -577,22 +586,24 @@ figures.save_figure(
 
 # %%
 claim(
-    f"two matrices set by hand make a previous-word head: at least {worst[10]:.3f} of the weight",
+    "two matrices set by hand make a previous-word head: at least "
+    f"{worst[10]:.3f} of the weight lies on the previous word",
     worst[10] > 0.95,
 )
 
 # %% [markdown]
 # **Two matrices set by hand make a previous-word head, without training.** Each row is a word that reads; its dark
-# square is one step left of the diagonal. Only `<sos>` has nothing before it, so it reads itself. Grey is the future,
-# which the mask forbids. The same head as arrows:
+# square is one step left of the diagonal. Only `<sos>` has nothing before it, so it reads itself. Grey marks the
+# future, which the mask forbids. Here is the same head as arrows:
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     attention_plots.arrows(weights, tokens, title="One step up, at every word but the first"),
     "02_previous_word_arrows",
     alt="Arrows from each word but the first on the left to the word one line higher on the right.",
     caption=(
-        "The same weights as arrows. What the words mean plays no part: only their positions do."
+        "The same weights as arrows. The positions of the words decide them; what the words mean "
+        "plays no part."
     ),
 )
 
@@ -607,7 +618,7 @@ figures.save_figure(
 # because that is what followed *Tom* the last time. Two heads in two layers can find it:
 #
 # 1. A **previous-word head** in the first layer tells every word which word stood before it. Now *lost* knows "I came after *Tom*".
-# 2. A head in the second layer asks: "who came after the word that I am?" Its query is the word itself, its keys are
+# 2. A head in the second layer asks: "which word came after a word like me?" Its query is the word itself; its keys are
 #    what the first head brought.
 #
 # The second is called an **induction head** (Olsson et al. 2022). Here it is with one-hot vectors as words:
@@ -619,7 +630,7 @@ def induction(ids):
     T, word = len(ids), F.one_hot(ids, 50).float()  # (T, V)
     first = previous_word(sharpness=10)[:T, :T]  # (T, T)
     came_after = first @ word  # (T, V): what the first head brings
-    scores = 10 * word @ came_after.T + causal_mask(T)  # (T, T): who came after the word that I am?
+    scores = 10 * word @ came_after.T + causal_mask(T)  # (T, T): which came after a word like me?
     second = scores.softmax(-1)  # (T, T)
     return (second @ word)[-1], first, second  # (V,), (T, T), (T, T)
 
@@ -629,16 +640,16 @@ text = ["<sos>", *tokenizer.split("Tom lost his kite. Mia found the ball. Tom")]
 ids = torch.tensor([tokenizer.sos_id, *tokenizer.encode(" ".join(text[1:]))])  # (T,)
 answer, first, second = induction(ids)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [[t, text[t], text[first[t].argmax()], f"{second[-1, t]:.2f}"] for t in range(1, len(text))],
-    ["place", "word", "came after", "weight of the last “tom”"],
+    ["place", "word", "came after", "weight from the last “tom”"],
     caption="The induction head at work: the last “tom” finds the word that came after the first.",
 )
 
 # %%
 claim(
-    f"the second “tom” reads “{tokenizer.word(answer.argmax().item())}”, with {answer.max():.2f}",
+    f"the second “tom” reads “{tokenizer.word(answer.argmax().item())}”, weight {answer.max():.2f}",
     tokenizer.word(answer.argmax().item()) == "lost" and answer.max() > 0.9,
 )
 hits = 0
@@ -648,19 +659,20 @@ for seed in range(100):
 claim(f"in {hits} of 100 texts of 20 random words, it finds what followed the eighth", hits == 100)
 
 # %% [markdown]
-# The last *tom* finds the one place that came after a *tom*, and reads *lost* there. The pair of heads never learned anything about
-# *lost*: it works for any word, even one that means nothing. Notebook 04 looks for such pairs in the trained model.
+# The last *tom* finds the one place that comes after another *tom*, and reads *lost* there. The pair of heads never
+# learned anything about *lost*: it works for any word, even one that means nothing. Notebook 04 looks for such pairs in
+# the trained model.
 #
 # ## Eight heads written by hand
 #
-# Words can be asked for as well as places. Let a word be a vector with a single large number, at the place of its id.
-# Then $W_Q = W_K$ on these numbers scores 0 for two different words and high for equal ones: a **same-word head**. And
-# a table from words to words, used as $W_Q$, makes a head in which *he* asks for *tom*.
+# A head can ask for words as well as for places. Let a word be a vector with a single large number, at the place of its
+# id. If $W_Q$ and $W_K$ both select these numbers, two different words score 0 and two equal words score high. This
+# makes a **same-word head**. And a table from words to words, used as $W_Q$, makes a head in which *he* asks for *tom*.
 #
 # In our model, word and position are added, number by number. We put the words where the positions are small: the
 # slowest sines hardly leave zero within one sentence. A head of 37 numbers has room for 37 different words, enough for our three
-# sentences. (The full model normalises the sum before it enters attention, see
-# notebook 03. Here it enters as it is.)
+# sentences. (The full model normalises the sum before attention reads it, see notebook 03. Here attention reads it as
+# it is.)
 
 # %%
 word_places = torch.arange(config.d_model - 2 * WIDTH, config.d_model, 2)  # (d,), the slowest sines
@@ -677,8 +689,8 @@ def embed(ids):
 
 
 # %% [markdown]
-# A head reads either the place or the word, and $W_Q$ says what it asks for. `where` and `what` select one head's width
-# of numbers from all.
+# Each of our heads reads either the place or the word, and $W_Q$ says what it asks for. `where` and `what` select, from
+# all $D$ numbers, as many as fit into one head.
 
 # %%
 where = torch.eye(WIDTH, config.d_model)  # (d, D), the fast hands; one number is left over
@@ -761,20 +773,21 @@ figures.save_figure(
     "02_eight_heads",
     alt="Eight hand-made heads as heat-maps on one sentence; two of them look alike.",
     caption=(
-        "The title of each picture names the head's job. Two look alike: the next word may "
-        "not be read, so the head that asks for it falls back on the nearest word."
+        "The title of each picture names the head's job. Two look alike: the next word is masked, "
+        "so the head that asks for it falls back on the nearest word that it may read, itself."
     ),
 )
 
 # %% [markdown]
-# Rows read, columns are read, as before. Four heads ask for places: one and two words back, the word itself, and the word ahead. *Next
-# word* may not have what it asks for, and its weight goes to the nearest thing left, the word itself. Three ask for words.
-# *Same word* finds itself and, for the full stops, the earlier ones, in nearly equal parts. *Who is he?* sends *he*, *his* and
-# *him* to *tom*; all others rest on `<sos>`. The last head asks for nothing, and looks everywhere evenly. These
-# patterns are clean because we made them so. A trained head may mix several, or follow none.
+# As before, each row is a word that reads, and each column a word that is read. Four heads ask for places: one and two
+# words back, the word itself, and the word ahead. *Next word* cannot read what it asks for, so its weight goes to the
+# nearest word left, the word itself. Three ask for words. *Same word* finds the word itself and, at a full stop, the
+# earlier full stops too, in nearly equal parts. *Who is he?* sends *he*, *his* and *him* to *tom*; all other words read
+# `<sos>`. The last head asks for nothing, and spreads its weight evenly. These patterns are clean because we designed
+# them. A trained head may mix several, or follow none.
 #
-# How much of a head's weight lies on its pattern? Average over all words of the three sentences for which the pattern
-# has something to read. Notebook 04 uses the same patterns to judge trained heads.
+# How much of a head's weight lies on its pattern? We average over those words of the three sentences for which the
+# pattern has something to read. Notebook 04 uses the same patterns to judge trained heads.
 
 
 # %%
@@ -795,22 +808,22 @@ for name in ("previous word", "itself", "same word", "start token"):
     numbers[name] = [on_pattern(name, *place) for place in ((0, head), (1, head), (0, uniform))]
 table(
     [[name, *[f"{value:.3f}" for value in row]] for name, row in numbers.items()],
-    ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth", "uniform head"],
+    ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth as sharp", "uniform head"],
     caption=(
-        "The mean weight that each head puts on the pattern it was made for, beside a blunter "
-        "copy and a head without a pattern."
+        "The mean weight that each head puts on the pattern it was made for, compared with a "
+        "blunter copy of it and with a head that has no pattern."
     ),
 )
 
 # %% [markdown]
-# The last column is what attention spread evenly over all words would give. *Same word* cannot reach 1: it divides its weight
-# between the earlier copies, which the pattern counts, and the word itself, which it does not. (*Start token* counts from the second word
-# on. The numbers are means; the table of sharpness above gave the worst position.)
+# The last column shows what evenly spread attention would give. *Same word* cannot reach 1: it divides its weight
+# between the earlier copies, which count towards the pattern, and the word itself, which does not. (*Start token* is
+# measured from the second word on. The numbers are means; the table of sharpness above gave the worst position.)
 #
 # Now look around. Layer 1 is sharp; layer 2 has the same eight heads with a tenth of the sharpness. (Both read the same
-# input; nothing is stacked yet.) The name of each head stands above its picture. Before you move a slider, say what you will see.
-# **Type a sentence of your own**, press Enter, and the layers read it; they know the words of the three sentences only. (On
-# paper and on GitHub you see one picture.)
+# input; nothing is stacked yet.) The name of each head is above its picture. Before you move a slider, say what you
+# expect to see. **Type a sentence of your own** and press Enter, and the layers read it; they know only the words of
+# the three sentences. (On paper and on GitHub you see a single picture.)
 
 # %%
 notes = {(layer, h): name for layer in (1, 2) for h, name in enumerate(heads, start=1)}
@@ -819,25 +832,26 @@ explorer.sentence.value, explorer.head.value = SENTENCES[2], 5  # the first pict
 figures.save_explorer(explorer, "02_attention")
 
 # %% [markdown]
-# The explorer opens on the same-word head: each *the* shares its weight among the earlier ones and itself.
+# The explorer opens on the same-word head: each *the* divides its weight between itself and the earlier ones.
 #
 # ## What attention weights do not show
 #
 # A heat-map shows where a head *reads*. It does not show what the head *does*. That is decided by the value matrix and by the last matrix
-# of the layer, and neither is in the picture ([Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html) treat the
-# two halves separately). Our previous-word head passes on the word that it reads:
+# of the layer, and neither is in the picture ([Elhage et al.
+# 2021](https://transformer-circuits.pub/2021/framework/index.html) analyse separately where a head reads and what it
+# does). Our previous-word head passes on the word that it reads:
 
 # %%
 ids = [tokenizer.sos_id, *tokenizer.encode(SENTENCES[0])]
 weights = torch.tensor(sentences[SENTENCES[0]][1][0, 0])  # (T, T), the sharp previous-word head
 passed_on = (weights @ (embed(ids) @ what.T)).argmax(-1).tolist()  # (T,), the largest is the word
-lines = {"reads": ids, "receives": passed_on}
+lines = {"word": ids, "receives": passed_on}
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [[name, *map(tokenizer.word, line)] for name, line in lines.items()],
     ["position", *map(str, range(len(ids)))],
-    caption="Ids and words of the same line, position by position.",
+    caption="The words of the sentence, and what each position receives from the head.",
 )
 
 # %% [markdown]
@@ -851,8 +865,9 @@ for name, W_V in {"passes on the word": what, "all zero": 0 * what}.items():
 
 # %% [markdown]
 # Values also differ in length. A large weight on a short value does little; a small weight on a long value can decide everything:
-# 0.9 of a value of length 0.1 adds 0.09, and 0.1 of a value of length 10 adds 1. And a word in layer 2 or 3 is no longer only
-# itself: its vector holds what earlier layers put there. So read a heat-map as a question, not as an explanation.
+# 0.9 of a value of length 0.1 adds 0.09, and 0.1 of a value of length 10 adds 1. And in layer 2 or 3, the vector of a
+# word no longer holds only that word, but also what earlier layers put there. So treat a heat-map as a question, not as
+# an explanation.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
@@ -877,22 +892,25 @@ figures.save_numbers(
 #
 # - A word scores its own key and those of the words before it, the softmax turns the scores into weights, and the values are
 #   averaged with these weights.
-# - Scores have variance $d_k$; dividing by $\sqrt{d_k}$ keeps the softmax soft at the start. The mask comes *before* the
-#   softmax, and then no output of the past moves, not by a bit, whichever words come later.
-# - Heads are a reshape of queries, keys and values. Our layer equals the loops and PyTorch's own.
-# - A turn of the clock hands as $W_Q$ makes a previous-word head by hand. With an induction head in the next layer, it finds what
-#   followed a word the last time.
+# - Scores have variance $d_k$; dividing by $\sqrt{d_k}$ keeps the softmax soft at the start. If the mask comes *before*
+#   the softmax, no output of the past changes, not even by a bit, whichever words come later.
+# - Heads are a reshape of queries, keys and values. Our layer gives the same results as the loops and as PyTorch's own
+#   layer.
+# - A $W_Q$ that turns the clock hands back makes a previous-word head. Together with an induction head in the next
+#   layer, it finds what followed a word the last time.
 # - Weights say where a head reads, not what it does.
 #
 # ## What GPT and Llama do differently
 #
-# - **Fused attention.** Programs that run them today do not build the (T, T) table of weights in memory. FlashAttention
+# - **Fused attention.** Programs that run these models today do not build the (T, T) table of weights in memory.
+#   FlashAttention
 #   ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)) computes the same result block by block, which matters for contexts of
 #   thousands of tokens. Ours keeps the table, because we want to look at it.
 # - **Fewer keys.** In Llama 3 several heads share keys and values (grouped-query attention,
-#   [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)), which makes the memory for old keys and values smaller (notebook 05).
-# - **Positions inside attention.** Llama turns queries and keys by rotary embeddings, so the rotation that we wrote by hand is built
-#   in, and positions matter only through the distance between two words.
+#   [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)), so storing old keys and values takes less memory (notebook
+#   05).
+# - **Positions inside attention.** Llama rotates queries and keys (rotary embeddings), so the rotation that we wrote by
+#   hand is built in, and positions matter only through the distance between two words.
 #
 # Next: [03 · The decoder block](03_decoder_block.ipynb) puts the layer to work.
 #
@@ -904,19 +922,19 @@ figures.save_numbers(
 #    <details><summary>Answer:</summary> Afterwards the future has already taken its share of the sum, so the weights of the past depend on
 #    it, and no longer sum to 1.</details>
 # 3. A colleague writes <code>x.view(B, H, T, d)</code>. What does each head get?
-#    <details><summary>Answer:</summary> All numbers of some words in place of some numbers of all words (if H does not divide T, even
-#    parts of words).</details>
+#    <details><summary>Answer:</summary> All numbers of some words instead of some numbers of all words (and even parts
+#    of words if H does not divide T).</details>
 # 4. Which matrices make a head that reads the word two places back?
-#    <details><summary>Answer:</summary> A turn of all hands by two steps as W_Q, and the identity as W_K, both acting on
-#    positions.</details>
+#    <details><summary>Answer:</summary> A turn of all hands back by two steps as W_Q, and the identity as W_K, both
+#    acting on positions.</details>
 # 5. A head puts all its weight on one word. What is still unknown?
 #    <details><summary>Answer:</summary> What it passes on: that depends on the value matrix and on the output matrix.</details>
 #
 # ## Exercises
 #
-# Five tasks with checks that name your mistake, and with solutions: attention from its formula, the causal mask, splitting into heads,
-# joining them, and a head made by hand that looks two words back. About an hour and a quarter: [exercises for
-# 02](exercises/02_attention.ipynb).
+# There are five tasks, with solutions and with checks that name your mistake: attention from its formula, the causal
+# mask, splitting into heads, joining them, and a head made by hand that looks two words back. They take about an hour
+# and a quarter: [exercises for 02](exercises/02_attention.ipynb).
 #
 # ## References
 #

@@ -13,16 +13,17 @@
 #
 # **Promise.** You will write a whole *decoder-only transformer*: a model that reads a text from left to right through a stack of
 # identical blocks, and scores every word that could come next. You will write it from its parts, as a class of under thirty lines, and
-# check it against PyTorch and against two losses that it must have: before training, and after learning one batch by heart. At the end
-# you will take a prediction apart: how much of it came from the word, from attention, from each feed-forward layer.
+# check it against PyTorch and against two losses that it must have: before training, and after learning one batch by
+# heart. At the end you will take a prediction apart, and see how much of it came from the word, from attention, and
+# from each feed-forward layer.
 #
 # **You will be able to**
 #
 # - write a decoder-only transformer from memory, and say what each line is for;
-# - predict the loss of an untrained model, and the lowest loss on a batch that is known by heart;
-# - find a leak of the future by its loss alone;
+# - predict the loss of an untrained model, and the lowest possible loss on a batch that is known by heart;
+# - detect a leak of the future from the loss alone;
 # - say where the parameters are, and what weight tying and dropout would change;
-# - split a logit into what each part wrote, and say under which condition the split is exact.
+# - split a logit into what each part wrote, and say under what condition the split is exact.
 #
 # **Prerequisites.** [01 · Embeddings](01_embeddings.ipynb) and [02 · Attention](02_attention.ipynb).
 #
@@ -72,11 +73,11 @@ V = len(tokenizer)
 print(f"{len(stories.train):,} stories, a vocabulary of {V:,} tokens")
 
 # %% [markdown]
-# ## The whole on one page
+# ## The whole model on one page
 #
-# Each token has a vector, its **residual stream**. The word and its position write it first. Then every part of every
-# block does the same three things: it *reads* a normed copy of the stream, *computes*, and *adds* its result. Nothing
-# is ever overwritten.
+# Each token has a vector, its **residual stream**. It starts as the sum of the word and its position. Then every part
+# of every block does the same three things: it *reads* a normed copy of the stream, *computes*, and *adds* its result.
+# Nothing is ever overwritten.
 #
 # ```
 # words + positions ──┬────────────────────(+)──┬────────────────────────(+)── … ── norm ── output ── logits
@@ -84,20 +85,21 @@ print(f"{len(stories.train):,} stories, a vocabulary of {V:,} tokens")
 #                     ╰╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ one block ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╯
 # ```
 #
-# Only attention looks at other tokens; it was the subject of [02 · Attention](02_attention.ipynb). We now build the other parts,
-# then the whole. (*Residual* because each part only adds the difference that is still missing; *normed* is explained next.)
+# Only attention looks at other tokens; it was the subject of [02 · Attention](02_attention.ipynb). We now build the
+# other parts, and then the whole model. (The stream is called *residual* because each part adds only the difference
+# that is still missing; *normed* is explained next.)
 #
 # ## LayerNorm by hand
 #
-# A stream to which everything is added changes its size all the time, and the parts should not have to care. So each part
-# reads a copy with a fixed scale: subtract the mean of the token's numbers, divide by their standard deviation, and let
-# the model choose a gain $g$ and a bias $b$ for each of the $D$ numbers
+# The size of the stream changes with everything that is added to it, and the parts should not have to adapt to that. So
+# each part reads a copy with a fixed scale: subtract the mean of the token's numbers, divide by their standard
+# deviation, and let the model learn a gain $g$ and a bias $b$ for each of the $D$ numbers
 # ([Ba et al. 2016](https://arxiv.org/abs/1607.06450), section 3):
 #
 # $$\operatorname{norm}(x)_i = g_i\,\frac{x_i - \mu}{\sqrt{\sigma^2 + \varepsilon}} + b_i, \qquad
 # \mu = \frac{1}{D}\sum_j x_j, \qquad \sigma^2 = \frac{1}{D}\sum_j (x_j - \mu)^2$$
 #
-# First one vector, by a loop ($\varepsilon$ only prevents a division by zero):
+# We start with one vector and a loop ($\varepsilon$ only prevents a division by zero):
 
 
 # %%
@@ -117,8 +119,8 @@ y = norm_by_loop([2.0, 4.0, 6.0, 0.0], gain=[1.0] * 4, bias=[0.0] * 4)
 print([round(value, 2) for value in y], "variance", round(sum(v * v for v in y) / 4, 4))
 
 # %% [markdown]
-# For a whole batch the mean and the variance are taken over the last axis only, so that no token sees another, and
-# no story sees another. (Batch normalisation would mix them.) The course's class:
+# For a whole batch the mean and the variance are taken over the last axis only, so that no token sees another token,
+# and no story another story. (Batch normalisation would mix them.) Here is the course's class:
 
 # %%
 show_source(LayerNorm)
@@ -169,14 +171,15 @@ claim(
 )
 
 # %% [markdown]
-# As long as gain is 1 and bias 0, what is left of a vector is the direction of its differences from the mean, at the length
-# $\sqrt{D}$. Its mean and its size are forgotten. (The tiny change comes from $\varepsilon$ and from rounding.)
+# With gain 1 and bias 0, the norm keeps only the direction of a vector's differences from its mean, and sets their
+# length to $\sqrt{D}$. It discards the vector's mean and size. (The tiny change comes from $\varepsilon$ and from
+# rounding.)
 #
 # ## GELU, and the feed-forward part
 #
-# Between two linear layers there must be something that is not linear, or the two would be one. ReLU keeps a number or
-# drops it. GELU multiplies it by the probability that a random number, drawn from the standard normal distribution, is smaller than it
-# ([Hendrycks & Gimpel 2016](https://arxiv.org/abs/1606.08415), section 2):
+# Between two linear layers there must be something that is not linear, or the two would amount to one. ReLU keeps a
+# number or sets it to 0. GELU multiplies it by the probability that a random number from the standard normal
+# distribution is smaller than it ([Hendrycks & Gimpel 2016](https://arxiv.org/abs/1606.08415), section 2):
 #
 # $$\operatorname{GELU}(x) = x\,\Phi(x), \qquad \Phi(x) = \tfrac{1}{2}\left(1 + \operatorname{erf}\tfrac{x}{\sqrt 2}\right)$$
 
@@ -189,12 +192,12 @@ def gelu(x):
 x = torch.linspace(-4, 4, 801, requires_grad=True)  # (801,)
 y = gelu(x)  # (801,)
 (slope,) = torch.autograd.grad(y.sum(), x)  # (801,)
-claim(f"equal to F.gelu within ≈{error(y, F.gelu(x)):.0e}", error(y, F.gelu(x)) < 1e-6)
+claim(f"our gelu equals F.gelu within ≈{error(y, F.gelu(x)):.0e}", error(y, F.gelu(x)) < 1e-6)
 
 # %%
 at = x.detach()
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {
@@ -204,31 +207,31 @@ figures.save_figure(
             "slope of ReLU": (at, (at > 0).float()),
         },
         x_label="input x (no unit)",
-        y_label="output, or output per input (no unit)",
+        y_label="output, or slope (no unit)",
         title="GELU is a ReLU with a soft corner, and its slope does not jump",
     ),
     "03_gelu",
     alt="GELU beside ReLU, and their slopes: GELU bends smoothly and dips slightly below zero.",
     caption=(
-        "Compare the corners at 0: the slope of ReLU jumps there, that of GELU does not. This "
-        "shows no advantage in training yet."
+        "Compare the corners at 0: the slope of ReLU jumps there, that of GELU does not. The "
+        "figure does not show an advantage in training."
     ),
 )
 
 # %% [markdown]
-# Every gradient that passes here is multiplied by the slope. For negative inputs ReLU's slope is exactly zero, so nothing
-# can be learned there; for slightly negative ones GELU's is not. The curves do not show that one trains better than the other;
-# only an experiment could. We take GELU because the GPT family does.
+# Every gradient that passes through is multiplied by the slope. For negative inputs ReLU's slope is exactly zero, so
+# nothing can be learned there; GELU's slope is not zero for slightly negative inputs. The curves do not show that one
+# trains better than the other; only an experiment could. We take GELU because the GPT family does.
 #
-# The feed-forward part widens each token's vector (296 → 1,024), applies GELU, and narrows it again. The original used
-# ReLU here ([Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.3).
+# The feed-forward part widens each token's vector (296 → 1,024), applies GELU, and narrows it again. The original
+# transformer used ReLU here ([Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.3).
 
 # %%
 show_source(FeedForward)
 
 # %% [markdown]
-# It treats each token by itself: attention moves information *between* tokens, feed-forward works on it *within* one.
-# If we feed it token by token, nothing changes:
+# The feed-forward part treats each token by itself: attention moves information *between* tokens, and feed-forward
+# works on it *within* a token. If we pass in one token at a time, nothing changes:
 
 # %%
 small = ModelConfig(vocab_size=50, embedding_dim=20, d_model=24, num_heads=4, d_ff=48)
@@ -239,14 +242,16 @@ apart = error(one_by_one, feed_forward(tokens))
 claim(f"six tokens one by one = six tokens at once, within ≈{apart:.0e}", apart < 1e-6)
 
 # %% [markdown]
-# **What is dropout for?** In training it sets each number to zero with some probability, and scales the others up so that the mean
-# stays. A part can then not rely on any single number, which makes it harder to learn stories by heart
-# ([Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html)). It is switched off when the model is used. The parts above
-# contain it, with a probability of 0 unless we set another. Notebook 04 measures whether it pays.
+# **What is dropout for?** In training it sets each number to zero with some probability, and scales the others up so
+# that the mean stays the same. A part then cannot rely on any single number, which makes it harder to learn stories by
+# heart ([Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html)). It is switched off when the model is
+# used. The parts above contain it, with a probability of 0 unless we set another. Notebook 04 measures whether it
+# helps.
 #
 # ## The block, step by step
 #
-# Take two stories of six tokens, 24 numbers each, and a block whose parameters are all random. (Gains of 1 and biases of 0 could hide a
+# Take two stories of six tokens, with 24 numbers per token, and a block whose parameters are all random.
+# (Gains of 1 and biases of 0 could hide a
 # mistake.)
 
 # %%
@@ -258,7 +263,8 @@ x = torch.randn(2, 6, 24)  # (B, T, D)
 mask = torch.full((6, 6), float("-inf")).triu(1)  # (T, T): 0 for the past, -inf for the future
 
 # %% [markdown]
-# Read a normed copy of the stream; mix it with the past; add. Then read a normed copy of *that*; compute; add.
+# First read a normed copy of the stream, mix it with the past, and add the result. Then read a normed copy of *that*,
+# compute, and add again.
 
 # %%
 mixed, weights = block.attention(block.attention_norm(x), mask)  # (B, T, D), (B, H, T, T)
@@ -272,9 +278,9 @@ claim(f"by hand = DecoderBlock, within ≈{apart:.0e}", apart < 1e-6)
 show_source(DecoderBlock)
 
 # %% [markdown]
-# The judge is PyTorch's ready-made layer. It is called an *encoder* layer, but with a *causal* mask, one that hides the future, and
-# without attention to a second text, it is the block of a decoder-only model. It gets our weights, in the order in which it lists its
-# own: attention, feed-forward, norms.
+# We check our block against PyTorch's ready-made layer. It is called an *encoder* layer, but with a *causal* mask (one
+# that hides the future), and without attention to a second text, it is the block of a decoder-only model. We give it
+# our weights in the order in which it lists its own: attention, feed-forward, norms.
 
 
 # %%
@@ -298,11 +304,12 @@ claim(f"DecoderBlock = torch.nn.TransformerEncoderLayer, within ≈{apart:.0e}",
 # %% [markdown]
 # ## The whole decoder
 #
-# Two details remain. Our word vectors have $E = 300$ numbers, as fastText's usually do, but eight heads cannot share 300 equally. So
-# the model is $D = 296 = 8 \cdot 37$ wide, and a linear layer, the **projection**, takes each word vector from 300 to 296. And
-# after the last block a **final norm** gives the stream the same size for every token before the output layer scores all words.
+# Two details remain. First, our word vectors have $E = 300$ numbers, as is usual for fastText, but eight heads cannot
+# share 300 equally. So the model is $D = 296 = 8 \cdot 37$ wide, and a linear layer, the **projection**, takes each
+# word vector from 300 to 296. Second, after the last block a **final norm** gives the stream the same size for every
+# token, before the output layer scores all words.
 #
-# You have every part. Before you scroll on, write the class yourself: what does it need, and what happens to `ids`?
+# You now have every part. Before you scroll on, write the class yourself: what does it need, and what happens to `ids`?
 
 
 # %%
@@ -334,7 +341,7 @@ class Decoder(nn.Module):
 
 
 # %% [markdown]
-# That is the model. The course's own `Decoder` must give the same logits with the same weights, at full size:
+# That is the model. With the same weights, the course's own `Decoder` must give the same logits, at full size:
 
 # %%
 torch.manual_seed(0)
@@ -349,13 +356,13 @@ with torch.no_grad():
 claim(f"{ids.numel()} × 10,000 logits agree within ≈{apart:.0e}, less than 1e-6", apart < 1e-6)
 
 # %% [markdown]
-# The notebooks from 04 on use the course's class. It has what comes up later: dropout on the first sum, a cache (05), recomputation and a
-# loss that never holds all logits (06), and clear errors. This notebook goes on with **your** class. Two things are missing before it can
-# be tried: first weights, and a loss.
+# The notebooks from 04 on use the course's class. It has what later notebooks need: dropout on the first sum, a cache
+# (05), recomputation and a loss that never holds all logits (06), and clear error messages. This notebook continues
+# with **your** class. Before we can try it, it needs two things: initial weights, and a loss.
 #
-# **First weights.** Word vectors are drawn with a standard deviation of 0.02, biases are 0, and matrices follow *Xavier's rule*: the more
-# numbers go in and come out, the smaller the weights, so that numbers neither explode nor vanish on their way through many layers. The
-# course's method does it, for its class or yours:
+# **Initial weights.** Word vectors are drawn with a standard deviation of 0.02, biases are 0, and matrices follow
+# *Xavier's rule*: the more inputs and outputs a matrix has, the smaller its weights, so that numbers neither explode
+# nor vanish on their way through many layers. The course's method sets them, for its class or for yours:
 
 # %%
 show_source(course.Decoder.initialize)
@@ -370,13 +377,14 @@ def fresh(config, seed, kind=Decoder):
 
 
 def mean_loss(model, ids):
-    """Cross-entropy of every next token, in nats. `<pad>`, id 0, is no target."""
+    """Mean cross-entropy of the next tokens, in nats. `<pad>`, id 0, is not a target."""
     logits = model(ids[:, :-1])  # (B, T-1, V)
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
 
 
 # %% [markdown]
-# The loss is that of notebook 01: the input is the story without its last token, the target the story without its first.
+# The loss is that of notebook 01: the input is the story without its last token; the target is the story without its
+# first.
 
 # %%
 show_source(course.Decoder, fold="The course's own Decoder, from helpers/model.py")
@@ -384,7 +392,8 @@ show_source(course.Decoder, fold="The course's own Decoder, from helpers/model.p
 # %% [markdown]
 # ## Where the parameters are
 #
-# `ModelConfig()` is the full model, with the 10,000 words that real stories need. The number of heads occurs in no formula.
+# `ModelConfig()` is the full model, with the 10,000 words that real stories need. The number of heads does not appear
+# in any formula.
 
 
 # %%
@@ -407,18 +416,21 @@ sizes = {
     "the whole model": ("", count(full)),
 }
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [[part, *row] for part, row in sizes.items()],
     ["part", "formula", "parameters"],
-    caption="Where the parameters lie. Words take most of them, blocks the rest.",
+    caption=(
+        "Where the parameters are. The two tables of words hold most of them, the blocks nearly "
+        "all the rest."
+    ),
 )
 
 # %%
 outer = ("embedding", "projection", "three blocks", "final norm", "output")
 tables = sizes["embedding"][1] + sizes["output"][1]
 claim(
-    f"embedding, projection, blocks, final norm and output make {count(full):,}",
+    f"embedding, projection, blocks, final norm and output add up to {count(full):,}",
     sum(sizes[part][1] for part in outer) == count(full) == 8_940_768,
 )
 grammar_model = Decoder(ModelConfig(vocab_size=V))
@@ -430,8 +442,9 @@ for name, one in {"with 10,000 words": full, f"with {V:,} words": grammar_model}
     )
 
 # %% [markdown]
-# Attention, the famous part, is a small share of the full model. Two thirds of its parameters belong to the vocabulary, which is used
-# once on the way in and once on the way out. (The grammar stories have fewer words, and a smaller model.) **Weight tying** uses one table
+# Attention, the famous part, holds only a small share of the full model's parameters. Two thirds belong to the
+# vocabulary, which has one table on the way in and one on the way out. (The grammar stories have fewer words, so their
+# model is smaller.) **Weight tying** uses one table
 # for both ([Press & Wolf 2017](https://arxiv.org/abs/1608.05859)): a word is scored by its own vector. What would it save, and what does
 # it cost? To see the cost we train both kinds for a few steps. A step computes the gradient of the loss, and an **optimizer** moves every
 # parameter against it; the **learning rate** says how far. (AdamW is PyTorch's usual optimizer, and its `betas` are the defaults of this
@@ -456,7 +469,7 @@ some = encode_stories(tokenizer, stories.train[:320], 64).long()  # (N, 64)
 
 
 def first_steps(model, steps=80, batch_size=4, learning_rate=2e-3):
-    """The loss of each of the first steps of training."""
+    """The loss at each of the first steps of training."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95))
     losses = []
     for step in range(steps):
@@ -484,29 +497,30 @@ saved = full.output.weight.numel()
 # %%
 print(f"tying would save {saved:,} parameters of the full model, {saved / count(full):.0%}")
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [[name, *(f"{loss:.2f}" for loss in found)] for name, found in tying.items()],
     ["mean loss of steps 71 to 80, nats per token", "seed 0", "seed 1", "seed 2"],
     caption=(
-        "Tied against untied output words, three seeds each. Eighty steps show the start of "
-        "training only."
+        "Two tables of words against one, with three seeds each. Eighty steps show only the start "
+        "of training."
     ),
 )
 
 # %%
 behind = np.mean(tying["tied"]) - np.mean(tying["two tables"])
-claim(f"after 80 steps the tied models are ≈{behind:.2f} nats behind, mean of three", behind > 0)
+claim(f"after 80 steps the tied models are ≈{behind:.2f} nats behind on average", behind > 0)
 
 # %% [markdown]
-# Eighty steps of a small model show which starts faster, not which ends lower, and not why. (The two also start with outputs of different
-# size.) Tying saves a third of the full model. In return one vector has two jobs: to say what a word means when it is *read*, and when it
-# is *expected* next. We keep two tables. Both may start from fastText vectors (notebook 04), and each then learns its own job.
+# Eighty steps of a small model show which kind learns faster at first; they do not show which ends lower, or why. (The
+# outputs of the two also differ in size at the start.) Tying saves a third of the full model's parameters. In return,
+# one vector has two jobs: it must represent the word when it is *read*, and when it is *expected* next. We keep two
+# tables. Both may start from fastText vectors (notebook 04), and each then learns its own job.
 #
 # ## The residual stream
 #
-# `stream = stream + part(norm(stream))`, six times in our three blocks. So at any time the stream is the sum of
-# what was written so far. This function walks through a model and keeps what each part writes apart:
+# Our three blocks compute `stream = stream + part(norm(stream))` six times. So at any point the stream is the sum of
+# what was written so far. This function walks through a model and records separately what each part writes:
 
 
 # %%
@@ -544,7 +558,7 @@ claim(f"the sum of {len(parts)} parts gives the logits, within ≈{same:.0e}", s
 # %%
 written = torch.stack(list(parts.values()))[:, 0]  # (parts, T, D)
 sizes_of = written.norm(dim=-1).mean(1)  # (parts,): the length of each write
-stream = written.cumsum(0).norm(dim=-1).mean(1)  # (parts,): of the stream after it
+stream = written.cumsum(0).norm(dim=-1).mean(1)  # (parts,): length of the stream after it
 places = range(len(parts))
 figure = plots.compare_curves(
     {
@@ -557,7 +571,7 @@ figure = plots.compare_curves(
     from_zero=True,
 )
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figure.axes[0].set_xticks(places, [name.replace(" ", "\n") for name in parts])
 figures.save_figure(
     figure,
@@ -572,15 +586,15 @@ figures.save_figure(
 # %%
 pythagoras = (sizes_of.square().sum().sqrt() / stream[-1]).item()
 claim(
-    f"the stream grows from ≈{stream[0]:.0f} to ≈{stream[-1]:.0f}; the root of the sum of squares "
-    f"is ≈{pythagoras:.2f} times its length, within a tenth of 1",
+    f"the stream grows from ≈{stream[0]:.0f} to ≈{stream[-1]:.0f}; √(sum of the writes' squared "
+    f"lengths) is ≈{pythagoras:.2f} times its final length, within a tenth of 1",
     (stream.diff() > 0).all() and abs(pythagoras - 1) < 0.1,
 )
 
 # %% [markdown]
-# The lengths do not add up as numbers do. Random vectors with hundreds of entries are nearly perpendicular, so their
-# *squares* add up, as Pythagoras says. The figure shows lengths, not meaning, and an untrained model, in which the positions
-# are still longer than the words.
+# The lengths do not simply add up. Random vectors with hundreds of entries are nearly perpendicular, so it is the
+# *squares* of their lengths that add up, as Pythagoras says. The figure shows lengths, not meaning, and it shows an
+# untrained model, in which the positions are still longer than the words.
 #
 # ## Before or after? Where the norm goes
 #
@@ -597,8 +611,9 @@ claim(
 #     └── norm ─ attention ───┘   └── norm ─ feed-forward ──┘
 # ```
 #
-# In post-norm every norm stands *in* the stream, and everything written before is rescaled by it. In pre-norm the norms
-# stand beside it, and the stream runs through from the first word to the last layer. The same parts, in another order:
+# In post-norm every norm is *in* the stream, and rescales everything written before it. In pre-norm the norms are
+# beside the stream, which runs uninterrupted from the input to the last block. Here are the same parts in the other
+# order:
 
 
 # %%
@@ -635,12 +650,12 @@ def stack(kind, depth, seed):
     torch.manual_seed(seed)
     course.Decoder.initialize(model)
     if kind == "post-norm":
-        model.norm = nn.Identity()  # its stream leaves the last block normed
+        model.norm = nn.Identity()  # its last block already ends with a norm
     return model
 
 
 def gradients(kind, depth, seed):
-    """The length of the loss' gradient at each block's last matrix, (L,)."""
+    """The length of the gradient of the loss at each block's last matrix, (L,)."""
     model = stack(kind, depth, seed)
     mean_loss(model, eight).backward()
     return torch.stack([block.feed_forward.contract.weight.grad.norm() for block in model.blocks])
@@ -666,15 +681,15 @@ figures.save_figure(
         | {"guide: 1 / √depth": (DEPTHS, guide)},
         x_label="blocks in the stack",
         y_label="length of the last block's gradient",
-        title="Pre-norm: the deeper the stack, the less its last block gets",
+        title="Pre-norm: the deeper the stack, the smaller its last block's gradient",
         log_x=True,
         from_zero=True,
     ),
     "03_gradients",
     alt="Gradient of the last block for 3 to 24 blocks: post-norm level, pre-norm falling.",
     caption=(
-        "Follow the two lines to the right. These are gradients at the start of training, on "
-        "one batch."
+        "Follow the pre-norm and post-norm lines to the right. These are gradients at the start of "
+        "training, on one batch."
     ),
 )
 
@@ -685,8 +700,8 @@ rises = last["post-norm"][-1] / last["post-norm"][0]
 
 # %%
 claim(
-    f"from 3 to 24 blocks the last gradient falls ≈{shrinks:.1f}-fold in pre-norm, and changes by "
-    f"a factor of ≈{rises:.1f} in post-norm",
+    f"from 3 to 24 blocks the last block's gradient falls ≈{shrinks:.1f}-fold in pre-norm, and "
+    f"changes by a factor of ≈{rises:.1f} in post-norm",
     shrinks > 2 and 0.67 < rises < 1.5,
 )
 claim(
@@ -696,15 +711,16 @@ claim(
 )
 
 # %% [markdown]
-# A point is the length of the gradient of the loss with respect to the last block's last matrix, the mean of five random starts; the
-# curve named *guide* is not a measurement. In post-norm the gradient hardly depends on the depth. In pre-norm it
-# falls about as $1/\sqrt{L}$. Theorem 1 of Xiong et al. gives bounds that grow in just this way. The last blocks of a deep
+# Each point is the length of the gradient of the loss with respect to the last block's last matrix, averaged over five
+# random starts. The curve named *guide* is not a measurement. In post-norm the gradient hardly depends on the depth. In
+# pre-norm it falls about as $1/\sqrt{L}$. Theorem 1 of Xiong et al. gives bounds that scale in just this way.
+# The last blocks of a deep
 # post-norm stack start with large gradients, and this, they argue, is why it needs *warm-up*: a learning rate that begins
-# small and rises. Our figure alone cannot prove that: at three blocks the gradient is as large. It shows the moment before
-# the first step, and nothing of what follows. What does follow?
+# small and rises. Our figure alone cannot prove that, because at three blocks the gradient is about as large. It also
+# shows only the moment before the first step. What happens after it?
 #
-# **Predict.** The same data and the same learning rate (0.002, no warm-up); three blocks and twelve, pre-norm and
-# post-norm. Which of the four learn?
+# **Predict.** Take stacks of three and of twelve blocks, pre-norm and post-norm, with the same data and the same
+# learning rate (0.002, no warm-up). Which of the four learn?
 
 # %%
 starts = range(3)
@@ -722,7 +738,7 @@ def smooth(losses, width=10):
     return np.convolve(losses, np.ones(width) / width, mode="valid")  # (steps - width + 1,)
 
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {
@@ -739,22 +755,25 @@ figures.save_figure(
         "the line of word counts, the post-norm stack of 12 blocks stops just above it."
     ),
     caption=(
-        "The dotted line is reached by counting words alone. Eighty steps at one learning "
-        "rate: a longer warm-up would change the picture for post-norm."
+        "The grey line is the loss that counting words alone reaches. The runs have eighty steps "
+        "at one learning rate; a warm-up could change the picture for post-norm."
     ),
 )
 
 # %%
 end = {key: run[:, -10:].mean(1) for key, run in runs.items()}  # (seeds,) each
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         [f"{kind}, {depth} blocks", *(f"≈{loss:.2f}" for loss in losses)]
         for (kind, depth), losses in end.items()
     ],
     ["loss, mean of the last 10 of 80 steps", "seed 0", "seed 1", "seed 2"],
-    caption="The ends of the same runs, seed by seed: the spread to compare a difference with.",
+    caption=(
+        "Where the same runs end, seed by seed. Compare differences between rows with the spread "
+        "within a row."
+    ),
 )
 
 # %%
@@ -765,9 +784,9 @@ claim(f"12 blocks: for every seed pre-norm ends at least ≈{twelve:.1f} nats lo
 
 # %% [markdown]
 # The grey line is the best loss of a model that knows only how frequent each word is. The deep post-norm stack stops a little above it,
-# for every seed. With **three** blocks, our depth, the two kinds learn nearly alike in these 80 steps. The figure does not show that
-# post-norm is worse once it trains: it only says that at this learning rate, and without warm-up, a deep stack of it learns next to
-# nothing in 80 steps. (Try another rate below.)
+# for every seed. With **three** blocks, our depth, the two kinds learn nearly alike in these 80 steps. The figure does
+# not show that post-norm is worse once it trains. It shows only that at this learning rate, and without warm-up, a deep
+# post-norm stack gets no further than word counts in 80 steps. (Try another `learning_rate` in `first_steps`.)
 #
 # What does pre-norm cost? Nothing in it limits the growth of the stream.
 
@@ -786,11 +805,11 @@ def stream_lengths(model, ids):
 
 lengths = {kind: stream_lengths(stack(kind, 12, seed=0), eight) for kind in KINDS}
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [[kind, *(f"{values[b - 1]:.1f}" for b in (1, 4, 8, 12))] for kind, values in lengths.items()],
     ["length of the stream / √D", "after block 1", "4", "8", "12"],
-    caption="How long the stream is after some of the blocks, as a multiple of √D.",
+    caption="How long the stream is after four of the blocks, as a multiple of √D.",
 )
 
 # %%
@@ -802,13 +821,14 @@ with torch.no_grad():
 
 # %%
 claim(
-    f"without its final norm, the logits of 12 pre-norm blocks would be ≈{louder:.1f} times larger",
+    f"without a final norm, 12 pre-norm blocks would have logits ≈{louder:.1f} times as large",
     louder > 2,
 )
 
 # %% [markdown]
-# The stream of post-norm has the length $\sqrt{D}$ after every block. That of pre-norm grows. Later blocks write vectors of similar
-# length into an ever longer stream, so each changes it less; and without the final norm the logits would grow with the depth.
+# In post-norm the stream has the length $\sqrt{D}$ after every block. In pre-norm it grows. Later blocks write vectors
+# of similar length into an ever longer stream, so each changes it less; and without the final norm the logits would
+# grow with the depth.
 #
 # ## The loss before training
 #
@@ -831,9 +851,9 @@ initial = sum(losses) / len(losses)
 print(f"ln V = ln {V:,} = {math.log(V):.3f} nats; mean of five random starts: ≈{initial:.3f}")
 
 # %% [markdown]
-# A little more. The logits are not all equal: they scatter at random, and being wrong at random costs. We can say how much.
-# With the logits $z$ the loss is $\ln \sum_w e^{z_w} - z_{\text{next}}$. Over random starts, the second term is 0 on average.
-# In the first, the sum over many words is close to $V$ times the mean of $e^z$, so the loss is close to
+# It is a little more. The logits are not all equal: they scatter at random, and this raises the loss. We can say by how
+# much. With the logits $z$ the loss is $\ln \sum_w e^{z_w} - z_{\text{next}}$. Over random starts, the second term is 0
+# on average. In the first, the sum over many words is close to $V$ times the mean of $e^z$, so the loss is close to
 # $\ln V + \ln \operatorname{mean}(e^z)$.
 #
 # How much do logits scatter? After the final norm each token's $D$ numbers have variance 1. Xavier's rule draws the output's
@@ -854,22 +874,24 @@ farthest = max(abs(loss - expected) for loss in on_stories)
 
 # %%
 claim(
-    f"on stories, single starts lie up to ≈{farthest:.2f} nats from it, less than 0.3",
+    f"on stories, single starts are up to ≈{farthest:.2f} nats away from it, less than 0.3",
     farthest < 0.3,
 )
 
 # %% [markdown]
 # On stories a single start scatters around this value, because a few words are frequent, and their logits happen to lie a little
-# above or below the mean. A first loss that is far away means a bug: weights that were drawn too large, for example, show here, before
-# a minute of training is spent.
+# above or below the mean. If the first loss is far away, there is a bug: weights that were drawn too large, for
+# example, show up here, before you spend a minute on training.
 #
 # ## One batch by heart
 #
-# The second check: can the model learn *one* batch by heart? Eight stories, always the same, and a plain loop. If the
-# loss does not go to almost nothing, a gradient does not flow, or something is not connected. One of the eight is
+# The second check is whether the model can learn *one* batch by heart. We train it in a plain loop, always on the same
+# eight stories. If the loss does not fall to almost nothing, a gradient does not flow, or something is not connected.
+# One of the eight is
 # the little story from above.
 #
-# **Predict.** Almost nothing: but is it zero? What can a model not know, even if it knows all eight stories by heart?
+# **Predict.** The loss falls to almost nothing, but does it reach zero? What can a model not know, even if it knows all
+# eight stories by heart?
 
 # %%
 batch = encode_stories(tokenizer, [STORY, *stories.train[:7]], 64).long()  # (8, 64)
@@ -892,10 +914,11 @@ model = fresh(narrow, seed=0)
 honest = learn_by_heart(model)
 
 # %% [markdown]
-# What it cannot know is *which* of the eight stories it is in. All begin with `<sos>`, so the first word must be a
-# guess, and perhaps the second. We can count what this costs. For each beginning of a story, count which tokens follow it in the eight
-# stories, and how often. These frequencies are the best possible probabilities, and the mean of their $-\ln p$ is the **floor** of this
-# batch: no model that reads from left to right can have a lower loss on it.
+# What it cannot know is *which* of the eight stories it is in. All of them begin with `<sos>`, so the first word must
+# be a guess, and perhaps the second too. We can work out what this costs. For each beginning of a story, count which
+# tokens follow it in the eight stories, and how often. These frequencies are the best possible probabilities, and the
+# mean of their $-\ln p$ is the **floor** of this batch: no model that reads from left to right can have a lower loss on
+# it.
 
 # %%
 begun, continued = Counter(), Counter()
@@ -914,8 +937,9 @@ claim(
 )
 
 # %% [markdown]
-# The floor has a simple form. At the end of a story it is certain which of the eight it was. To learn which of eight equally likely
-# stories it is costs $\ln 8$ nats, spread over the words at which the stories differ. Each of the eight stories costs as much.
+# The floor has a simple form. By the end of a story it is certain which of the eight it was. Finding out which of eight
+# equally likely stories it is costs $\ln 8$ nats, spread over the words at which the stories differ. The eight stories
+# together therefore cost $8 \ln 8$ nats.
 
 # %%
 claim(
@@ -924,8 +948,8 @@ claim(
 )
 
 # %% [markdown]
-# The floor does more. Suppose that the mask was forgotten, so that the model sees the future. Its loss falls, and nobody
-# complains.
+# The floor is useful in another way. Suppose that the mask was forgotten, so that the model sees the future. Its loss
+# falls, and no error is raised.
 #
 # **Predict.** Where will its loss end: above the floor, on it, or below it?
 
@@ -940,7 +964,7 @@ claim(
     cheating[-1] < floor / 3,
 )
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {"with the mask": (range(1, 101), honest), "mask forgotten": (range(1, 101), cheating)},
@@ -955,8 +979,8 @@ figures.save_figure(
         "one without goes below it."
     ),
     caption=(
-        "The line marked “floor” is the least loss that is possible without seeing the "
-        "future. One batch learnt by heart says nothing about new stories."
+        "The line marked “floor” is the lowest loss that is possible without seeing the future. "
+        "One batch learned by heart says nothing about new stories."
     ),
 )
 
@@ -968,10 +992,11 @@ figures.save_figure(
 #
 # ## Who wrote the prediction?
 #
-# What does the model expect halfway up? The **logit lens** ([nostalgebraist
+# What does the model expect halfway through its blocks? The **logit lens** ([nostalgebraist
 # 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens)) reads the stream early: it sends the sum of
-# what was written so far through the final norm and the output layer, as if there were no more blocks. Our story has *the* three times,
-# followed by two different words. The same word goes in; something else in the stream must tell the model which word comes out.
+# what was written so far through the final norm and the output layer, as if there were no more blocks. Our story
+# contains *the* three times, followed by two different words. The word that goes in is the same, so something else in
+# the stream must tell the model which word comes next.
 
 # %%
 exact = copy.deepcopy(model).double()  # double precision, so that rounding cannot hide a mistake
@@ -982,7 +1007,7 @@ with torch.no_grad():
 names = [tokenizer.word(i) for i in batch[0].tolist()]
 places = [t for t, name in enumerate(names) if name == "the"]
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         [part, *(tokenizer.word(i) for i in row[places].tolist())]
@@ -990,8 +1015,8 @@ table(
     ],
     ["likeliest next word, read after", *(f"… {names[t - 1]} the" for t in places)],
     caption=(
-        "The logit lens: the output layer applied after each part, too early. It shows what "
-        "could be read off the stream, not what the model uses."
+        "The logit lens applies the output layer early, after each part. It shows what could be "
+        "read off the stream, not what the model uses."
     ),
 )
 
@@ -1003,11 +1028,12 @@ claim(
 )
 
 # %% [markdown]
-# After the word itself, the three places must look the same: the same vector was written. Position tells them apart, but a model that
-# reads nothing else cannot always know. After the last part the answer is there, in all three places.
+# After *words*, the three places must look the same, because the same vector was written. *Positions* tell them apart,
+# but a model that reads nothing else cannot always know the answer. After the last part, the answer is right in all
+# three places.
 #
-# Which part does how much? The stream is a sum, and the output layer is linear. Between the two is only the final norm, which is
-# *not* linear: it divides by the standard deviation of the whole stream.
+# How much does each part contribute? The stream is a sum, and the output layer is linear. Only the final norm comes
+# between them, and it is *not* linear: it divides by the standard deviation of the whole stream.
 #
 # **Predict.** Can a logit still be split exactly into what each part contributed?
 #
@@ -1022,8 +1048,8 @@ claim(
 # $$\text{logits} = \sum_{w}\left(\frac{w - \operatorname{mean}(w)}{\sqrt{\sigma^2 + \varepsilon}} \odot g\right) W^\top +
 # \underbrace{b_{\text{norm}} W^\top + b_{\text{output}}}_{\text{biases}}$$
 #
-# This is *direct logit attribution*; the stream as a sum of what parts write is the view of
-# [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html).
+# This is called *direct logit attribution*. The view of the stream as a sum of what the parts write is that of [Elhage
+# et al. 2021](https://transformer-circuits.pub/2021/framework/index.html).
 
 
 # %%
@@ -1053,11 +1079,12 @@ for name, candidate in {"learned": exact, "untrained": copy.deepcopy(untrained).
     )
 
 # %% [markdown]
-# **With the last norm's scale held fixed, the logits are the exact sum of what every part wrote into the stream, and of biases**, for any
-# weights, without an approximation.
+# **With the final norm's scale held fixed, the logits are exactly the sum of what every part wrote into the stream,
+# plus biases.** This holds for any weights and involves no approximation.
 #
-# Now use it. Softmax does not notice when the same number is added to all logits, so a single logit means nothing. To see what
-# decides *between* two words, take the difference of their logits: of the words that follow the first and the second *the*.
+# Now we use it. The softmax does not change when the same number is added to all logits, so a single logit means
+# nothing by itself. To see what decides *between* two words, take the difference between their logits. We choose the
+# words that follow the first and the second *the*.
 
 # %%
 shares = torch.stack([share[0] for share in direct_logits(exact, batch).values()])  # (parts, T, V)
@@ -1066,7 +1093,7 @@ first, second = (batch[0, t + 1].item() for t in places[:2])
 between = (shares[..., second] - shares[..., first])[:, places[:2]]  # (parts, 2)
 after = [f"after “{names[t - 1]} the”" for t in places[:2]]
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.bars(
         {
@@ -1074,7 +1101,7 @@ figures.save_figure(
             for name, row in zip(part_names, between.tolist(), strict=True)
         },
         x_label=f"logit of “{tokenizer.word(second)}” minus “{tokenizer.word(first)}” (nats)",
-        title="The same word read, two opposite answers",
+        title="The model reads the same word and gives opposite answers",
     ),
     "03_attribution",
     alt=(
@@ -1082,13 +1109,13 @@ figures.save_figure(
         "words and biases keep their sign, most of the other parts change it."
     ),
     caption=(
-        "A bar to the left favours one word, to the right the other. The sum is exact with "
-        "the last norm's scale held fixed."
+        "A bar to the left favours one word, a bar to the right the other. The bars add up exactly "
+        "if the final norm's scale is held fixed."
     ),
 )
 
 # %%
-totals, inside = between.sum(0).tolist(), between[2:-1].sum(0).tolist()  # all parts; without ends
+totals, inside = between.sum(0).tolist(), between[2:-1].sum(0).tolist()  # all; blocks only
 
 # %%
 claim(
@@ -1101,15 +1128,15 @@ claim(
 )
 
 # %% [markdown]
-# A bar to the right speaks for the second word, one to the left for the first. *Words* lean to one side in both places, and so do
-# *biases*: *the* cannot know what comes next. (The two bars of *words* differ in length, because the norm divides by a different number
-# in each place.) Positions help a little. Most of the difference, about four fifths, was written by feed-forward layers. And a
-# feed-forward layer sees nothing but its own token, so to tell the two places apart it can only use what attention has brought there, and
-# the position.
+# A bar to the right favours the second word, a bar to the left the first. *Words* favours the same word in both places,
+# and so does *biases*: *the* by itself cannot know what comes next. (The two bars of *words* differ in length because
+# the norm divides by a different number in each place.) Positions help a little. Most of the difference, about four
+# fifths, was written by feed-forward layers. But a feed-forward layer sees only its own token, so to tell the two
+# places apart it can use only the position and what attention has brought there.
 #
 # The figure does not show indirect effects. What attention wrote early was *read* by every later part, and the
-# bars do not trace that. And the model knows eight stories by heart; a bar here explains this prediction, not the
-# language.
+# bars do not trace that. Also, this model has only learned eight stories by heart: a bar here explains this prediction,
+# not the language.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
@@ -1135,49 +1162,52 @@ figures.save_numbers(
 # %% [markdown]
 # ## Recap
 #
-# - A decoder is: word vectors and positions, blocks that read a normed copy of the stream and add to it, a final norm, an output
-#   layer. You have it in under thirty lines, with the same logits as the course's own.
-# - In 80 steps at our learning rate, twelve pre-norm blocks learn much and twelve post-norm blocks no more than word counts; at three
-#   blocks both do well. Pre-norm pays with a
-#   growing stream, and needs a final norm.
-# - With 10,000 words, two thirds of the parameters are the two tables of words; with the grammar stories' vocabulary, less than a third.
-# - Two losses are known beforehand: that of a random start, $\ln V + D/(D+V)$, and the floor of one batch. A loss below the floor is a
-#   leak, or a mistake in the loss.
-# - With the last norm's scale held fixed, the logits are the exact sum of what every part wrote, and of biases.
+# - A decoder consists of word vectors and positions, blocks that read a normed copy of the stream and add to it, a
+#   final norm, and an output layer. Yours has under thirty lines and gives the same logits as the course's own.
+# - In 80 steps at our learning rate, twelve pre-norm blocks learn a lot, and twelve post-norm blocks no more than word
+#   counts; with three blocks, both kinds do well. The price of pre-norm is a growing stream, which needs a final norm.
+# - With 10,000 words, two thirds of the parameters are in the two tables of words; with the grammar stories'
+#   vocabulary, less than a third.
+# - Two losses are known beforehand: that of a random start, $\ln V + D/(D+V)$, and the floor of one batch. A loss below
+#   the floor means that the future leaks, or that the loss is computed wrongly.
+# - With the final norm's scale held fixed, the logits are exactly the sum of what every part wrote, plus biases.
 #
 # ## What GPT and Llama do differently
 #
 # - **Norm.** Llama uses RMSNorm ([Zhang & Sennrich 2019](https://arxiv.org/abs/1910.07467)): no mean is subtracted and there is no
 #   bias, which is cheaper; its authors found the results comparable.
-# - **Feed-forward.** Llama multiplies two widened copies, one of them through a smooth gate (SwiGLU,
-#   [Shazeer 2020](https://arxiv.org/abs/2002.05202), who found lower losses and offers no explanation).
+# - **Feed-forward.** Llama widens each vector twice, sends one copy through a smooth gate, and multiplies the two
+#   (SwiGLU; [Shazeer 2020](https://arxiv.org/abs/2002.05202) found lower losses and offers no explanation).
 # - **Tied tables.** GPT-2 ties input and output to save parameters; in large models the tables are a small share, and many keep two.
-# - **Dropout.** The first GPT used 0.1. Models that see each text only once have less to learn by heart, and usually train without.
+# - **Dropout.** The first GPT used 0.1. Models that see each text only once have less chance to learn it by heart, and
+#   are usually trained without it.
 #
-# Next: [04 · Training](04_training.ipynb) trains this model until its loss almost meets the floor of the grammar, and looks into every
-# head.
+# Next: [04 · Training](04_training.ipynb) trains this model until its loss almost reaches the floor of the grammar, and
+# looks into every head.
 #
 # ## Can you?
 #
-# 1. Close the notebook and write <code>Decoder</code>. What does each line of <code>forward</code> make, and of which shape?
+# 1. Close the notebook and write <code>Decoder</code>. What does each line of <code>forward</code> make, and what shape
+#    does it have?
 #    <details><summary>Answer:</summary> Word vectors (B, T, E), projected to (B, T, D) and scaled by √D; plus positions; through the
 #    blocks, with the mask; normed; scored: (B, T, V).</details>
-# 2. A vocabulary of 10,000 and a width of 296: which loss should the untrained model have, and what would a loss of 14 mean?
-#    <details><summary>Answer:</summary> ln 10,000 + 296 / 10,296 ≈ 9.24. With 14 the logits scatter far too much: first weights are too
-#    large, or a norm is missing.</details>
+# 2. A vocabulary of 10,000 and a width of 296: what loss should the untrained model have, and what would a loss of 14
+#    mean?
+#    <details><summary>Answer:</summary> ln 10,000 + 296 / 10,296 ≈ 9.24. At 14 the logits scatter far too much: the
+#    initial weights are too large, or a norm is missing.</details>
 # 3. The loss on one batch falls below its floor. What is wrong?
-#    <details><summary>Answer:</summary> The model sees the words that it should predict, or the loss counts something that is no
-#    target.</details>
-# 4. Which part of the full model has most parameters, and which change would save a third?
+#    <details><summary>Answer:</summary> The model sees the words that it should predict, or the loss counts something
+#    that is not a target.</details>
+# 4. Which part of the full model has the most parameters, and what change would save a third?
 #    <details><summary>Answer:</summary> The two tables of words; tying them.</details>
 # 5. When is "the logits are the sum of what every part wrote" exact?
 #    <details><summary>Answer:</summary> When the number by which the final norm divides is held fixed.</details>
 #
 # ## Exercises
 #
-# Five tasks with checks that name your mistake, and with solutions: the norm, a formula for the number of parameters, the block, the
-# whole decoder, and a lens that reads the stream halfway up. About an hour and a half: [exercises for
-# 03](exercises/03_decoder_block.ipynb).
+# There are five tasks, with solutions and with checks that name your mistake: the norm, a formula for the number of
+# parameters, the block, the whole decoder, and a lens that reads the stream halfway through. They take about an hour
+# and a half: [exercises for 03](exercises/03_decoder_block.ipynb).
 #
 # ## References
 #

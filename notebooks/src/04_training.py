@@ -12,21 +12,21 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/04_training.ipynb)
 #
 # **Promise.** You will write the training loop, train the decoder with it, and watch its loss pass three landmarks and come close to a
-# fourth, the lowest loss that any model can have. You will see the model remember a song that it reads for the first time, find the
-# attention heads that do it, and switch them off.
+# fourth, the lowest loss that any model can have. You will see the model repeat a song that it has read only once, find
+# the attention heads that do this, and switch them off.
 #
 # **You will be able to**
 #
 # - write a training loop for a language model, in fifteen lines, and say what each line is for;
-# - say what a loss of so many nats means, by landmarks that need no network;
+# - say what a loss in nats means, by comparing it with landmarks that need no network;
 # - tell from samples what a model has learned so far, and what it has not;
-# - compare two recipes so that the answer is not one of chance;
+# - compare two recipes in such a way that the answer is not due to chance;
 # - find what an attention head looks at, and measure whether it matters.
 #
 # **Prerequisites.** [03 · The decoder block](03_decoder_block.ipynb).
 #
-# **Running time.** Five to seven minutes on two cores, most of it for one training run; half a minute more for word vectors if they
-# are not cached yet.
+# **Running time.** Five to seven minutes on two cores, most of it for one training run. Add half a minute for the word
+# vectors if they are not cached yet.
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
@@ -91,10 +91,11 @@ print(f"{len(stories.train):,} training and {len(stories.validation):,} validati
 # %% [markdown]
 # ## The loss of a batch
 #
-# A story of 64 tokens is 63 exercises at once, as in notebook 01: the input is the story without its last token, the target the story
-# without its first. The model always reads the true words, never its own guesses (**teacher forcing**), and the causal mask lets one
-# pass answer all 63. Stories in a batch differ in length, so short ones are filled up with `<pad>`. A filler is no exercise: the loss is
-# the sum over real targets, divided by *their* number.
+# A story of 64 tokens gives 63 exercises at once, as in notebook 01: the input is the story without its last token, and
+# the target is the story without its first.
+# The model always reads the true words, never its own guesses (**teacher forcing**), and the causal mask lets one
+# pass answer all 63. Stories in a batch differ in length, so short ones are padded with `<pad>`. Padding is not an
+# exercise: the loss is the sum over the real targets, divided by *their* number.
 
 # %%
 train_ids = encode_stories(tokenizer, stories.train, ModelConfig.context_length)  # (N, T)
@@ -110,10 +111,10 @@ with torch.no_grad():
 
 # %%
 claim(
-    f"{count} real targets of {len(targets)}: by hand ≈{by_hand:.4f} nats, `loss_sum` the same",
+    f"{count} real targets of {len(targets)}: ≈{by_hand:.4f} nats by hand and by `loss_sum`",
     torch.isclose(by_hand, total / count, rtol=1e-5),
 )
-print(f"a mean that counts the fillers: {nats.mean():.2f}")
+print(f"the mean if padding counted, too: {nats.mean():.2f}")
 
 # %% [markdown]
 # `loss_sum` returns the sum of the losses and the number of targets. It never holds the logits of all tokens at once; notebook 06 shows
@@ -121,34 +122,36 @@ print(f"a mean that counts the fillers: {nats.mean():.2f}")
 #
 # ## What is a good loss?
 #
-# A loss of 3 nats per token says little by itself. Landmarks make it a scale. Each is the loss of a predictor without any network:
+# A loss of 3 nats per token says little by itself. Landmarks give it a scale. Each is the loss of a predictor that
+# needs no network:
 #
-# - **uniform**: every word is equally likely, $\ln V$;
-# - **unigram**: words by how often they occur;
-# - **bigram**: words by how often they follow *the word before*;
-# - **entropy floor**: the mean of $-\ln p$ with the true probability $p$ of each word, which the grammar knows. On average nobody can
-#   predict better: whoever uses another distribution loses more, by an amount that is never negative, and that notebook 05 measures.
-#   (Notebook 03 had the floor of one batch known by heart. This is the floor of stories that nobody has seen. Real text has a floor, too,
-#   but nobody knows it.)
+# - **uniform** treats every word as equally likely, which costs $\ln V$;
+# - **unigram** predicts each word by how often it occurs;
+# - **bigram** predicts each word by how often it follows *the word before*;
+# - **entropy floor**: the mean of $-\ln p$, where $p$ is the true probability of each word, which the grammar knows.
+#   On average no model can predict better: any other distribution loses more, and notebook 05 measures how much.
+#   (The floor in notebook 03 was that of one batch, learned by heart. This is the floor of stories that the model has
+#   not seen. Real text has a floor, too, but nobody knows it.)
 
 # %%
 marks = landmarks(train_ids, validation_ids, V)
 if stories.validation_nats is not None:
     marks["entropy floor"] = entropy_floor(stories, ModelConfig.context_length)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [[name, f"{loss:.2f}", f"{math.exp(loss):,.1f}"] for name, loss in marks.items()],
     ["landmark", "nats per token", "perplexity"],
     caption=(
-        "The four landmarks of these stories, each by counting, and what they mean as a "
-        "number of equally likely words."
+        "The landmarks for these stories. The perplexity is the number of equally likely words "
+        "that would give the same loss."
     ),
 )
 
 # %% [markdown]
-# The step from unigram to bigram is what one word of context is worth. What lies between the bigram and the floor can only be had by
-# looking further back: a name from two sentences ago, the colour of a lost ball. That is attention's share.
+# The difference between unigram and bigram is what one word of context is worth. To get from the bigram to the floor, a
+# model has to look further back: at a name from two sentences ago, or at the colour of a lost ball. That is the part
+# that attention can add.
 #
 # ## The training loop
 #
@@ -179,8 +182,8 @@ def training_loop(model, ids, config, total_steps, stop_after):
 
 # %% [markdown]
 # That is all. (A group's *share* lets some parameters move faster than others; the recipe below uses it.) The course's `train` also
-# measures the validation loss, saves the run, resumes it after a crash, and works on several GPUs. Does it do the same otherwise?
-# Thirty steps in 32-bit numbers:
+# measures the validation loss, saves the run, resumes it after a crash, and works on several GPUs. Apart from that, do
+# the two agree? We compare thirty steps in 32-bit arithmetic:
 
 # %%
 thirty = TrainingConfig(
@@ -202,15 +205,16 @@ claim(
 # %% [markdown]
 # ## The recipe
 #
-# Four choices make our recipe. Below, *the baseline recipe* is the plain way to do it: Adam at a constant rate of 0.0003, random
-# vectors, dropout 0.1.
+# Our recipe makes four choices. We compare it with *the baseline recipe*, which is the plain way to train: Adam at a
+# constant rate of 0.0003, random starting vectors, and dropout 0.1.
 #
-# **Start.** The embedding starts from fastText vectors, trained on the training stories alone, and is trained further. The output layer
-# starts from them, too: the row that scores a word starts as the word's vector seen through the projection, less the mean of all words.
-# So words that are used alike start with similar scores.
+# **Start.** The embedding starts from fastText vectors, trained on the training stories alone, and is trained further.
+# The output layer starts from them, too: the row that scores a word starts as the word's vector, sent through the
+# projection, minus the mean over all words. So words with similar uses start with similar scores.
 #
-# **Schedule.** The learning rate climbs for some steps, while the optimizer's averages are still poor (*warm-up*). Then it stays, and
-# falls in a line to zero over the last two fifths of the run, so that the last steps only polish
+# **Schedule.** The learning rate climbs during the first steps, while the optimizer's averages are still poor
+# (*warm-up*). Then it stays constant, and over the last two fifths of the run it falls linearly to zero, so that the
+# last steps make only small corrections
 # ([Hägele et al. 2024](https://arxiv.org/abs/2405.18392)).
 
 # %%
@@ -220,7 +224,7 @@ baseline = TrainingConfig.baseline()
 total_steps = config.epochs * math.ceil(len(stories.train) / config.batch_size)
 steps = range(0, total_steps, 3)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {
@@ -233,7 +237,7 @@ figures.save_figure(
     "04_schedule",
     alt=(
         "Learning rate against step: ours climbs to its maximum within the warm-up, stays there, "
-        "and falls in a line to zero over the last two fifths; the baseline's is flat."
+        "and falls linearly to zero over the last two fifths; the baseline's is flat."
     ),
     caption=(
         "Warm-up, plateau and decay of our recipe beside the constant rate of the baseline recipe."
@@ -242,9 +246,10 @@ figures.save_figure(
 
 # %% [markdown]
 # **Optimizer.** The gradient of one batch is noisy, and some parameters have far larger gradients than others. **Adam** ([Kingma & Ba
-# 2015](https://arxiv.org/abs/1412.6980)) keeps two running means for each number: of its gradient, and of the gradient's square. It moves
-# the number by the first, divided by the root of the second. So the size of a gradient does not matter, only how steady it is. Here is
-# one of its steps by hand, beside PyTorch's *AdamW* (Adam with another weight decay, which we do not use; [Loshchilov & Hutter
+# 2015](https://arxiv.org/abs/1412.6980)) keeps two running means for each number: of its gradient, and of the gradient's square.
+# It moves the number by the first mean divided by the square root of the second. So what matters is not the size of a
+# gradient, but how steady it is. Here is one of its steps by hand, to compare with PyTorch's *AdamW* (Adam with a
+# different weight decay, which we do not use; [Loshchilov & Hutter
 # 2019](https://arxiv.org/abs/1711.05101)):
 
 
@@ -275,11 +280,12 @@ apart = (ours - theirs).abs().max().item()
 claim(f"after ten steps the two differ by ≈{apart:.0e}, less than 1e-6", apart < 1e-6)
 
 # %% [markdown]
-# Adam moves each number by itself. A matrix is more than its numbers: its gradient has a few strong *directions* (singular vectors), in
-# which it would move again and again, and many weak ones. **Muon** ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/))
-# takes a running mean of the gradient of a matrix, and brings it closer to an orthogonal matrix before it becomes a step: strong
-# directions then count alike, and weak ones are lifted far. It needs no decomposition of the matrix, only a polynomial of matrix
-# products, five times:
+# Adam treats each number separately. But a matrix is more than a list of numbers: its gradient has a few strong
+# *directions* (singular vectors), along which it would move again and again, and many weak ones.
+# **Muon** ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/))
+# takes a running mean of the gradient of a matrix, and brings it closer to an orthogonal matrix before using it as the
+# step: the strong directions then count about equally, and weak ones are raised a great deal. This needs no
+# decomposition of the matrix, only a polynomial in matrix products, applied five times:
 
 # %%
 show_source(orthogonalize)
@@ -293,25 +299,25 @@ model.zero_grad(set_to_none=True)
 before = torch.linalg.svdvals(gradient)  # (D,): the strength of each direction
 after = torch.linalg.svdvals(orthogonalize(gradient[None]))[0]  # (D,)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {
             "of the gradient": (range(1, len(before) + 1), (before / before[0]).tolist()),
             "of the step": (range(1, len(after) + 1), after.tolist()),
         },
-        x_label="direction, by its strength",
+        x_label="direction, strongest first",
         y_label="singular value",
         title="Muon lets weak directions count",
     ),
     "04_muon",
     alt=(
         "Singular values of a gradient, as shares of the largest, fall to almost nothing after a "
-        "few directions; those of the step are near 1 at first and fall slowly, over some hundred."
+        "few directions; those of the step are near 1 at first and fall slowly, over about 100."
     ),
     caption=(
         "Read from left to right: the gradient has almost nothing left after a few "
-        "directions, the step still has weight in about a hundred. The weakest directions "
+        "directions, while the step still has weight in about a hundred. The weakest directions "
         "stay weak."
     ),
 )
@@ -325,10 +331,11 @@ claim(
 )
 
 # %% [markdown]
-# Muon is for the matrices of the blocks. Word vectors, output layer, gains and biases stay with AdamW. The figure does not say that it
-# helps; a table below does.
+# We use Muon only for the matrices of the blocks. AdamW still trains the word vectors, the output layer, the gains and
+# the biases. The figure does not show that Muon helps; the comparison of recipes below does.
 #
-# **Precision.** Where the processor multiplies 16-bit *bfloat16* numbers faster than 32-bit ones, the large matrix products use them
+# **Precision.** If the processor multiplies 16-bit *bfloat16* numbers faster than 32-bit ones, the large matrix
+# products use them
 # (mixed precision, [Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)). bfloat16 keeps the range of 32-bit numbers, but only two
 # to three decimal digits, so a small change of a weight would be lost in rounding. The weights themselves, the residual stream, the norms
 # and the sums of losses therefore stay in 32 bits.
@@ -350,14 +357,15 @@ claim(f"the loss of a batch changes by ≈{difference:.4f} nats, less than 0.01"
 # %% [markdown]
 # ## The run
 #
-# Three epochs, 32 stories a step. The validation loss is measured every 50 steps, and more often at the start. At the first measurement
-# below the unigram, and below the bigram, the model writes sixteen stories from nothing but `<sos>`. At each measurement we also ask how
-# far the best head follows certain patterns; the section about heads explains them.
+# We train for three epochs, with 32 stories per step. The validation loss is measured every 50 steps, and more often at
+# the start. At the first measurement below the unigram landmark, and again at the first below the bigram landmark, the
+# model writes sixteen stories from nothing but `<sos>`. At each measurement we also ask how closely the best head
+# follows certain patterns; the section on heads explains them.
 #
 # **Predict.** What will the samples get right just after the unigram landmark? And after the bigram?
 
 # %%
-# Ids of people's and animals' names, and of the words of songs, which mean nothing.
+# Ids of people's and animals' names, and of the meaningless words of songs.
 names = words_after(r"\b(?:named|called) ([A-Z]\w+)", stories.train, tokenizer)
 sounds = words_after(r'song, "([^".]+)\.', stories.train, tokenizer)
 samples, followed = {}, []
@@ -408,9 +416,10 @@ if "entropy floor" in marks:
     claim(f"the model ends ≈{gap:.3f} nats per token above the floor, less than 0.1", 0 < gap < 0.1)
 
 # %% [markdown]
-# On other texts nobody can say how much is left to learn; here we can. Where on the way did what happen? Both panels below have a
-# logarithmic axis for the step, because most happens early. The upper panel has the loss. The lower one has three patterns of attention:
-# *next sound* reads, in a song, what followed the present sound before.
+# On other text nobody can say how much is left to learn; here we can. What did the model learn, and when? Both panels
+# below have a logarithmic axis for the step, because most of the change happens early. The upper panel shows the loss.
+# The lower one shows how closely the best head follows each of three patterns of attention. A head that follows *next
+# sound*, for example, reads what came after an earlier copy of the current sound.
 
 # %%
 watched = [p for p in ("same name", "previous sound", "next sound") if p in followed[-1]]
@@ -424,20 +433,20 @@ circuit = next(
     None,
 )
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.loss_and_scores(
         history.rows,
         marks,
         curves,
         (f"a head follows “{watched[-1]}”", circuit) if circuit else None,
-        title="Landmark after landmark, and then the heads form",
+        title="The loss passes the landmarks first, then the heads form",
     ),
     "04_loss",
     alt=(
         "Above: training and validation loss against the step on a logarithmic axis, falling past "
         "the uniform, unigram and bigram lines to the floor. Below: scores of the best heads, "
-        "near zero for long, then rising."
+        "near zero for a long time, then rising."
     ),
     caption=(
         "Steps are on a logarithmic axis. The landmarks are crossed first. The heads form "
@@ -447,13 +456,15 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Both losses fall fast to the unigram (how often each word occurs) and past the bigram (which word follows which). Then comes the slow
-# part, in which attention learns to look back. The vertical line marks the measurement at which a head's score for *next sound* first
+# Both losses fall fast to the unigram landmark (how often each word occurs) and past the bigram landmark (which word
+# follows which). Then comes the slow part, in which attention learns to look back.
+# The vertical line marks the measurement at which a head's score for *next sound* first
 # exceeds 0.3. The training curve is a mean over the steps between two measurements, so early on it lags behind. The figure does not show
 # *what* was learned in each stretch; the samples below do.
 #
-# The notebooks that follow read a trained model from `checkpoints/`, with `load_or_train`. The one for the grammar stories comes with
-# the repository, and this run must land where it did. For any other corpus this run's model is saved.
+# The notebooks that follow load a trained model from `checkpoints/` with `load_or_train`. The one for the grammar
+# stories comes with the repository, and this run must end at nearly the same loss. For any other corpus, the model of
+# this run is saved.
 
 # %%
 place = trained_path(CORPUS, stories)
@@ -466,9 +477,10 @@ claim(f"this run and the model in {place.parent.name}/ end ≈{apart:.3f} nats a
 # %% [markdown]
 # ## What each landmark buys
 #
-# One sample may be luck, so measure all sixteen of each stage. How many of their word **pairs** occur in the training stories? How many
-# of the **names** in them have been mentioned before in the same story? And the grammar judges them: after how many words does a text
-# say something that **no story could say**, and how many are **complete** stories, possible from `<sos>` to `<eos>`?
+# One sample may be luck, so we measure all sixteen at each stage. How many of their word **pairs** occur in the
+# training stories? How many of the **names** in them have been mentioned before in the same story? The grammar also
+# judges the samples: after how many words does a text say something that **no story could say**, and how many texts are
+# **complete** stories, possible from `<sos>` to `<eos>`?
 
 
 # %%
@@ -491,7 +503,7 @@ def measure(generations):
 known_pairs = {pair for row in train_ids.tolist() for pair in pairwise(row)}
 measured = {stage: measure(kept["generations"]) for stage, kept in samples.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [
@@ -513,12 +525,12 @@ table(
         "complete, of 16",
     ][: 2 + len(measured["trained"])],
     caption=(
-        "What the samples get right at each landmark, judged by the grammar. Sixteen stories "
-        "each, so a difference of one or two means nothing."
+        "What the samples get right at each landmark, judged by the grammar. Each row has only "
+        "sixteen stories, so a difference of one or two means nothing."
     ),
 )
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [[stage, kept["generations"][0].text] for stage, kept in samples.items()],
     ["after", "one of the sixteen stories, from nothing"],
@@ -530,34 +542,36 @@ pairs = [measured[stage]["known pairs"] for stage in ("untrained", "unigram", "b
 
 # %%
 claim(
-    "each landmark brings more pairs that exist: " + ", ".join(f"≈{share:.0%}" for share in pairs),
+    "more pairs are known after each landmark: " + ", ".join(f"≈{share:.0%}" for share in pairs),
     pairs == sorted(set(pairs)),
 )
 if CORPUS == "bundled":
     then, now = (measured[stage] for stage in ("bigram", "trained"))
     claim(
-        f"names return and stories are possible only later: ≈{then['names again']:.0%} of names "
-        f"after the bigram, ≈{now['names again']:.0%} at the end; ≈{then['complete']} and "
-        f"≈{now['complete']} complete stories",
+        f"repeated names and complete stories come later: ≈{then['names again']:.0%} of names are "
+        f"repeats after the bigram, ≈{now['names again']:.0%} at the end; ≈{then['complete']} and "
+        f"≈{now['complete']} stories are complete",
         now["names again"] > then["names again"] and now["complete"] > then["complete"],
     )
 
 # %% [markdown]
-# **Each landmark that the curve crosses changes what the samples get right.** After the unigram words are as frequent as they should be,
-# and few pairs of them belong together. After the bigram most pairs exist, but the story forgets whom it is about. Only well below the
-# bigram do names and things more often stay the same from sentence to sentence, and whole stories come out that the grammar could have
-# told. "Known" is no praise in itself: a model that copied its training stories would score 100 %.
+# **Each landmark that the curve crosses changes what the samples get right.** After the unigram landmark, words are as
+# frequent as they should be, but few neighbouring words belong together. After the bigram landmark, most pairs are
+# known, but the story forgets whom it is about. Only well below the bigram do names and things more often stay the same
+# from sentence to sentence, and only there does the model write whole stories that the grammar could have told. A high
+# share of known pairs is no merit in itself: a model that copied its training stories would score 100 %.
 #
 # ## Overfitting
 #
-# In the figure above training and validation stay together: a grammar's stories hold little to learn by heart. Real stories do. The same
-# blocks and recipe, with a larger vocabulary, on ten thousand stories of TinyStories ([Eldan & Li
+# In the loss curves above, training and validation stay together, because stories from a grammar contain little that a
+# model could learn by heart. Real stories contain more. The next figure shows the same blocks and recipe, with a larger
+# vocabulary, on ten thousand stories of TinyStories ([Eldan & Li
 # 2023](https://arxiv.org/abs/2305.07759)):
 
 # %%
 real = load_numbers("tinystories", "04")["history"] if CORPUS == "bundled" else history.rows
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.loss_curves(real, title="Real stories: training pulls away from validation"),
     "04_overfitting",
@@ -580,19 +594,23 @@ claim(
 )
 
 # %% [markdown]
-# The training loss steps down each time the stories come round again, because the model begins to know them. The validation loss does not
-# follow. That gap is **overfitting**. It costs nothing as long as the validation loss still falls. (TinyStories are longer than ours, and
-# most are cut at 64 tokens: their model learns beginnings, and hardly ever an end. The same model with a context of 256 reads whole ones:
-# `load_or_train(CORPUS, context_length=256)` trains it in half an hour, and it tells its own stories to the end. [07
-# Results](07_results.ipynb#Whole-stories) has its losses, and three of them.)
+# The training loss steps down each time the stories come round again, because the model begins to memorize them.
+# The validation loss does not
+# follow. That gap is **overfitting**. It costs nothing as long as the validation loss still falls. (TinyStories are
+# longer than our stories, and most are cut off at 64 tokens, so a model trained on them sees beginnings, and hardly
+# ever an end. With a context of 256 the same model reads whole stories: `load_or_train(CORPUS, context_length=256)`
+# trains it in half an hour, and it tells its own stories to the end. [07 Results](07_results.ipynb#Whole-stories) gives
+# its losses, and three of its stories.)
 #
 # ## Does this trick help?
 #
-# One run does not answer that: two runs that differ in nothing but their random numbers end apart. Here are almost fifty answers,
-# recorded on TinyStories. Model, stories, 300 steps and three seeds are fixed; each row changes one thing, or builds on the rows before
-# it. (One row runs fewer steps, and says so.) Zero is AdamW with a learning rate that falls along half a cosine ([Loshchilov & Hutter
-# 2017](https://arxiv.org/abs/1608.03983)). The loss is measured on a **development set**: stories that no run was trained on, and that no
-# final result of this course is reported on. A recipe that was chosen on the stories that it is reported on looks better than it is.
+# One run cannot answer that, because two runs that differ only in their random numbers end at different losses. Here
+# are almost fifty answers, recorded on TinyStories. The model, the stories, the 300 steps and the three seeds are the
+# same for all rows; each row changes one thing, or builds on the rows before it. (One row, *the recipe, in the time of
+# AdamW*, takes fewer steps.) Zero is AdamW with a learning rate that falls along half a cosine ([Loshchilov & Hutter
+# 2017](https://arxiv.org/abs/1608.03983)). The loss is measured on a **development set**: stories that no run was
+# trained on, and that are not used for any final result of this course. If a recipe is chosen and reported on the same
+# stories, it looks better than it is.
 #
 # **Predict.** Which moves the loss most: the optimizer, the schedule, or regularization (dropout, weight decay, label smoothing)?
 
@@ -610,12 +628,12 @@ differences = {
 mean = {part: {n: np.mean(v) for n, v in found.items()} for part, found in differences.items()}
 orders = {part: sorted(found, key=found.get) for part, found in mean.items()}
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.ranked(
         differences["development"],
         x_label="nats per token more than AdamW with a cosine",
-        title="Start and optimizer decide; dropout costs",
+        title="Start and optimizer matter most; dropout hurts",
     ),
     "04_tricks",
     alt=(
@@ -624,21 +642,23 @@ figures.save_figure(
         "it; random vectors furthest right, at 0.23."
     ),
     caption=(
-        "Left of the line a change helps, right of it it costs. Each point is one seed, each "
-        "bar the mean. The order holds for this model and this amount of text."
+        "Changes to the left of the line help, those to the right hurt. Each point is one seed, "
+        "each bar the mean. The order holds for this model and this amount of text."
     ),
 )
 
 # %% [markdown]
-# Each bar is the mean of three seeds, and each point one of them; to the left of zero is better. *Trapezoid* is the schedule above. *Muon
-# × 2* means: at twice AdamW's learning rate. *Zero start* sets the last matrix of each part of a block to zero. *Weight decay* pulls
-# weights towards zero a little at each step. *Label smoothing* asks the model to be sure of the right word by 0.9 only. *Betas* say how
-# long Adam's two means remember. "…" stands for "Muon × 2, trapezoid, zero start". *The recipe* is ours: Muon × 2, trapezoid, and a
+# Each bar is the mean of three seeds, and each point one of them; to the left of zero is better. *Trapezoid* is the schedule above.
+# *Muon × 2* is Muon at twice AdamW's learning rate. *Zero start* starts the last matrix of each part of a block at
+# zero. *Weight decay* pulls
+# weights towards zero a little at each step. *Label smoothing* asks the model for a probability of only 0.9 for the
+# right word. *Betas* set how far back Adam's two means reach.
+# "…" stands for "Muon × 2, trapezoid, zero start". *The recipe* is ours: Muon × 2, trapezoid, and a
 # second beta of 0.99.
 
 # %%
 spread = np.median([np.ptp(values) for values in differences["development"].values()])
-print(f"the largest difference between seeds of one trick: {spread:.3f} nats (median)")
+print(f"between the seeds of one trick, the loss varies by {spread:.3f} nats (median)")
 for n in (0, 1, 2, -3, -2, -1):
     print(f"{mean['development'][orders['development'][n]]:+.3f}  {orders['development'][n]}")
 
@@ -646,12 +666,12 @@ for n in (0, 1, 2, -3, -2, -1):
 both = [{*orders[part][:3], *orders[part][-3:]} for part in orders]
 
 # %%
-claim("the first and the last three are the same on the validation stories", both[0] == both[1])
+claim("the three best and three worst are the same on validation stories", both[0] == both[1])
 found = mean["development"]
 
 # %%
 claim(
-    f"Muon pays in the same time, too: with a fifth fewer steps it gains "
+    f"Muon also wins in equal time: with a fifth fewer steps, the recipe gains "
     f"{-found['the recipe, in the time of AdamW']:.3f} nats, the trapezoid alone "
     f"{-found['trapezoid']:.3f}",
     found["the recipe, in the time of AdamW"] < found["trapezoid"] < 0,
@@ -659,17 +679,19 @@ claim(
 
 # %% [markdown]
 # - **The optimizer.** Muon on the blocks' matrices gains more than any other optimizer setting or schedule that was tried.
-#   Its steps take about a quarter more time; it still wins if it is given the same time.
-# - **The schedule** is worth about a third of that. Averaging the last weights of a run at a constant rate does the same: what counts
-#   is a high rate for long, and then rest.
-# - **The start from fastText vectors** is worth most of all: random vectors are the worst row. Most of the gain is in the output
-#   layer, which must otherwise learn from nothing which words are alike ("vectors in the embedding only"). Frozen vectors are better
+#   Its steps take about a quarter more time, but it still wins when both get the same time.
+# - **The schedule** is worth about a third of that. Averaging the last weights of a run at a constant rate does the
+#   same: what counts is a high rate for a long time, and then a way to settle.
+# - **The start from fastText vectors** is worth most of all: random vectors are the worst row. Most of the gain comes
+#   from the output layer, which must otherwise learn from scratch which words are alike (see "vectors in the embedding
+#   only"). Frozen vectors are better
 #   than random ones and worse than trained ones.
-# - **Regularization costs.** 300 steps see each story once, and nothing can be overfitted: dropout and label smoothing only make the
-#   task harder. In a long run on few stories they may pay; this table cannot show it.
-# - **No effect, or little:** weight decay has none; zero start, and rates of their own for embedding or output layer, have little.
+# - **Regularization costs.** In 300 steps the model sees each story once and cannot overfit, so dropout and label
+#   smoothing only make the task harder. In a long run on few stories they may help; these runs cannot show it.
+# - **Little or no effect:** weight decay has none; zero start, and separate rates for the embedding or the output
+#   layer, have little.
 #
-# Two of the recipes live, on these stories, for 40 steps:
+# Now we run two of the recipes live, on the stories of this notebook, for 40 steps:
 
 # %%
 live = TrainingConfig(max_steps=40, warmup_steps=10, validate_every=20)
@@ -691,16 +713,16 @@ claim(
 )
 
 # %% [markdown]
-# Forty steps and one seed reward a fast start. What pays in the long run they cannot show.
+# Forty steps and one seed reward a fast start. They cannot show what helps in the long run.
 #
 # ## A song
 #
-# In about a third of the grammar stories there is a song whose words mean nothing: *"Zim tala pom vero."* The sounds are drawn at random,
-# so the first time nobody can foresee them. When the song is sung again they are certain, for a reader who remembers. The word before
-# does not help: any of twelve sounds may follow it.
+# About a third of the grammar stories contain a song whose words mean nothing: *"Zim tala pom vero."* The sounds are
+# drawn at random, so nobody can predict them the first time. When the song is sung again, they are certain for a reader
+# who remembers it. The word before is not enough: any of twelve sounds may follow it.
 #
-# **Predict.** Twelve sounds, about equally likely: how many nats should the model lose on each, the first time? And when the song is sung
-# again?
+# **Predict.** There are twelve sounds, about equally likely. How many nats should the model lose on each the first
+# time? And when the song is sung again?
 
 # %%
 inputs, targets = validation_ids[:, :-1].long(), validation_ids[:, 1:].long()  # (M, T-1) each
@@ -732,34 +754,35 @@ if sounds:
     lost = losses_of_words(len(inputs))  # (M, T-1)
     for name, where in {"the first time": inside & ~again, "sung again": inside & again}.items():
         song[name] = {"model": lost[where].mean().item(), "floor": true[where].mean().item()}
-        print(f"{name}: the grammar's cost {song[name]['floor']:.2f} nats a sound")
+        print(f"{name}: the floor is {song[name]['floor']:.2f} nats per sound")
 
 # %%
 if song:
     new, known = song["the first time"], song["sung again"]
     claim(
-        f"a new song costs the model ≈{new['model']:.2f} nats a sound, within 0.2 of what it costs "
-        "anyone",
+        f"a new song costs the model ≈{new['model']:.2f} nats per sound, within 0.2 of the floor",
         abs(new["model"] - new["floor"]) < 0.2,
     )
     claim(f"sung again it costs ≈{known['model']:.2f}, less than 0.3", known["model"] < 0.3)
 
 # %% [markdown]
-# The first time the model loses about $\ln 12 \approx 2.5$ nats, and so would anyone. The weights cannot hold the song, because it is new
-# in each story. What is known by the second time has been read from the context. Two heads can do that, one after the other, as notebook
-# 02 built them by hand: one tells each sound which sound stood before it, and one looks for the place where the present sound stood
-# before, and reads what followed. Let us look for them.
+# The first time, the model loses about $\ln 12 \approx 2.5$ nats per sound, as any model would. The weights cannot hold
+# the song, because it is new in each story. Whatever the model knows the second time, it has read from the context. Two
+# heads can do that, one after the other, like the pair that notebook 02 built by hand: the first tells each sound which
+# sound came before it, and the second looks for an earlier copy of the current sound and reads what followed it. Let us
+# look for them.
 #
 # ## What does each head do?
 #
-# Twenty-four heads, and nobody told them what to look at. First by number, then as pictures. The **score** of a head for a pattern is the
-# attention that it puts on the pattern's keys, averaged over the words that have such keys, on a scale where 0 is an even spread over all
-# words and 1 is nothing else. The patterns:
+# The model has twenty-four heads, and nobody told them what to look at. We start with numbers; the pictures follow. The
+# **score** of a head for a pattern is the attention that it puts on the pattern's keys, averaged over the words that
+# have such keys. On its scale, 0 means that attention is spread evenly over all words, and 1 that all of it goes to the
+# pattern's keys. The patterns are:
 #
-# - *itself*, *previous word*, *start token*: places;
+# - *itself*, *previous word*, *start token*: positions, whatever word is there;
 # - *same word*: earlier copies of the word; *after same word*: what followed them (an *induction head*,
 #   [Olsson et al. 2022](https://arxiv.org/abs/2209.11895));
-# - *same name*: where a name comes next that has been mentioned, its earlier mentions;
+# - *same name*: if the next word is a name that has been mentioned, its earlier mentions;
 # - *previous sound* and *next sound*: *previous word* and *after same word* among the words of a song.
 
 # %%
@@ -775,7 +798,7 @@ def best(pattern, scores=scores):
 # %%
 by_hand = load_numbers("bundled", "02")["weight_on_pattern"]
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [
@@ -809,13 +832,13 @@ if sounds:  # several heads share this work
     together = [s["previous sound"].clip(0).sum(axis=1).max() for s in (scores, scores_before)]
     claim(
         f"previous sound: the heads of one layer together score ≈{together[0]:.2f}, above 0.6; "
-        "before training no layer above 0.2",
+        "before training no layer scores above 0.2",
         together[0] > 0.6 > 0.2 > together[1],
     )
 
 # %% [markdown]
-# Now the pictures, on sentences of our own. A song stands in the middle of a story, never at its start, so before the third sentence the
-# model reads the beginning of a story, which the pictures leave out.
+# Now the pictures, for sentences of our own. A song comes in the middle of a story, never at its start. So before the
+# third sentence we let the model read the beginning of a story, which the pictures leave out.
 
 # %%
 if CORPUS == "bundled":
@@ -861,7 +884,8 @@ if sounds:
     )
 
 # %% [markdown]
-# Four heads, each the best of its pattern. In each picture a frame marks the cell with most weight among those that the pattern names.
+# Here are three heads, each the best for its pattern. In each picture a frame marks the cell with the most weight among
+# those that fit the pattern.
 
 
 # %%
@@ -877,8 +901,8 @@ def show_head(pattern, number):
         f"04_head_{pattern.replace(' ', '_')}",
         alt=f"Heat-map of the head that follows “{pattern}” best; its largest weight is framed.",
         caption=(
-            "The framed cell is the largest weight that fits the pattern. One sentence shows that "
-            "a head can do this, the table how often it does."
+            "The framed cell has the largest weight that fits the pattern. One sentence shows that "
+            "a head can do this; the table shows how often it does."
         ),
     )
 
@@ -887,27 +911,29 @@ def show_head(pattern, number):
 show_head("same name", 0)
 
 # %% [markdown]
-# *Same name.* Rows after which a name comes, such as a comma or a full stop, read an earlier mention of that name. Such a head
-# can bring a name back. Whether the model needs it shows when the head is switched off, below.
+# *Same name.* In rows whose next word is a name, such as those of a comma or a full stop, the head reads an earlier
+# mention of that name. Such a head can bring a name back. Whether the model needs it, we find out below by switching
+# the head off.
 
 # %%
 show_head("previous sound" if sounds else "previous word", 2)
 
 # %% [markdown]
-# *Previous sound* (in real stories, *previous word*). In the rows of a song, look one step left of the diagonal. Where a square there is
-# dark, the sound knows afterwards which sound stood before it. No head does that in every row: several share the work.
+# *Previous sound* (in real stories, *previous word*). In the rows of a song, look one step left of the diagonal. If a
+# square there is dark, the head tells this sound which sound came before it. No head does that in every row; several
+# share the work.
 
 # %%
 show_head("next sound" if sounds else "same word", 2)
 
 # %% [markdown]
-# *Next sound* (in real stories, *same word*). The framed square lies one word *further* than the earlier copy of the row's word. To find
-# it by its content, the key there must say what stood before it, and heads of an earlier layer may have told it. The pictures do not
-# prove that account.
+# *Next sound* (in real stories, *same word*). The framed square lies one word *after* the earlier copy of the row's
+# word. For the head to find this square by its content, the key there must say which word came before it, and heads of
+# an earlier layer may have put that in. The pictures do not prove this explanation.
 
 # %% [markdown]
-# Now all heads at once, by numbers. How many words does each look back, on average over all places from the 21st on? Which words does it
-# favour, as a multiple of what an even spread would give them?
+# Now all heads at once, in numbers. How many words does each head look back, on average over all places from the 21st
+# on? Which words does it favour, and how many times as much attention do they get as from an even spread?
 
 # %%
 heads = [(layer, h) for layer in range(3) for h in range(model.config.num_heads)]
@@ -938,7 +964,7 @@ for place in heads:
     most = favours[place].argsort(descending=True)[:3].tolist()
     reads[place] = [(tokenizer.word(common[j]), favours[place][j].item()) for j in most]
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [
@@ -951,13 +977,14 @@ table(
     ],
     ["layer.head", "patterns with a score above 0.3", "words back", "favours"],
     caption=(
-        "What each head does, by the patterns of 02, by how far it looks back on average, and "
-        "by the words that it reads more often than chance would."
+        "What each head does: the patterns that it follows, how far it looks back on average, "
+        "and the words that it reads more than an even spread would."
     ),
 )
 
 # %% [markdown]
-# A dash means that no pattern of ours fits. The head that looks back least gathers the phrase that is being written:
+# A dash means that none of our patterns fits. The head with the shortest distance reads the phrase that is being
+# written:
 
 # %%
 local = min(heads, key=lambda place: back[place].item())
@@ -969,33 +996,33 @@ figures.save_figure(
     "04_head_local",
     alt="Heat-map of the head that looks back least: the weight lies near the diagonal.",
     caption=(
-        "The head with the shortest way back. That it looks near does not say what it does "
+        "The head that looks back the shortest distance. The picture does not show what it does "
         "with what it reads."
     ),
 )
 
 # %% [markdown]
-# Other heads are mixed, and neither numbers nor pictures can say what they carry. All heads on the sentence of the song (the notes are
-# their patterns):
+# Other heads have mixed roles, and neither numbers nor pictures can say what they pass on. Here are all heads on the
+# sentence with the song (the notes name their patterns):
 
 # %%
 tokens, weights = attention[SENTENCES[2]]
 notes = {(i + 1, h + 1): "\n".join(jobs[i, h][:2]) for i, h in heads if jobs[i, h]}
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     attention_plots.head_grid(weights, tokens, notes=notes, title="Every head, one sentence"),
     "04_heads",
     alt=f"Heat-maps of all {len(heads)} heads for: {SENTENCES[2]}",
     caption=(
-        "One small picture for each head; the words are those of the large pictures above. "
-        "Many have no pattern that a name fits."
+        "One small picture for each head, with the words of the large pictures above. "
+        "Many heads fit none of the named patterns."
     ),
 )
 
 # %% [markdown]
-# The same with sliders, live in Jupyter and Colab. It opens on the head that scores highest for names. **Type a sentence of your own**, and
-# press Enter.
+# Below are the same pictures with sliders, live in Jupyter and Colab. They open on the head that scores highest for
+# names. **Type a sentence of your own**, and press Enter.
 
 
 # %%
@@ -1014,15 +1041,16 @@ explorer.layer.value, explorer.head.value = (int(i) + 1 for i in best("same name
 figures.save_explorer(explorer, "04_attention")
 
 # %% [markdown]
-# None of these pictures shows *what* is carried: that is in the values and the output matrix, and a dark square can carry nothing of use.
+# None of these pictures shows *what* a head passes on. That depends on the values and the output matrix, so even a dark
+# square may pass on nothing useful.
 #
 # ## Switch a head off
 #
-# A score says where a head looks, not whether that matters. So set the head's columns of the output matrix to zero, and measure how
-# much worse the model does on the words that the head seems to be for.
+# A score says where a head looks, not whether that matters. So we set the head's columns of the output matrix to zero,
+# and measure how much worse the model does on the words that the head seems to help with.
 #
-# **Predict.** The best same-name head puts most of its weight on the right name, when one returns. How much will the loss on returning
-# names rise without it: by about 0.1 nats, by a half, or by more than 1?
+# **Predict.** When a name returns, the best same-name head puts most of its weight on the right one. How much will the
+# loss on returning names rise without this head: by about 0.1 nats, by half a nat, or by more than 1?
 
 # %%
 FEW = 80
@@ -1039,7 +1067,7 @@ if sounds:
 
 # %%
 def cost_of_silence(layer, head):
-    """By how many nats the loss rises, in each place, when one head's part is set to zero."""
+    """How many nats the loss rises, on each kind of word, when one head's part is set to 0."""
     weight = model.blocks[layer].attention.output.weight  # (D, H · d)
     width = weight.shape[1] // model.config.num_heads
     columns = slice(head * width, (head + 1) * width)
@@ -1055,7 +1083,7 @@ def cost_of_silence(layer, head):
 whole = losses_of_words(FEW)  # (FEW, T-1)
 silence = {place: cost_of_silence(*place) for place in heads}
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [name, f"{i + 1}.{h + 1}", ", ".join(jobs[i, h]) or "–", f"{silence[i, h][name]:+.2f}"]
@@ -1064,30 +1092,35 @@ table(
     ],
     ["loss on", "without head", "its patterns", "rises by, nats"],
     caption=(
-        "The four heads that each kind of word misses most. The loss rises when one head's "
-        "output is set to zero."
+        "For each kind of word, the four heads that it needs most: the rise in loss when the "
+        "output of this one head is set to zero."
     ),
 )
 
 # %% tags=["nbval-ignore-output"]
 place, score = best("same name")
-print(f"the best same-name head ({score:.2f}): {silence[place]['returning names']:+.2f} nats")
+print(
+    f"without the best same-name head ({score:.2f}), the loss on returning names changes by "
+    f"{silence[place]['returning names']:+.2f} nats"
+)
 
 # %%
 for name in where:
     costs = sorted(costs[name] for costs in silence.values())
     claim(
-        f"{name}: the costliest head costs ≈{costs[-1]:.2f} nats, half of the heads less than 0.05",
+        f"{name}: the costliest head costs ≈{costs[-1]:.2f} nats, and half of them less than 0.05",
         costs[-1] > 0.05 > costs[len(costs) // 2],
     )
 
 # %% [markdown]
-# The table says which heads cost most, switched off alone. Train again on another machine, and the work may fall to other heads. Often
-# the costliest head is not the one with the highest score: a pattern is a good question, and no answer. And the table tells of one head
-# at a time: two heads that can stand in for each other both look superfluous.
+# The table shows which heads cost most when they are switched off one at a time. If you train again on another machine,
+# other heads may do the work. Often the costliest head is not the one with the highest score: a score suggests which
+# head to test, but does not say whether the model needs it. And two heads that can stand in for each other both look
+# superfluous, because the table removes one head at a time.
 #
-# Switch off any set of heads yourself on [the live page](../build/live.html), which `make report` makes: one file with this model in
-# it, which shows the next word, the true distribution beside it, and the loss on held-out stories.
+# You can switch off any set of heads yourself on [the live page](../build/live.html), which `make report` builds. It is
+# a single file that contains this model, and it shows the next word, the true distribution beside it, and the loss on
+# held-out stories.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
@@ -1123,19 +1156,21 @@ figures.save_numbers(
 # %% [markdown]
 # ## Recap
 #
-# - A training step: batch, loss, gradient, clipping, optimizer. Padding is no target, and the loss is a mean over real tokens.
-# - Landmarks turn a loss into a statement: uniform, unigram, bigram, and, where it is known, the floor.
-# - Muon on the blocks' matrices, fastText vectors, and a high rate that falls late are our recipe. How much each of them is worth, three
-#   seeds say; one does not.
-# - What is new in a story, as a song is, can only be read from the context, and is.
-# - After training some heads have a job that one number shows; before training none has. Whether the job matters shows when the head is
-#   switched off.
+# - A training step has five parts: batch, loss, gradient, clipping, optimizer. Padding is not a target: the loss is a
+#   mean over real tokens.
+# - Landmarks tell you what a loss means: uniform, unigram, bigram and, if it is known, the floor.
+# - Our recipe is Muon on the blocks' matrices, fastText vectors, and a high rate that falls late. Three seeds can tell
+#   how much each is worth; one cannot.
+# - What is new in a story, such as a song, can only be read from the context, and the model does read it there.
+# - After training, a few heads have a job that one number shows; before training none has. To see whether the job
+#   matters, switch the head off.
 #
 # ## What GPT and Llama do differently
 #
-# - **Text.** They see each text once or a few times, and far more of it: trillions of tokens. Overfitting is then no issue, and dropout is
-#   left out.
-# - **Optimizer.** AdamW with a cosine was the rule for years. Muon and other optimizers for matrices are used in large runs since 2025
+# - **Text.** They train on far more text, trillions of tokens, and see each text once or a few times. Overfitting is
+#   then not an issue, and dropout is left out.
+# - **Optimizer.** AdamW with a cosine was the rule for years. Muon and other optimizers for matrices have been used in
+#   large runs since 2025
 #   ([Liu et al. 2025](https://arxiv.org/abs/2502.16982)), and schedules that fall late are common.
 # - **Batches** hold millions of tokens, spread over thousands of GPUs, each of which holds a part of the model (notebook 06).
 # - **The floor** of their text is unknown. How far the loss can fall is extrapolated from smaller models
@@ -1149,9 +1184,9 @@ figures.save_numbers(
 #    <details><summary>Answer:</summary> Batch, loss, gradient (after setting the old one to zero), clipping, step of the optimizer with the
 #    rate of this step.</details>
 # 2. A model's loss equals the bigram's. What may it have learned, and what not?
-#    <details><summary>Answer:</summary> It predicts no better than by the last word. It may use more here and there, but on average it
-#    does not gain by it.</details>
-# 3. The samples contain existing pairs of words, but no name returns. Where on the curve are we?
+#    <details><summary>Answer:</summary> On average it predicts no better than one can from the last word alone. It may
+#    use more context here and there, but gains nothing from it on average.</details>
+# 3. The samples contain known pairs of words, but no name returns. Where on the curve are we?
 #    <details><summary>Answer:</summary> Near the bigram.</details>
 # 4. A friend reports that dropout improves his loss by 0.01, in one run. What do you ask?
 #    <details><summary>Answer:</summary> How far two seeds differ without it, and on which stories it was chosen and measured.</details>

@@ -11,20 +11,20 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/05_decoding.ipynb)
 #
-# **Promise.** The model gives a probability to every next word. You will turn that into text in four ways, write the sampler, beam search
-# and a cache yourself, and let the grammar judge what each writes. Then you will break the cache in three ways that raise no error, and
-# find out what shows them.
+# **Promise.** The model gives a probability to every possible next word. You will turn these probabilities into text in
+# four ways, write the sampler, beam search and a cache yourself, and let the grammar judge the results. Then you will
+# break the cache in three ways that raise no error, and find out how to detect them.
 #
 # **You will be able to**
 #
 # - write the loop that generates text, with temperature, top-k and top-p;
 # - write beam search, and say when a wider beam loses;
 # - write a cache of keys and values, and say why old ones never change;
-# - say what perplexity and BLEU of generated text tell, and what they cannot;
-# - test a cache so that a mistake shows.
+# - say what perplexity and BLEU tell you about generated text, and what they cannot;
+# - test a cache in a way that reveals mistakes.
 #
-# **Prerequisites.** [04 · Training](04_training.ipynb). The trained model is read from `checkpoints/`; where there is none, it is trained
-# first.
+# **Prerequisites.** [04 · Training](04_training.ipynb). The trained model is read from `checkpoints/`; if there is
+# none, it is trained first.
 #
 # **Running time.** About two minutes on two cores.
 
@@ -82,8 +82,8 @@ print(f"{model.num_parameters():,} parameters, trained for {metadata['step']} st
 # %% [markdown]
 # ## One distribution
 #
-# Here is the beginning of a story. What does the model expect next? (Three of the four special tokens must never come out. `excluded_ids`
-# names them, and the rows of the table that hold no word.)
+# Here is the beginning of a story. What does the model expect next? (Three of the four special tokens must never be
+# generated. `excluded_ids` lists them, and also the rows of the table that hold no word.)
 
 # %%
 PROMPT = "Tom was a small boy who had a wise dog named Momo. One sunny"
@@ -93,7 +93,7 @@ NEVER = tokenizer.excluded_ids(model.config.vocab_size)
 # %%
 @torch.no_grad()
 def next_logits(ids):
-    """Scores of every word to come after these ids, (V,)."""
+    """The score of every word as the next one after these ids, (V,)."""
     logits = model(torch.tensor([ids], device=device))[0, -1].float().cpu()  # (V,)
     logits[NEVER] = -torch.inf
     return logits
@@ -108,13 +108,13 @@ likeliest = {tokenizer.word(i): i for i in order}
 # %% [markdown]
 # Four rules choose from the same logits $z$:
 #
-# - **greedy** takes the likeliest word, always;
+# - **greedy** always takes the likeliest word;
 # - **temperature** $\tau$ draws from $\mathrm{softmax}(z / \tau)$. Below 1 the likely words gain, above 1 the unlikely ones;
-# - **top-k** keeps the $k$ likeliest words only;
+# - **top-k** keeps only the $k$ likeliest words;
 # - **top-p**, the nucleus ([Holtzman et al. 2020](https://arxiv.org/abs/1904.09751)), keeps the fewest words whose probabilities sum to
-#   $p$ or more. If the model is sure that is one word; if not, it is many.
+#   $p$ or more. If the model is sure, that is one word; if not, it is many.
 #
-# The two filters in code: they set the scores of what they remove to $-\infty$.
+# Here are the two filters in code. They set the scores of the words that they remove to $-\infty$.
 
 
 # %%
@@ -131,7 +131,8 @@ def keep_top_p(logits, p):  # (V,) -> (V,)
 
 
 # %% [markdown]
-# **Predict.** Which of the rules keep the *ratios* between the words that they let through, and which change them?
+# **Predict.** Which of the rules keep the *ratios* between the probabilities of the words that remain, and which change
+# them?
 
 # %%
 rules = {
@@ -143,7 +144,7 @@ rules = {
     "top-p 0.8": keep_top_p(logits, 0.8).softmax(-1),
 }  # {rule: (V,)}
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.distributions(
         list(likeliest),
@@ -168,14 +169,15 @@ ratio = {name: (p[order[0]] / p[order[1]]).item() for name, p in rules.items()}
 claim(
     f"the likeliest word is ≈{ratio['as it is']:.2f} times as likely as the second, ≈"
     f"{ratio['top-k 3']:.2f} times after top-k, ≈{ratio['temperature 0.5']:.2f} times at "
-    "temperature 0.5: kept by the filter, squared by the temperature",
+    "temperature 0.5: the filter keeps the ratio, the temperature squares it",
     math.isclose(ratio["as it is"], ratio["top-k 3"], rel_tol=1e-4)
     and math.isclose(ratio["as it is"] ** 2, ratio["temperature 0.5"], rel_tol=1e-4),
 )
 
 # %% [markdown]
-# Temperature changes the ratios, and no word is ever out. The two filters cut words off and scale up what is left, so ratios stay. This is
-# one place in one story, and an open one. How often is there nothing to choose?
+# Temperature changes the ratios, but never rules a word out. The two filters remove words and scale up the rest, so the
+# ratios stay the same. This is one place in one story, where many words are possible. How often is there hardly a
+# choice?
 
 # %%
 held_out_ids = encode_stories(
@@ -186,7 +188,7 @@ with torch.no_grad():
 sure = (largest[held_out_ids[:, 1:] != tokenizer.pad_id] > 0.9).float().mean().item()
 
 # %%
-print(f"in 100 stories the likeliest word has more than 0.9 at {sure:.0%} of the places")
+print(f"in 100 stories, the likeliest word has a probability above 0.9 at {sure:.0%} of places")
 
 # %% [markdown]
 # At such a place top-p 0.9 leaves one word, and top-k 8 still leaves eight. Try them together (live in Jupyter and Colab):
@@ -197,13 +199,14 @@ SamplingExplorer(lambda *setting: filtered_distribution(logits, *setting).numpy(
 # %% [markdown]
 # ## Word by word
 #
-# To write a text, repeat: score, choose, append, until `<eos>` or a limit. To *draw* a word with the right probability, take a random
-# number between 0 and 1, and walk along the words, adding up their probabilities, until the sum passes it.
+# To write a text, we repeat three steps (score, choose, append) until `<eos>` or a limit is reached. To *draw* a word
+# with the right probability, we take a random number between 0 and 1, and walk along the words, adding up their
+# probabilities, until the sum exceeds that number.
 
 
 # %%
 def write(ids, limit, uniform=None, temperature=1.0, top_k=None, top_p=None):
-    """New ids after these; `uniform` makes a random number for each draw; None: greedy."""
+    """New ids after these. `uniform` returns a random number for each draw; None means greedy."""
     ids, given = list(ids), len(ids)
     while len(ids) < given + limit and ids[-1] != tokenizer.eos_id:
         logits = next_logits(ids) / temperature  # (V,)
@@ -220,9 +223,9 @@ def write(ids, limit, uniform=None, temperature=1.0, top_k=None, top_p=None):
 
 
 # %% [markdown]
-# That is the whole of it. The course's `generate` writes many texts at once, keeps what it has computed (*The cache*, below), and leaves
-# a row out when it has ended. Each prompt draws from a random stream of its own, made from the seed and the place in the list. Given the
-# same random numbers, the two must write the same words:
+# That is all. The course's `generate` writes many texts at once, keeps what it has computed (see *The cache* below),
+# and drops a row once its text has ended. Each prompt has its own random stream, which depends on the seed and on the
+# prompt's place in the list. Given the same random numbers, the two must write the same words:
 
 # %%
 settings = {
@@ -268,7 +271,7 @@ alone = {
     for name, options in how.items()
 }
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [name, prompt, found.text]
@@ -281,7 +284,7 @@ table(
 
 # %%
 claim(
-    "a text does not depend on its neighbours: the first of three is the same alone",
+    "a text does not depend on its neighbours: the first of three is the same if written alone",
     all(ids == texts[name][0].ids for name, ids in alone.items()),
 )
 
@@ -294,38 +297,42 @@ unknown = [
 print("words of the prompts that the model does not know:", ", ".join(unknown) or "none")
 
 # %% [markdown]
-# **Greedy** texts hardly vary: the likeliest friends, the likeliest animals. Sampled texts differ more. At **0.7** and with either filter
-# most sentences agree with each other: pronouns fit, and friends and songs come back under their own names. At **1** a sentence breaks
-# here and there, and at **1.3** even people change. The **last prompt** shows what the model is. If a word is not in its vocabulary it
-# reads `<unk>`, and goes on as after some word that may stand there. It has learned these stories, not English.
+# **Greedy** texts hardly vary: they tell of the likeliest friends and the likeliest animals. Sampled texts differ more.
+# At temperature **0.7** and with either filter, most sentences agree with each other: pronouns fit, and friends and
+# songs keep their names. At **1** a sentence goes wrong here and there, and at **1.3** even people change. The **last
+# prompt** shows a limit of the model. If a word is not in its vocabulary, the model reads `<unk>`, and continues as it
+# would after some other word that can stand there. It has learned these stories, not English.
 #
 # ## The grammar as a judge
 #
-# Could such a text be a story at all? For real stories people must read them, or a larger model must. The grammar stories have a judge.
-# After any beginning the grammar knows every word that may come next, and the exact probability of each. A text becomes **impossible**
-# with the first word that has probability zero there, such as the name of somebody who is not in the story.
+# Could such a text be a story at all? For real stories, a person or a larger model has to read the text and decide. For
+# the grammar stories, the grammar can decide: after any beginning it knows every word that may come next, and the exact
+# probability of each. A text becomes **impossible** at the first word that has probability zero there, such as the name
+# of somebody who is not in the story.
 
 # %%
-GRAMMAR = bundled_grammar() if CORPUS == "bundled" else None  # nobody knows that of other stories
+GRAMMAR = bundled_grammar() if CORPUS == "bundled" else None  # other stories have no known grammar
 if GRAMMAR:
     story = stories.validation[0]
     other = story.replace(story.split()[0], "Tom", 1)
     judged, changed = GRAMMAR.judge(story), GRAMMAR.judge(other)
     words = tokenizer.split(other)
     print(story)
-    claim(f"a complete story, which cost {judged.nats.sum():.1f} nats", judged.complete)
+    claim(f"the story is complete; it costs {judged.nats.sum():.1f} nats", judged.complete)
     claim(
-        f"with another name at the start it is impossible from word {changed.broken_at} on, “"
+        f"with another name at the start it becomes impossible at word {changed.broken_at}, “"
         f"{words[changed.broken_at]}”",
         changed.broken_at is not None,
     )
 
 # %% [markdown]
-# First the model itself, before any rule chooses from it. At each word of a story we know two distributions: $p$, the grammar's, and $q$,
-# the model's. Their **Kullback–Leibler divergence** $\sum_w p(w) \ln \frac{p(w)}{q(w)}$ is what the model loses there on average,
-# whichever word comes. So its mean over many stories must be the mean loss less the mean of $-\ln p$: the gap to the floor of notebook
-# 04, measured in another way. (It is never negative: only $q = p$ loses nothing.) Two such means agree if they differ by a few *standard
-# errors*, the distance by which a mean of so many numbers scatters by chance.
+# First we judge the model itself, before any rule chooses from its probabilities. At each word of a story we know two
+# distributions: $p$, the grammar's, and $q$, the model's.
+# Their **Kullback–Leibler divergence** $\sum_w p(w) \ln \frac{p(w)}{q(w)}$ is how much more the model loses there than
+# the grammar would, averaged over the words that may come next. So its mean over many stories should equal the mean
+# loss minus the mean of $-\ln p$: the gap to the floor of notebook 04, measured in another way. (The divergence is
+# never negative, and zero only if $q = p$.) The two means agree if they differ by no more than a few *standard errors*;
+# one standard error is the typical chance deviation of a mean of so many numbers.
 
 # %%
 if GRAMMAR:
@@ -348,10 +355,11 @@ if GRAMMAR:
     )
 
 # %% [markdown]
-# Now the rules. Each continues the first five words of 200 validation stories to their end, or to the end of the context. A continuation is
+# Now we judge the rules. Each continues the first five words of 200 validation stories until the story ends or the
+# context is full. A continuation is
 # **possible** if no word of it is impossible.
 #
-# **Predict.** Which rule tells the most possible stories? Which the fewest? And by how much?
+# **Predict.** Which rule writes the most possible stories, and which the fewest? How large is the difference?
 
 # %%
 SEEDS = 4 if CORPUS == "bundled" else 10
@@ -380,7 +388,7 @@ if verdicts:
         plots.bars(
             {name: shares[0] for name, shares in percent.items()},
             x_label="possible continuations, per cent of 200",
-            title="Chance costs possible stories",
+            title="More randomness, fewer possible stories",
             intervals={name: shares[1:] for name, shares in percent.items()},
         ),
         "05_possible",
@@ -389,13 +397,13 @@ if verdicts:
             "Temperature 1.3 is far below the others."
         ),
         caption=(
-            "The lines are 95 % intervals of a share (Wilson). A possible continuation need not "
-            "be a good one, only one that the grammar can write."
+            "The lines are 95 % intervals (Wilson). A possible continuation is one that the "
+            "grammar can write; it need not be a good one."
         ),
     )
     display(picture)
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [
@@ -415,7 +423,7 @@ table(
         "true cost, nats",
     ],
     caption=(
-        "200 continuations for each rule, judged by the grammar. The true cost is the mean of "
+        "200 continuations for each rule, judged by the grammar. The true cost is a mean over "
         "the words before the first impossible one."
     ),
 )
@@ -430,12 +438,14 @@ if verdicts:
     )
 
 # %% [markdown]
-# **One impossible word is enough.** At temperature 1 the model picks one with the small probability above, at every word again; over fifty
-# words that adds up. What lowers or cuts off the unlikely words therefore helps a lot. The *true cost* shows the price. It is the mean of
-# $-\ln p$ up to the first impossible word: rules that choose what is likely write what the grammar, too, finds likely, and less of the
-# variety that its stories have. (The number of words is a median over the failed texts.)
+# **One impossible word is enough.** At temperature 1 there is a small chance (the one above) of an impossible word at
+# every step, and over fifty words these chances add up. So a rule that makes unlikely words rarer, or cuts them off,
+# helps a lot. The *true cost* shows the price. It is the mean of $-\ln p$ up to the first impossible word. Rules that
+# choose likely words write what the grammar finds likely, too, and lose some of the variety of its stories.
+# (The number of words is a median over the failed texts.)
 #
-# Do the texts end? The corpus says how often a story fits into the context; texts from nothing at temperature 1 should do the same.
+# Do the texts end? A certain share of the training stories fits into the context, and texts written from nothing at
+# temperature 1 should fit as often.
 
 # %%
 train_ids = encode_stories(tokenizer, stories.train, model.config.context_length)  # (N, T)
@@ -446,27 +456,29 @@ if GRAMMAR:
     fits = (train_ids == tokenizer.eos_id).any(1).float().mean().item()
     claim(
         f"≈{100 * ended:.1f} % of 1,000 texts end within the context, and {fits:.1%} of the "
-        "training stories do: within 5 points",
+        "training stories do; the difference is less than 5 points",
         abs(ended - fits) < 0.05,
     )
 
 # %% [markdown]
 # ## Fifty stories, two numbers
 #
-# Without a grammar one has to measure something else. The usual test: the first five words of 50 validation stories as prompts, and two
-# numbers for each rule.
+# Without a grammar we have to measure something else. The usual test takes the first five words of 50 validation
+# stories as prompts, and reports two numbers for each rule.
 #
-# - **Perplexity of what was written**: $e$ to the mean of $-\ln q$ under the model itself, at temperature 1. It says how sure the model was
-#   of its own words.
-# - **BLEU** ([Papineni et al. 2002](https://aclanthology.org/P02-1040/)), 0 to 100, compares with the true continuation: which share of
-#   the text's words, pairs, triples and fours stand in it, too? BLEU is the geometric mean of the four shares, lowered if the text is too
-#   short. The words of all stories are counted together. (It is sacrebleu's ([Post 2018](https://aclanthology.org/W18-6319/)); the prompt
+# - **Perplexity of what was written**: $e$ to the power of the mean of $-\ln q$ under the model itself, at temperature
+#   1; it says how sure the model was of its own words.
+# - **BLEU** ([Papineni et al. 2002](https://aclanthology.org/P02-1040/)), from 0 to 100, compares the text with the
+#   true continuation: what share of its words, pairs, triples and quadruples also occur there? BLEU is the geometric
+#   mean of the four shares, lowered if the text is too short. The counts of all stories are added up first. (We use
+#   sacrebleu's version ([Post 2018](https://aclanthology.org/W18-6319/)); the prompt
 #   does not count.)
 #
-# Beside the rules stand two references: the true continuation, and the text of a *trigram* model, which has no network. It draws the next
-# word by how often that word followed the last two in training.
+# We compare the rules with two references: the true continuation, and the text of a *trigram* model, which has no
+# network. It draws the next word according to how often that word followed the last two in training.
 #
-# **Predict.** Which text will have the lowest perplexity: the true one, the sampled, or the greedy one? And will it be the best?
+# **Predict.** Which text will have the lowest perplexity: the true one, the sampled one or the greedy one? And will it
+# be the best text?
 
 # %%
 tables = [defaultdict(Counter) for _ in range(3)]  # {0, 1 or 2 tokens before: {token: how often}}
@@ -502,9 +514,10 @@ def trigram_writer(seed):
 
 
 # %% [markdown]
-# A sampled text is one draw of many, so each sampling rule writes several, each with a seed of its own: four here, ten in what was
-# recorded on TinyStories. The intervals say what fifty other stories and other seeds might have given. (They are a *bootstrap*: draw
-# stories and seeds with replacement, many times, and see how far the numbers move.)
+# A sampled text is only one of many possible draws, so each sampling rule writes several, each with its own seed: four
+# here, ten in the recording on TinyStories. The intervals say what fifty other stories and other seeds might have
+# given. (They come from a *bootstrap*: we draw stories and seeds with replacement, many times, and see how far the
+# numbers move.)
 
 # %%
 held_out = stories.validation[:50]
@@ -565,7 +578,7 @@ greedy, sampled, hot, true, simple = (
 
 # %%
 claim(
-    f"perplexity rises with chance: greedy ≈{greedy:.2f}, temperature 1 ≈{sampled:.2f}, 1.3 "
+    f"perplexity rises with randomness: greedy ≈{greedy:.2f}, temperature 1 ≈{sampled:.2f}, 1.3 "
     f"≈{hot:.2f}",
     greedy < sampled < hot,
 )
@@ -578,24 +591,25 @@ claim(
 )
 
 # %% [markdown]
-# The same on real stories, recorded:
+# Here is the same table for real stories, recorded earlier:
 
 # %%
 score_table({name: recorded["continuations"][name] for name in measured} if recorded else measured)
 
 # %% [markdown]
-# **Low perplexity is not the aim.** Greedy text, beams, temperature 0.7 and both filters lie *below* the true continuation, on both
-# corpora: they are less surprising than real stories are. Text drawn at temperature 1 should surprise the model about as much as real
-# text does, if its probabilities are right. It comes closest on the grammar stories.
+# **Low perplexity is not the aim.** Greedy text, beams, temperature 0.7 and both filters have a *lower* perplexity than
+# the true continuation, on both corpora: they surprise the model less than the true text does. If the model's
+# probabilities are right, text drawn at temperature 1 should surprise it about as much as the true text. It comes
+# closer to this on the grammar stories than on the real ones.
 #
-# BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. On real stories it is the
-# higher, the less chance a rule has. And it does not show whether a story makes sense: the trigram model, which makes none, scores nearly
-# as well. The grammar told rules apart for which BLEU's intervals overlap.
+# BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. On real
+# stories, rules with less randomness score higher. And BLEU does not show whether a story makes sense: the trigram text
+# does not, and scores nearly as well. The grammar told apart rules whose BLEU intervals overlap.
 #
 # ## Beam search
 #
 # Greedy takes the best *next* word. The best *text* may begin with a second-best word. **Beam search** keeps the $k$ likeliest beginnings,
-# extends each by every word, and keeps the $k$ likeliest again. Without a batch or a cache:
+# extends each by every word, and keeps the $k$ likeliest again. Here it is without a batch or a cache:
 
 
 # %%
@@ -633,9 +647,10 @@ claim(
 )
 
 # %% [markdown]
-# `generate` does the same for many prompts at once: all beams of all prompts are rows of one batch. Twice the width is ranked, because up
-# to `width` of the candidates may end in `<eos>`. Those among the best are set aside with their score, and a prompt stops when no running
-# beam can still beat them.
+# `generate` does the same for many prompts at once: all beams of all prompts are rows of one batch. It ranks twice as
+# many candidates as there are beams, because up to `width` of them may end in `<eos>`. If one of the `width` best has
+# ended, it is set aside with its score, and the search for a prompt stops when no running beam can still beat those set
+# aside.
 
 # %%
 show_source(beam_search, fold="The course's beam search, from helpers/decoding.py")
@@ -649,7 +664,7 @@ tree = [
     for step in history
 ]
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.beam_tree(tree, title=f"Three beams after “… {PROMPT[-9:]}”"),
     "05_beams",
@@ -665,12 +680,15 @@ figures.save_figure(
 
 # %% [markdown]
 # Each column is a step, with the best candidate on top; the number is the log-probability of the whole beginning, and blue boxes are
-# kept. Follow greedy's path, the best word of the best word. Here it stays on top; in general it need not. In other trees all blue boxes
-# of a column hang on one parent: the other beginnings have died, and wide as it is, the search goes on from one of them.
+# kept. Follow greedy's path, which always takes the best next word. Here it stays on top; in general it need not. In
+# other trees all blue boxes of a column have the same parent: the other beginnings have been dropped, and the search
+# continues from a single one, however wide it is.
 #
-# **Length.** Log-probabilities only fall, so long texts are at a disadvantage. The **length penalty** $\alpha$ compares
+# **Length.** Every word lowers the log-probability, so long texts are at a disadvantage.
+# The **length penalty** $\alpha$ compares
 # $\log p \,/\, \text{length}^{\alpha}$ instead ([Wu et al. 2016](https://arxiv.org/abs/1609.08144), section 7, use a similar formula).
-# Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts. Two texts that have ended, with made-up numbers:
+# Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts. Here are two texts that have ended, with
+# made-up numbers:
 
 # %%
 finished = {"short": (-6.0, 4), "long": (-9.0, 8)}  # log-probability, tokens
@@ -679,7 +697,7 @@ scored_by = {
     for alpha in (0.0, 0.5, 1.0)
 }
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         [f"{alpha:g}", *(f"{value:.2f}" for value in found.values()), max(found, key=found.get)]
@@ -690,8 +708,8 @@ table(
 )
 
 # %% [markdown]
-# `generate` uses $\alpha = 1$ unless told otherwise. Does it matter? Five beams continue fifty beginnings, with each $\alpha$. We count
-# the prompts for which both texts end, and differ:
+# `generate` uses $\alpha = 1$ unless told otherwise. Does it matter? Five beams continue fifty beginnings, once with
+# $\alpha = 0$ and once with $\alpha = 1$. We count the prompts for which both texts end but differ:
 
 # %%
 by_length = [
@@ -707,23 +725,24 @@ differ = [
     if short.ids != long.ids and short.ids[-1] == long.ids[-1] == tokenizer.eos_id
 ]
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     differ[:2],
     ["prompt", "α = 0", "α = 1"],
-    caption="Prompts at which the length penalty chooses another story.",
+    caption="Prompts for which the length penalty changes the story that is chosen.",
 )
 
 # %%
 if GRAMMAR:
-    claim(f"of 50 prompts ≈{len(differ)} get another text that ends, at least one", differ)
+    claim(f"for ≈{len(differ)} of 50 prompts (at least one) both texts end and differ", differ)
 
 # %% [markdown]
-# **A wider beam is not always better**, even by its own measure. A beginning that would have led to the best text is pushed out by others
-# that look better for a while. Here are the beginnings of a hundred stories, continued by 30 words, and compared by $\log p$ itself
-# ($\alpha = 0$).
+# **A wider beam is not always better**, even by its own measure. A beginning that would have led to the best text can
+# be pushed out by others that look better for a while. Below, the beginnings of a hundred stories are continued by 30
+# words, and the texts are compared by $\log p$ itself ($\alpha = 0$).
 #
-# **Predict.** Of a hundred prompts, for how many will five beams find a likelier text than greedy? And ten than five?
+# **Predict.** For how many of the hundred prompts will five beams find a likelier text than greedy? And for how many
+# will ten beams beat five?
 
 # %%
 hundred = [" ".join(tokenizer.split(text)[:5]) for text in stories.validation[:100]]
@@ -751,7 +770,7 @@ for narrow, wide in ((1, 2), (1, 5), (2, 5), (5, 10)):
         "mean gain": float(gain.mean()),
     }
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [name, *list(row.values())[:3], f"{row['mean gain']:+.2f}"]
@@ -777,20 +796,22 @@ row = widths_compared["2 and 5"]
 
 # %%
 claim(
-    f"up to five beams, wider is mostly likelier: five beat two ≈{row['likelier']} times, and lose "
+    f"five beams mostly find a likelier text than two: they win ≈{row['likelier']} times and lose "
     f"≈{row['less likely']} times",
     row["likelier"] > row["less likely"],
 )
 
 # %% [markdown]
-# Ten beams even lose to five more often than they win here: a beginning that looks likelier at first may tell a story that costs more
-# later. So "beam search finds the likeliest text" is a hope, not a law. And likelier text is less varied, and less surprising than the
+# Here ten beams even lose to five more often than they win: a beginning that looks likelier at first may lead to a
+# story that costs more later. So there is no guarantee that beam search finds the likeliest text.
+# And likelier text is less varied, and less surprising than the
 # truth.
 #
 # ## Beam search against sampling
 #
-# Five validation prompts, beams of 5 and 10 against sampling. Speed is the median of five runs in which the rules take turns. *Distinct*:
-# of all pairs of neighbouring words in the five texts together, the share that are different.
+# We compare beams of 5 and 10 with sampling, on five validation prompts. Speed is the median of five runs in which the
+# rules take turns. *Distinct* is the number of different pairs of neighbouring words in the five texts together, as a
+# share of all pairs.
 
 # %%
 five = stories.validation[:5]
@@ -849,7 +870,7 @@ trade = {
 # %% tags=["nbval-ignore-output"]
 print(f"on {device.type}, {torch.get_num_threads()} threads")
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [
@@ -864,19 +885,19 @@ table(
     ],
     ["rule", "finished tokens per second", "BLEU", "95 %", "log-probability per token", "distinct"],
     caption=(
-        "What a wider beam costs and brings. BLEU compares with one true ending among very many."
+        "What a wider beam costs, and what it gains. BLEU knows one true ending among very many."
     ),
 )
 
 # %%
 certain = min(trade[name]["logprob_per_token"] for name in ("5 beams", "10 beams"))
 claim(
-    f"beams write likelier text: ≈{certain:.2f} nats per token or more, sampling "
+    f"beams write likelier text: a log-probability of ≈{certain:.2f} per token or more, sampling "
     f"≈{trade['sampling']['logprob_per_token']:.2f}",
     certain > trade["sampling"]["logprob_per_token"],
 )
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.bars(
         speeds, x_label="tokens per second (finished text only)", title="Finished tokens per second"
@@ -889,14 +910,16 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# **The trade-off.** Five beams read five rows for each token, ten beams ten, but all rows in one batch: the figure shows what that costs on
-# this machine. Beams buy likelihood, and pay with variety. BLEU on five prompts settles nothing: look at its intervals. So for stories we
+# **The trade-off.** For each token five beams read five rows and ten beams ten, but all in one batch; the figure shows
+# what that costs on this machine. Beams gain likelihood, and lose variety. BLEU on five prompts settles nothing, as its
+# intervals show. So for stories we
 # sample. Beams suit tasks with few right answers, such as translation.
 #
 # ## The cache
 #
-# To write token 60, the model reads the 59 before it. To write token 61, it reads the same 59 again. Must it? Thanks to the causal mask
-# nothing that a token computes depends on later tokens. So its keys and values, once computed, never change, and can be kept. In each
+# To write token 60, the model reads the 59 before it. To write token 61, it reads the same 59 again. Does it have to?
+# Because of the causal mask, nothing that is computed at a token depends on later tokens.
+# So its keys and values, once computed, never change, and can be kept. In each
 # layer, new keys and values are appended to the old ones:
 
 
@@ -917,9 +940,10 @@ class CatCache:
 
 
 # %% [markdown]
-# The layer of notebook 02 calls `append` (its parameter `remember`), and attends to what comes back. Reading now has two parts. **Prefill**
-# reads the prompt in one pass, and fills the cache. **Decode** reads one new token at a time; its query meets the stored keys. Queries need
-# no cache: an old token has asked already.
+# The attention layer of notebook 02 calls `append` (through its parameter `remember`), and attends to the keys and
+# values that it returns. Reading now has two parts. **Prefill**
+# reads the prompt in one pass, and fills the cache. **Decode** reads one new token at a time, and compares its query
+# with the stored keys. Queries need no cache, because no later step uses the query of an old token.
 
 # %%
 story = torch.tensor([tokenizer.encode_story(stories.validation[0], 40)], device=device)  # (1, T)
@@ -942,8 +966,8 @@ for name, logits_of in in_steps.items():
     )
 
 # %% [markdown]
-# `torch.cat` copies all old keys and values at every step. The course's cache sets the memory aside once, and writes new ones into their
-# place.
+# `torch.cat` copies all old keys and values at every step. The course's cache sets the memory aside once, and writes
+# the new ones into it.
 
 # %%
 show_source(KVCache, fold="The course's cache, from helpers/kv_cache.py")
@@ -960,7 +984,7 @@ claim(
 )
 
 # %% [markdown]
-# Twenty prompts, written with and without the cache, for longer and longer texts.
+# Now we continue twenty prompts with and without the cache, to longer and longer texts.
 #
 # **Predict.** Without the cache, how does the time for one more token change as the text grows? And with it?
 
@@ -998,7 +1022,7 @@ same = {
 }
 claim(f"20 texts, {', '.join(same)}: the same words with and without the cache", all(same.values()))
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [n, *(f"{fast[way]:,.0f}" for way in fast), f"{fast['with cache'] / fast['without']:.1f} ×"]
@@ -1008,7 +1032,7 @@ table(
     caption="Median speed of alternating runs. The longer the text, the more the cache saves.",
 )
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {way: (LENGTHS, [speed[n][way] for n in LENGTHS]) for way in ("with cache", "without")},
@@ -1026,9 +1050,10 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Counted: after a prompt of $m$ tokens, $n$ new ones take about $mn + n^2/2$ token reads without a cache, and $m + n$ with it. So without a
-# cache each token takes more reads than the one before it; with a cache, one. A clock shows less than the ratio of the counts: one long
-# read uses a processor better than many short ones.
+# We can also count. After a prompt of $m$ tokens, $n$ new ones take about $mn + n^2/2$ token reads without a cache, and
+# $m + n$ with it. So without a cache each token takes more reads than the one before it; with a cache, it takes one.
+# The measured ratio is smaller than the ratio of the counts, because one long read uses a processor better than many
+# short ones.
 #
 # ## Beyond the context
 #
@@ -1042,8 +1067,9 @@ except ValueError as error:
 
 # %% [markdown]
 # `generate` stops there. There are two usual answers. A **sliding window** forgets the oldest words. Their keys and values can be dropped
-# from a cache only if positions are relative (rotary, say). With ours, every word then stands at another position, and the window has to
-# be read again at each step. Or the model is trained, or trained further, with a **longer context**. A window, by the `write` from above:
+# from a cache only if positions are relative (rotary, say). With our absolute positions, dropping a word moves every
+# other word to a new position, so the window has to be read again at each step. The other answer is to train the model,
+# or to train it further, with a **longer context**. Here is a window that uses `write` from above:
 
 
 # %%
@@ -1060,8 +1086,8 @@ far = write_on(START[1:], 100)
 print(tokenizer.decode([i for i in far if i != tokenizer.eos_id]))
 
 # %% [markdown]
-# The text goes on, but the window begins in mid-sentence, which the model has never seen in training; and whoever has left the window is
-# forgotten.
+# The text goes on, but the window begins in mid-sentence, which the model has never seen in training, and anyone who
+# has dropped out of the window is forgotten.
 #
 # ## Three broken caches
 #
@@ -1069,7 +1095,8 @@ print(tokenizer.decode([i for i in far if i != tokenizer.eos_id]))
 #
 # 1. **positions start again**: each new token is read as if it stood at position 0;
 # 2. **never filled**: the cache stays empty, so a new token sees only itself, at position 0;
-# 3. **another row's keys**: each row goes on with its neighbour's keys and values, as when beams are reordered and the cache is not.
+# 3. **another row's keys**: each row continues with its neighbour's keys and values, as happens if the beams are
+#    reordered but the cache is not.
 #
 # **Predict.** Which of them will you notice by reading the text?
 
@@ -1121,8 +1148,9 @@ never = [*NEVER, tokenizer.eos_id]
 out = torch.tensor(never, device=device)  # (excluded,)
 
 # %% [markdown]
-# Each writes thirty words after the same twenty openings. Two things are measured: how many of the pairs of neighbouring words occur in the
-# training stories, and, on the words that the right cache chose, how far the logits lie from those of one pass over the whole text.
+# Each cache writes thirty words after the same twenty openings. We measure two things: how many of the pairs of
+# neighbouring words occur in the training stories, and how far the logits, on the words that the right cache chose, are
+# from those of one pass over the whole text.
 
 # %%
 NEW = 30
@@ -1152,17 +1180,17 @@ for name, step in ways.items():
     drift[name] = (logits_of - correct).abs().amax(-1).mean(0).tolist()  # (NEW,)
     written_by[name] = tokenizer.decode(texts_of[0].tolist(), after=prompts[0])
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [[name, f"{fluent[name]:.0%}", text] for name, text in written_by.items()],
     ["cache", "known pairs, 20 texts", f"written after “{openings[0]}”"],
     caption=(
-        "Share of word pairs that training stories contain, and one text for each cache. "
-        "Neither tells the broken caches reliably."
+        "The share of word pairs that occur in training stories, and one text for each cache. "
+        "Neither identifies the broken caches reliably."
     ),
 )
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {name: (range(1, NEW + 1), values) for name, values in drift.items()},
@@ -1172,12 +1200,12 @@ figures.save_figure(
     ),
     "05_broken",
     alt=(
-        "Largest logit difference to the right cache against the new word, for three broken "
-        "caches: zero at the first, large after."
+        "Largest logit difference from one pass over the text, against the new word, for the "
+        "right cache and three broken ones: the broken ones are off from the second word on."
     ),
     caption=(
-        "At the first word nothing has been read from the cache yet, so all are right. Fluent "
-        "text is written all the while."
+        "At the first word nothing has been read from the cache yet, so all are right. Even "
+        "where the logits are far off, the text may look fluent."
     ),
 )
 
@@ -1195,17 +1223,19 @@ claim(
     all(drift[name][0] < 1e-3 and min(drift[name][1:]) > 0.1 for name in broken),
 )
 claim(
-    f"yet two of them write known pairs: ≈{100 * fluent[broken[0]]:.0f} % and ≈"
-    f"{100 * fluent[broken[2]]:.0f} % of their pairs are known, above 70 %",
+    f"yet two of them write mostly known pairs: ≈{100 * fluent[broken[0]]:.0f} % and ≈"
+    f"{100 * fluent[broken[2]]:.0f} % are known, above 70 %",
     min(fluent[broken[0]], fluent[broken[2]]) > 0.7,
 )
 
 # %% [markdown]
-# **A broken cache may write fluent text; the logits always tell.** Prefill is right in all three, so the first new word is right. From the
-# second on the logits are wrong, and no error appears. With wrong positions, or with another row's keys, most pairs of words are known
-# from training; one has to read with care to see what is wrong. (Known pairs are a weak measure: a text that repeats itself has them,
-# too.) With an empty cache the next word depends on the last word alone, and the text soon runs in a circle. So do not judge a cache by
-# its text. Compare its logits with those of one pass, on a *batch of different texts*: on a single text, mixed rows would not be seen.
+# **A broken cache may write fluent text, but its logits always show the mistake.**
+# Prefill is right in all three, so the first new word is right. From the second word on the logits are wrong, and no
+# error appears. With wrong positions, or with another row's keys, most pairs of words are known from training, and you
+# have to read carefully to see what is wrong. (Known pairs are a weak measure: a text that repeats itself has them,
+# too.) With an empty cache the next word depends on the last word alone, and the text soon goes round in circles. So do
+# not judge a cache by its text. Compare its logits with those of one pass, on a *batch of different texts*: with a
+# single text, mixed rows would go unnoticed.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
@@ -1236,23 +1266,28 @@ figures.save_numbers(
 # %% [markdown]
 # ## Recap
 #
-# - Generating is a loop: score, choose, append. Temperature changes ratios, top-k and top-p cut words off, greedy takes the top.
-# - One impossible word spoils a story, so chance costs possible stories. The grammar can count them; perplexity and BLEU cannot.
-# - Less surprising than the truth is not better than the truth: greedy text and beams lie below it.
-# - Beam search mostly finds likelier text than greedy, and can lose. A larger length penalty favours longer texts.
-# - Old keys and values never change, so a cache keeps them: the same text, and every token is read once.
-# - A broken cache raises no error, and its text may pass at a glance. Logits on a batch tell.
+# - Generating is a loop: score, choose, append. Temperature changes ratios, top-k and top-p remove words, and greedy
+#   takes the likeliest.
+# - One impossible word spoils a story, so more randomness means fewer possible stories. The grammar can count them;
+#   perplexity and BLEU cannot.
+# - Text that surprises the model less than the truth, such as greedy text and beams, is not better than the truth.
+# - Beam search mostly finds likelier text than greedy, but it can also lose.
+#   A larger length penalty favours longer texts.
+# - Old keys and values never change, so a cache can keep them. The text stays the same, and every token is read only
+#   once.
+# - A broken cache raises no error, and its text may look right at a glance. Logits on a batch show the mistake.
 #
 # ## What GPT and Llama do differently
 #
-# - **They sample** with a temperature and top-p, hardly ever with beams, because the likeliest text is dull; and often another model
-#   chooses among several samples.
+# - **They sample** with a temperature and top-p, and hardly ever use beams, because the likeliest text is dull. Often
+#   another model chooses among several samples.
 # - **The cache is the bottleneck.** For long contexts it can be larger than the model. Heads share keys and values ([Ainslie et al.
-#   2023](https://arxiv.org/abs/2305.13245)), entries are stored in 8 bits or fewer, and memory is given out in small pages.
-# - **Drafts.** A small model guesses several words ahead, and the large one checks them all in one pass: the same distribution, in fewer
-#   steps ([Leviathan et al. 2023](https://arxiv.org/abs/2211.17192)).
+#   2023](https://arxiv.org/abs/2305.13245)), entries are stored in 8 bits or fewer, and memory is allocated in small
+#   pages.
+# - **Drafts.** A small model guesses several words ahead, and the large one checks them all in one pass. This gives the
+#   same distribution in fewer steps ([Leviathan et al. 2023](https://arxiv.org/abs/2211.17192)).
 #
-# Next: [06 · Memory](06_memory.ipynb) trains with less of it.
+# Next: [06 · Memory](06_memory.ipynb) trains the model with less memory.
 #
 # ## Can you?
 #
@@ -1262,13 +1297,13 @@ figures.save_numbers(
 #    <details><summary>Answer:</summary> When the beginning of greedy's text is pushed out by five others that look better for a
 #    while.</details>
 # 3. Why does a cache need keys and values, but no queries?
-#    <details><summary>Answer:</summary> A new token's query meets all old keys and values. Old queries have been answered, and their
-#    answers do not change.</details>
-# 4. Which text would BLEU praise wrongly?
+#    <details><summary>Answer:</summary> A new token's query is compared with all old keys, and reads all old values.
+#    Old queries are not used again, and their results do not change.</details>
+# 4. Which text would BLEU overrate?
 #    <details><summary>Answer:</summary> One that is made of common words and phrases, whether it makes sense or not.</details>
 # 5. A cache writes position 0 for every new token. What shows the mistake, and what does not?
-#    <details><summary>Answer:</summary> The logits, beside those of one pass over the whole text. The text itself may look
-#    fluent.</details>
+#    <details><summary>Answer:</summary> Comparing the logits with those of one pass over the whole text shows it. The
+#    text itself may not: it can look fluent.</details>
 #
 # ## Exercises
 #

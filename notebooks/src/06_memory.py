@@ -11,16 +11,17 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/06_memory.ipynb)
 #
-# **Promise.** You will take one step on 128 stories in about a quarter of the memory that such a step adds. You will throw away most of
-# what the backward pass needs, compute it a second time, and get the same gradient to the last bit. You will see memory as a line that
-# rises and falls, and the same arithmetic spread over several machines.
+# **Promise.** You will take one training step on 128 stories with about a quarter of the extra memory that such a step
+# normally takes. You will throw away most of what the backward pass needs, compute it a second time, and get the same
+# gradient to the last bit. You will plot how memory rises and falls during a pass, and see the same arithmetic spread
+# over several machines.
 #
 # **You will be able to**
 #
 # - write gradient accumulation, and show when the mean of means is wrong;
 # - say what a larger batch buys, and what it costs;
 # - write gradient checkpointing, and say what it must replay;
-# - choose how many blocks to recompute together, and say why it is not the square root;
+# - choose how many blocks to recompute together, and say why the square root is the wrong answer here;
 # - compute a loss without ever holding all logits.
 #
 # **Prerequisites.** [04 · Training](04_training.ipynb).
@@ -77,8 +78,9 @@ ids = encode_stories(tokenizer, stories.train[:512], trained.config.context_leng
 # %% [markdown]
 # ## Gradients add
 #
-# A large batch gives a steadier gradient, and needs more memory. But a gradient is a sum over tokens, and a sum can be made in parts. In
-# PyTorch `backward()` *adds* to `.grad`. So call it for one small batch after another, and then take one step. This is **gradient
+# A large batch gives a steadier gradient, and needs more memory. But a gradient is a sum over tokens, and a sum can be
+# computed in parts. In PyTorch `backward()` *adds* to `.grad`. So we call it for one small batch after another, and
+# only then take a step. This is **gradient
 # accumulation**:
 #
 # ```python
@@ -90,7 +92,8 @@ ids = encode_stories(tokenizer, stories.train[:512], trained.config.context_leng
 # optimizer.step()
 # ```
 #
-# Is its gradient that of the whole batch? To compare without rounding, this part runs in 64-bit numbers, on four stories of unequal length.
+# Is the result the gradient of the whole batch? To keep rounding out of the comparison, this part runs in 64-bit
+# arithmetic, on four stories of unequal length.
 
 # %%
 exact = Decoder(trained.config).double()
@@ -104,14 +107,14 @@ tokens = (ragged[:, 1:] != pad_id).sum()  # ()
 
 # %%
 def gradient():
-    """What has been added up for every parameter, as one long vector; then start again from 0."""
+    """The accumulated gradients of all parameters, as one long vector; resets them to zero."""
     found = torch.cat([p.grad.flatten() for p in exact.parameters()])  # (P,)
     exact.zero_grad(set_to_none=True)
     return found
 
 
 def difference(ours, reference):
-    """The largest one, as a share of the largest gradient."""
+    """The largest difference, as a share of the largest gradient."""
     return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
@@ -121,8 +124,8 @@ F.cross_entropy(logits.flatten(0, 1), ragged[:, 1:].flatten(), ignore_index=pad_
 whole = gradient()  # (P,)
 
 # %% [markdown]
-# **Predict.** Each story is a mini-batch of its own here. Which of these is the gradient of the whole batch: that of the four sums,
-# divided by the number of all tokens, or that of the mean of the four mean losses?
+# **Predict.** Here each story is a mini-batch of its own. Which of these has the same gradient as the whole batch: the
+# sum of the four summed losses, divided by the number of all tokens, or the mean of the four mean losses?
 
 # %%
 for part in ragged.split(1):
@@ -154,8 +157,8 @@ claim(
 )
 
 # %% [markdown]
-# The mean of means looks harmless. In it each *story* weighs the same, so that a token of a short story weighs more than a token of a
-# long one:
+# The mean of means looks harmless. But it gives each *story* the same weight, so a token of a short story counts more
+# than a token of a long one:
 
 # %%
 counts = (ragged[:, 1:] != pad_id).sum(dim=1).tolist()
@@ -163,16 +166,16 @@ table(
     [[n, f"1/{tokens}", f"1/{4 * n}", f"{tokens.item() / (4 * n):.1f} ×"] for n in counts],
     ["tokens of the story", "weight of each in the batch", "in the mean of means", "ratio"],
     caption=(
-        "Two stories of different lengths: the weight that one token gets by a mean over all "
-        "tokens, and by a mean of means."
+        "Four stories of different lengths: the weight that one token gets in a mean over all "
+        "tokens, and in a mean of means."
     ),
 )
 
 # %% [markdown]
 # Hugging Face's `transformers` had this bug until October 2024 ([the fix](https://github.com/huggingface/transformers/pull/34191)): the
-# loss function returned a mean, and dividing by the number of mini-batches seemed right. It shows only if mini-batches differ in their
-# number of tokens. The course's `optimizer_step` does what these lines do, and clips; its lines about processes have their turn at the
-# end of this notebook.
+# loss function returned a mean, and dividing by the number of mini-batches seemed right. The bug shows only if
+# mini-batches differ in their number of tokens. The course's `optimizer_step` does what the lines above do, and also
+# clips the gradient; its lines about processes are explained at the end of this notebook.
 
 # %%
 show_source(optimizer_step, fold="optimizer_step, from helpers/training.py")
@@ -193,15 +196,16 @@ once, in_four = (
 # %%
 apart = max(abs(a / b - 1) for a, b in zip(once, in_four, strict=True))
 claim(
-    f"{len(once)} steps of 32 stories, or of 4 × 8: the losses differ by ≈{apart:.0e} of "
-    "themselves, less than 1e-4",
+    f"{len(once)} steps of 32 stories, or of 4 × 8: the relative difference of the losses is "
+    f"≈{apart:.0e}, less than 1e-4",
     apart < 1e-4,
 )
 
 # %% [markdown]
-# What does it save? The backward pass needs what the forward pass computed, and that grows with the mini-batch. `measure_peak_memory`
-# counts the bytes of the tensors that a call makes, at their peak. Parameters, and the *moments* that the optimizer keeps of each (the
-# running means of notebook 04), come on top. They do not depend on the batch, and are left out here.
+# How much memory does this save? The backward pass needs what the forward pass computed, and that grows with the
+# mini-batch. `measure_peak_memory` counts the bytes of the tensors that a call creates, and returns their peak. The
+# parameters come on top, and so do the *moments* that the optimizer keeps for each of them (the running means of
+# notebook 04). They do not depend on the batch, and are left out here.
 
 # %%
 config = TrainingConfig(batch_size=16, precision="fp32")
@@ -229,14 +233,14 @@ share = step_peaks["8 times 16"] / step_peaks["128 at once"]
 claim(f"8 times 16 needs ≈{share:.0%} of the memory of 128 at once, less than 30 %", share < 0.3)
 
 # %% [markdown]
-# Accumulating costs one thing more than a single small batch: the sum of the gradients, as large as the parameters, stays while the next
-# mini-batch is read. It does not grow with the number of mini-batches.
+# Accumulation needs one thing more than a single small batch does: the sum of the gradients, which is as large as the
+# parameters, stays in memory while the next mini-batch is processed. It does not grow with the number of mini-batches.
 #
-# ## Sixteen, and one, two, four or eight of them
+# ## Steps of 16, 32, 64 and 128 stories
 #
-# Mini-batches of 16 stories, accumulated over 1, 2, 4 and 8, so that a step sees 16 to 128 stories. One epoch each, from the same random
-# start, with warm-up and schedule fitted to the number of steps. AdamW moves all of the model here, without Muon: the rule below for its
-# rate is known for Adam and its relatives.
+# We accumulate 1, 2, 4 or 8 mini-batches of 16 stories, so that a step sees 16 to 128 stories. Each run takes one
+# epoch, from the same random start, with warm-up and schedule fitted to its number of steps. Here AdamW trains the
+# whole model, without Muon, because the rule for the learning rate below is known for Adam and its relatives.
 #
 # **Predict.** All four see the same stories once. Which has learned most at the end?
 
@@ -280,7 +284,7 @@ def against(column, runs, unit=1):
     }
 
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         against("tokens", same, 1000),
@@ -294,12 +298,12 @@ figures.save_figure(
         "curve lies."
     ),
     caption=(
-        "At the same number of tokens, a larger batch has made fewer steps. One rate for all, "
-        "which favours the small batch."
+        "At the same number of tokens, a larger batch has made fewer steps. All runs use the "
+        "same rate, which favours the small batch."
     ),
 )
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         against("step", same),
@@ -319,21 +323,23 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# The same four runs, seen twice. Against tokens the smallest batch wins: it takes seven times as many steps in the same data. Against
-# steps the larger batch starts ahead. Its warm-up, a tenth of its steps, could explain this alone: the first step of 16 × 8 has the full
-# rate, that of 16 × 1 a part of it. Then the rate of the larger batch falls to zero, and its curve flattens. So the figure cannot tell
-# how much a less noisy gradient helps; nor does it show what happens after many epochs, when the noise of small batches begins to cost.
+# The two figures show the same four runs. Plotted against tokens, the smallest batch wins: it takes seven times as many
+# steps on the same data. Plotted against steps, the larger batch starts ahead. The warm-up alone could explain this,
+# because it takes a tenth of the steps: the first step of 16 × 8 has the full rate, and that of 16 × 1 only a part of
+# it. Then the rate of the larger batch falls to zero, and its curve flattens. So the figure cannot show how much a less
+# noisy gradient helps; nor does it show what happens after many epochs, when the noise of small batches begins to cost.
 #
-# Can a larger batch use a larger learning rate? For Adam-like optimizers theory says: grow it with the square root of the batch
+# Can a larger batch use a larger learning rate? For optimizers like Adam, theory says that the rate should grow with
+# the square root of the batch size
 # ([Malladi et al. 2022](https://arxiv.org/abs/2205.10287)).
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         against("tokens", scaled, 1000),
         x_label="tokens read (thousands)",
         y_label="validation loss (nats per token)",
-        title="With rates grown by the square root, the curves move closer",
+        title="If the rate grows with the square root, the curves move closer",
     ),
     "06_accumulation_scaled",
     alt=(
@@ -341,23 +347,24 @@ figures.save_figure(
         "one rate for all."
     ),
     caption=(
-        "The rate grows with the square root of the batch. The remaining distance is what "
-        "fewer steps cost in so short a training."
+        "The rate grows with the square root of the batch size. The remaining distance is what "
+        "fewer steps cost in so short a run."
     ),
 )
 
 # %%
 claim(
-    f"at one rate 16 × 1 ends at ≈{final['same'][1]:.2f} nats and 16 × 8 at "
+    f"at the same rate 16 × 1 ends at ≈{final['same'][1]:.2f} nats and 16 × 8 at "
     f"≈{final['same'][8]:.2f}; with a larger rate 16 × 8 reaches ≈{final['scaled'][8]:.2f}",
     final["same"][1] < final["same"][8] > final["scaled"][8],
 )
 
 # %% [markdown]
-# The larger rate helps the larger batches here. We did not run the small batch at those rates, so this does not show that only a large
-# batch can bear them, nor that the square root is the right law.
+# The larger rate helps the larger batches here. We did not run the small batch at those rates, so this does not show
+# that only a large batch tolerates them, nor that the square root is the right law.
 #
-# And the time? Each way reads 128 stories, in turns; the median of three, scaled up to an epoch of 10,000 stories.
+# And how long does it take? The four variants take turns, and each reads 128 stories. We scale the median of three
+# turns up to an epoch of 10,000 stories.
 
 # %%
 EPOCH = 10_000
@@ -388,7 +395,7 @@ def several(step, times):
 of_128 = {a: several(step_of(runner, 16, a, precision), 8 // a) for a in ACCUMULATION}
 per_epoch = {a: value * EPOCH / 128 for a, value in seconds(of_128).items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [
@@ -407,20 +414,22 @@ table(
         "loss, rate · √accumulation",
         f"seconds for {EPOCH:,} stories ({device}, {precision})",
     ],
-    caption="The end of each run, and the time of an epoch with the real optimizer.",
+    caption="The final loss of each run, and the time of an epoch of plain gradient descent.",
 )
 
 # %% [markdown]
-# The same mini-batches are read each way, so the times should differ by little more than this machine's noise. (We timed plain gradient
-# descent, whose own step costs almost nothing. AdamW's costs more, and is taken an eighth as often with an accumulation of 8.) What
-# accumulation buys is batch size, for the memory of one set of gradients. If the batch need not be large, it buys nothing.
+# All four variants read the same mini-batches, so the times should differ by little more than this machine's noise. (We
+# timed plain gradient descent, whose update costs almost nothing. AdamW's update costs more, and with an accumulation
+# of 8 it is made an eighth as often.) Accumulation buys a larger batch, at the price of storing one set of gradients.
+# If the batch need not be large, it buys nothing.
 #
 # ## What the backward pass needs
 #
-# Parameters, gradients and moments do not depend on the batch. The rest grows with it. What is it? Every operation keeps what its
-# derivative will need: a product keeps its factors, a softmax its result. `saved_tensors_hooks(pack, unpack)` lets us look. PyTorch calls
-# `pack` on each tensor that it wants to keep, stores what `pack` returns, and calls `unpack` on that when the backward pass asks. Here is
-# one block, for a batch of 16, without dropout.
+# Parameters, gradients and moments do not depend on the batch. The rest of the memory grows with it. What is in that
+# rest? Every operation keeps what its derivative will need:
+# a product keeps its factors, a softmax its result. `saved_tensors_hooks(pack, unpack)` lets us look. PyTorch calls
+# `pack` on each tensor that it wants to keep, stores what `pack` returns, and calls `unpack` on that when the backward
+# pass needs it. We look at one block, for a batch of 16, without dropout.
 
 # %%
 block, mask = full.blocks[0], full.mask[:63, :63]
@@ -448,7 +457,7 @@ for tensor in kept.values():
 inside = sum(map(sum, sizes.values()))
 kept.clear()
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         [str(shape), len(each), f"{sum(each) / 1e6:.1f}"]
@@ -460,20 +469,21 @@ table(
 
 # %%
 claim(
-    f"the block's input has {x.nbytes / 1e6:.1f} MB, and the block keeps {inside / 1e6:.1f} MB, "
+    f"the block's input takes {x.nbytes / 1e6:.1f} MB, and the block keeps {inside / 1e6:.1f} MB, "
     f"{inside / x.nbytes:.0f} times as much",
     inside > 10 * x.nbytes,
 )
 
 # %% [markdown]
-# (1,008 rows are 16 stories of 63 words, flattened for a product; 1,024 is the width of the feed-forward part; 128 are the 8 heads of 16
-# stories, and 37 is a head's width. The attention weights have the shape 63 × 63.)
+# (1,008 rows are 16 stories of 63 words, flattened for a product; 1,024 is the width of the feed-forward part; 128 is 8
+# heads times 16 stories, and 37 is a head's width. The attention weights have the shape 63 × 63.)
 #
 # ## Compute it twice
 #
-# So keep the *input* of each block, and forget its inside. When the backward pass comes to the block, run it again from the input, and go
-# on. That costs one more forward pass in time, and saves all insides but one in memory. This is **gradient checkpointing** ([Chen et al.
-# 2016](https://arxiv.org/abs/1604.06174)). It is one function with a backward pass of its own:
+# So we keep only the *input* of each block, and forget what was computed inside it. When the backward pass reaches the
+# block, we run the block again from its input, and continue. This costs the time of one more forward pass, and in
+# return only one block's inside is in memory at a time. This is **gradient checkpointing** ([Chen et al.
+# 2016](https://arxiv.org/abs/1604.06174)). It can be written as one function with a backward pass of its own:
 
 
 # %%
@@ -495,13 +505,13 @@ class Recompute(torch.autograd.Function):
 
 
 # %% [markdown]
-# (The input must require a gradient. Otherwise `backward` is never called, and the block gets no gradient, without an error.) Three blocks,
-# with the function and without:
+# (The input must require a gradient. Otherwise `backward` is never called, and the block silently gets no gradient.) We
+# compare three blocks with and without this function:
 
 
 # %%
 def all_gradients(model, way):
-    """Of three blocks; way(function, x) calls a block."""
+    """The gradients of three blocks; way(function, x) calls a block."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)  # for dropout
     stream = x  # (B, T, D)
@@ -537,8 +547,9 @@ claim(f"with dropout, Recompute's gradients are off by up to ≈{off:.0%} of the
 claim("those of helpers.memory.checkpoint are the same, bit for bit", equal(theirs, plain))
 
 # %% [markdown]
-# The second pass drew other random numbers, so it dropped other units: the gradient of something that never was. No error says so. The
-# remedy is to keep the random state with the input, a few kilobytes, and to start the second pass from it:
+# The second pass drew different random numbers, so it dropped different units, and the gradient mixes two different
+# passes. No error is raised. The fix is to keep the random state, a few kilobytes, with the input, and to start the
+# second pass from it:
 
 
 # %%
@@ -550,7 +561,7 @@ class RecomputeTheSame(Recompute):
 
     @staticmethod
     def backward(ctx, grad):
-        with torch.random.fork_rng(devices=[]):  # what comes after draws as if nothing happened
+        with torch.random.fork_rng(devices=[]):  # later draws are unaffected
             torch.set_rng_state(ctx.random_state)
             return Recompute.backward(ctx, grad)
 
@@ -562,9 +573,10 @@ if device == "cpu":  # a GPU has a random state of its own
 
 # %% [markdown]
 # The course's helper also handles GPUs, and differs in one more way. `Recompute` throws the graph away and builds a second one, so
-# parameters get their gradients in a backward pass within the backward pass. The helper keeps the first graph, with *placeholders* in
-# place of tensors, by the hooks that you saw above: `forget` returns an empty placeholder instead of the tensor, and `recall` hands out
-# what has been put into it meanwhile. The second run stops as soon as the last placeholder is filled.
+# parameters get their gradients in a backward pass within the backward pass. The helper keeps the first graph, and uses
+# the hooks that you saw above to store *placeholders* in place of tensors: `forget` returns an empty placeholder
+# instead of the tensor, and `recall` returns the tensor that the second run has put into that placeholder.
+# The second run stops as soon as the last placeholder is filled.
 
 # %%
 show_source(checkpoint)
@@ -578,9 +590,9 @@ show_source(memory.Recompute, fold="What fills them: Recompute, from helpers/mem
 # %% [markdown]
 # ## One gradient, three profiles
 #
-# Twelve blocks, a batch of 16. We record memory after every operation of a forward and a backward pass: keeping all; in three segments of
-# four blocks; and with a segment for each block. Dropout is on, so a block keeps more than above: its masks, and the attention weights a
-# second time.
+# We take twelve blocks and a batch of 16, and record memory after every operation of a forward and a backward pass. We
+# do this three times: keeping everything, with three segments of four blocks, and with a segment for each block.
+# Dropout is on, so a block keeps more than above: the dropout masks, and the attention weights a second time.
 #
 # **Predict.** Draw the three lines before you look.
 
@@ -620,22 +632,22 @@ def outline(line, points=300):
     return ends[:-1], [max(line[a:b]) / 1e6 for a, b in pairwise(ends)]
 
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {name: outline(line) for name, line in timelines.items()},
         x_label="operations done",
         y_label="memory of the pass (MB)",
-        title="One mountain, three hills, or twelve small teeth",
+        title="Segments lower the peak: one mountain, three hills, or twelve teeth",
     ),
     "06_profiles",
     alt=(
-        "Memory during a training pass of 12 blocks: keeping all climbs to a high peak; "
-        "checkpointed it stays low, with a tooth for each segment."
+        "Memory during a training pass of 12 blocks: with everything kept it climbs to a high "
+        "peak; with checkpointing it stays low, with a tooth for each segment."
     ),
     caption=(
         "Read each line from left to right: it climbs in the forward pass and comes down in "
-        "the backward pass. The height of the highest point is what a machine must have."
+        "the backward pass. Its highest point is the memory that a machine must have."
     ),
 )
 
@@ -646,21 +658,23 @@ low, middle, high = (
 
 # %%
 claim(
-    f"peaks of {low:.0f}, {middle:.0f} and {high:.0f} MB: with 12 segments {low / high:.0%} of "
-    "keeping all, less than 35 %",
+    f"peaks of {low:.0f}, {middle:.0f} and {high:.0f} MB: 12 segments need {low / high:.0%} of "
+    "what keeping everything needs, less than 35 %",
     low < middle < high and low < 0.35 * high,
 )
 
 # %% [markdown]
-# **One gradient, bit for bit; three memory profiles.** Keeping all climbs through the forward pass and comes down in the backward pass.
-# With segments the forward pass climbs only by their inputs, up to the output layer, whose loss makes its own gradients at once: the
-# spike. Then each segment is filled and emptied, a tooth for each, and the line is longer by the operations that are done twice. What
-# rises towards the right is the gradients of the parameters, which nobody can forget. (The axis counts operations, not seconds; and the
-# meter sees tensors only, not what a matrix product uses for itself.)
+# **The gradient is the same, bit for bit; the memory profiles differ.** If everything is kept, memory climbs through
+# the forward pass and comes down in the backward pass. With segments, it climbs in the forward pass only by the inputs
+# of the segments. The spike is the output layer, whose loss computes its gradients at once. Then each segment is filled
+# and emptied, which makes one tooth per segment, and the line is longer by the operations that are done twice. The line
+# rises towards the right because the gradients of the parameters have to be kept. (The axis counts operations, not
+# seconds, and the meter sees only tensors, not the working memory of a matrix product.)
 #
 # ## Three blocks: memory and time
 #
-# The full model, batch 32, dropout 0.1, with and without. PyTorch's own checkpointing is the judge.
+# Now we run the full model, with batches of 32 and dropout 0.1, with and without checkpointing. PyTorch's own
+# checkpointing is the reference.
 
 # %%
 judged = Decoder(ModelConfig(dropout=0.1)).to(device).train()
@@ -698,7 +712,7 @@ all_kept, ours, theirs = contest_peaks.values()
 
 # %%
 claim(
-    "one gradient, bit for bit, three ways",
+    "the three ways give the same gradient, bit for bit",
     all(equal(g, found["all kept"]) for g in found.values()),
 )
 claim(
@@ -722,32 +736,35 @@ contest_table = [
 ]
 gpu = load_numbers("benchmark", "06_gpu")["checkpointing"]  # recorded
 
-# %% tags=["nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     contest_table + gpu,
     ["way", "peak, MB", "seconds per epoch", "of the time", "device"],
     caption=(
         "The three ways on the same batch. The seconds are those of one forward and backward "
-        "pass, times the batches of an epoch; the optimizer is not in them."
+        "pass, times the batches of an epoch; the optimizer is not included."
     ),
 )
 
 # %% [markdown]
-# Forward is about one part of the work, backward two. So a second forward pass should cost about a third more; the column *of the time*
-# shows what it cost. (On a fast GPU a model as small as ours leaves it waiting for Python, and the ratio says little.) What the memory
-# buys is a choice: the same model in less of it, or a larger batch or a deeper model in the same.
+# A backward pass is about twice the work of a forward pass. So a second forward pass should make the whole about a
+# third longer; the column *of the time* shows the measured factor. (With a model as small as ours, a fast GPU waits for
+# Python, and the ratio says little.) The memory saved gives you a choice: the same model in less memory, or a larger
+# batch or a deeper model in the same memory.
 #
 # ## How many segments?
 #
-# With $n$ blocks in $s$ segments we keep $s$ inputs, and the inside of one segment, $n/s$ blocks, at a time:
+# If we divide $n$ blocks into $s$ segments, we keep $s$ inputs, and at any time the inside of one segment, which has
+# $n/s$ blocks:
 #
 # $$\text{peak}(s) \approx s \cdot a + \frac{n}{s} \cdot b, \qquad a: \text{one input}, \quad b: \text{the inside of one block.}$$
 #
-# The peak is lowest if its derivative by $s$, $a - n b / s^2$, is zero: $s = \sqrt{n \, b / a}$. Textbooks take $a = b$, and find
-# $s = \sqrt{n}$. If $n$ is less than $b / a$, the best $s$ would be more than $n$: then a segment for each block is best, as for the three
+# The peak is lowest when its derivative with respect to $s$, $a - n b / s^2$, is zero: $s = \sqrt{n \, b / a}$.
+# Textbooks assume $a = b$, and find $s = \sqrt{n}$.
+# If $n$ is less than $b / a$, the best $s$ would be more than $n$: then a segment for each block is best, as for the three
 # and twelve blocks above.
 #
-# **Predict.** Our $b$ is many times $a$. Where does the best $s$ of 64 blocks lie?
+# **Predict.** Our $b$ is many times $a$. What is roughly the best $s$ for 64 blocks?
 
 # %%
 sizes = {"embedding_dim": 16, "d_model": 32, "num_layers": 64, "num_heads": 4, "d_ff": 112}
@@ -768,7 +785,7 @@ best = math.sqrt(64 * b_bytes / a_bytes)
 counts = [2, 4, 8, 16, 32, 64]
 formula = [(s * a_bytes + 64 / s * b_bytes) / 1e6 for s in counts]
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {
@@ -805,23 +822,26 @@ claim(
 )
 
 # %% [markdown]
-# The two points at the left gave $b$; the other four test the formula. The square root loses by far, because it builds eight insides at
-# once. A segment for each block is nearly the best that one level can do; then the 64 inputs are what is left. Nesting attacks those:
-# keep 8 inputs, and inside a segment that is being computed again, 8 more. It pays with a third forward pass. (The measured line contains
-# the gradients of the parameters, so it lies above the formula.)
+# The two points at the left gave $b$; the other four test the formula. The square root, 8 segments, does much worse,
+# because it holds the insides of eight blocks at once. A segment for each block is nearly the best that one level can
+# do; what remains then are the 64 inputs. Nesting reduces those: we keep 8 inputs, and 8 more inside the segment that
+# is being computed again. Its price is a third forward pass. (The measured line includes the gradients of the
+# parameters, so it lies above the formula.)
 #
 # ## The logits
 #
-# One more tensor is larger than all the others: the logits, $B \cdot T \times V$, and their softmax, and its gradient. For one batch of
-# 32 × 63 tokens and 10,000 words each of them takes 81 MB. But the loss of a row needs the logits of that row only. So take a few hundred
-# rows at a time. And since the loss is one number, its gradient is known at once. A row's loss is $\log \sum_j e^{z_j} - z_y$, and its
-# derivative by $z_j$ is the softmax of $z_j$, less 1 if $j = y$. So the forward pass computes it, and the backward pass only scales it. In
+# One tensor is larger than all the others: the logits, of shape $B \cdot T \times V$. Their softmax and their gradient
+# are as large. For one batch of 32 × 63 tokens and 10,000 words, each of the three takes 81 MB. But the loss of a row
+# needs only the logits of that row, so we can take a few hundred rows at a time. And because the loss is one number,
+# its gradient is known, up to one factor, as soon as the logits are.
+# A row's loss is $\log \sum_j e^{z_j} - z_y$, and its derivative with respect to $z_j$ is the softmax of $z_j$, minus 1
+# if $j = y$. So the forward pass computes the gradient, and the backward pass only multiplies it by that factor. In
 # short:
 
 
 # %%
 def loss_in_chunks(hidden, weight, bias, targets, rows_per_chunk):
-    """The sum of the losses, and its gradients by hidden, weight and bias."""
+    """The sum of the losses, and its gradients with respect to hidden, weight and bias."""
     total, grads = 0.0, [torch.zeros_like(t) for t in (hidden, weight, bias)]
     for start in range(0, len(hidden), rows_per_chunk):
         rows = slice(start, start + rows_per_chunk)
@@ -841,7 +861,7 @@ torch.manual_seed(0)
 hidden = torch.randn(32 * 63, 296, device=device)  # (N, D)
 weight, bias = torch.randn(10_000, 296, device=device) / 17, torch.zeros(10_000, device=device)
 targets = torch.randint(1, 10_000, (32 * 63,), device=device)  # (N,)
-ROWS = 512  # a chunk's
+ROWS = 512  # per chunk
 
 
 # %%
@@ -864,7 +884,7 @@ reference, helpers_way = (loss_gradients(f, torch.float64) for f in (plain_loss,
 for name, grads in {"by hand": by_hand, "output_loss": helpers_way}.items():
     off = max(difference(a, b) for a, b in zip(grads, reference, strict=True))
     claim(
-        f"{name}: the gradients of all logits at once, within ≈{off:.0e}, less than 1e-12",
+        f"{name}: the same gradients as with all logits at once, within ≈{off:.0e}, below 1e-12",
         off < 1e-12,
     )
 del by_hand, reference, helpers_way
@@ -886,8 +906,9 @@ claim(
 )
 
 # %% [markdown]
-# The first number is about three tensors of 81 MB. Of the second, two tensors of 512 rows are 41 MB, and the gradients themselves most of
-# the rest. Training has done this all along: none of the peaks above holds all logits.
+# The first number is about three tensors of 81 MB. In the second, two tensors of 512 rows account for 41 MB, and the
+# gradients themselves for most of the rest. The course's training has worked this way all along: none of the peaks
+# above includes all logits.
 
 # %%
 show_source(OutputLoss, fold="OutputLoss, from helpers/loss.py")
@@ -895,10 +916,11 @@ show_source(OutputLoss, fold="OutputLoss, from helpers/loss.py")
 # %% [markdown]
 # ## More than one machine
 #
-# Gradients add, wherever they were computed. So a batch can be shared among processes, each on a GPU or a machine of its own: every
-# process computes the gradient of its shard, all exchange them, and all take the same step. PyTorch's `DistributedDataParallel` does the
-# exchange, and takes the *mean* over the processes. `optimizer_step` multiplies by their number first, and divides by the tokens of *all*
-# shards. In miniature, with two "processes":
+# Gradients can be added wherever they were computed. So a batch can be shared among processes, each on a GPU or a
+# machine of its own: every process computes the gradient of its part (its *shard*), all exchange their gradients, and
+# all take the same step. PyTorch's `DistributedDataParallel` does the
+# exchange, and takes the *mean* over the processes. So `optimizer_step` first multiplies by the number of processes,
+# and divides by the tokens of *all* shards. Here is a miniature with two "processes":
 
 # %%
 shards = [ragged[0::2], ragged[1::2]]  # (2, T) each, no story in both
@@ -916,7 +938,7 @@ claim(
 )
 
 # %% [markdown]
-# With real processes, from the repository's folder:
+# To do this with real processes, run from the repository's folder:
 #
 # ```bash
 # torchrun --nproc-per-node 2 -m helpers.training --corpus tinystories \
@@ -925,9 +947,9 @@ claim(
 #   --rdzv-endpoint HOST:29500 -m helpers.training --corpus tinystories
 # ```
 #
-# Every setting of `TrainingConfig` is an option. With accumulation the exchange happens once a step. The first process alone logs and
-# saves. `tests/test_training.py` runs two processes beside one with twice the accumulation, in 64-bit numbers: after 50 steps their
-# curves agree within 1e-9.
+# Every setting of `TrainingConfig` is a command-line option. With accumulation, gradients are exchanged only once per
+# step. Only the first process logs and saves. `tests/test_training.py` compares two processes with one that accumulates
+# twice as much, in 64-bit arithmetic: after 50 steps their curves agree within 1e-9.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
@@ -963,20 +985,24 @@ figures.save_numbers(
 # ## Recap
 #
 # - Gradients add. Divide by the tokens of the whole step, never by the number of mini-batches.
-# - Accumulation buys a large batch for the memory of a small one and of one set of gradients. Token for token the larger batch learned
-#   less here.
-# - Checkpointing keeps a segment's input and computes its inside twice: the same gradient to the bit, if the random state is replayed.
-# - The best number of segments depends on how large a block's inside is; here one for each block or two, or nesting.
+# - Accumulation gives a large batch for the memory of a small one plus one set of gradients. For the same number of
+#   tokens, the larger batch learned less here.
+# - Checkpointing keeps a segment's input and computes its inside twice. The gradient is the same, bit for bit, if the
+#   random state is replayed.
+# - The best number of segments depends on how large a block's inside is. Here it is one for every block or every two
+#   blocks, or nesting.
 # - The logits need never exist all at once.
-# - A batch can be shared among machines by the same arithmetic.
+# - The same arithmetic lets several machines share a batch.
 #
 # ## What GPT and Llama do differently
 #
-# - **Sharding.** With tens of billions of parameters not even parameters, gradients and moments fit on one GPU. Each holds a share of
-#   them, and the others fetch it when they need it ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054)).
-# - **Splitting a layer.** Large matrices are cut, and their products computed on several GPUs; blocks are dealt out like stations of an
-#   assembly line.
-# - **Selective recomputation.** They recompute what is large and cheap, such as attention weights, and keep the rest
+# - **Sharding.** With tens of billions of parameters, the parameters, gradients and moments alone do not fit on one
+#   GPU. Each GPU holds a share of them, and the others fetch it when they need it
+#   ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054)).
+# - **Splitting a layer.** Large matrices are split, and their products are computed on several GPUs; blocks are
+#   distributed over GPUs like the stations of an assembly line.
+# - **Selective recomputation.** They recompute what is large but cheap to compute, such as attention weights, and keep
+#   the rest
 #   ([Korthikanti et al. 2023](https://arxiv.org/abs/2205.05198)). Fused attention never stores those weights at all.
 #
 # Next: [07 · Results](07_results.ipynb) puts it all on a few pages.
@@ -985,14 +1011,16 @@ figures.save_numbers(
 #
 # 1. When is the mean of the mini-batches' means the right loss?
 #    <details><summary>Answer:</summary> If all mini-batches have the same number of real tokens.</details>
-# 2. A step of 8 × 16 stories: which memory grows with the 8, and which does not?
-#    <details><summary>Answer:</summary> None grows with it. One set of gradients is kept, whatever the number.</details>
+# 2. In a step of 8 × 16 stories, which part of the memory grows with the 8, and which does not?
+#    <details><summary>Answer:</summary> None of it grows with the 8. One set of gradients is kept, whatever the
+#    number.</details>
 # 3. What must checkpointing replay, and why?
-#    <details><summary>Answer:</summary> The random state, or dropout draws other masks, and the gradient belongs to another pass.</details>
+#    <details><summary>Answer:</summary> The random state. Otherwise dropout draws different masks, and the gradient
+#    belongs to another pass.</details>
 # 4. The inside of a block is as large as four inputs, and there are 16 blocks. How many segments?
 #    <details><summary>Answer:</summary> √(16 · 4) = 8.</details>
-# 5. What is the derivative of a row's cross-entropy by its logits?
-#    <details><summary>Answer:</summary> The softmax, less 1 at the target.</details>
+# 5. What is the derivative of a row's cross-entropy with respect to its logits?
+#    <details><summary>Answer:</summary> The softmax, minus 1 at the target.</details>
 #
 # ## Exercises
 #
