@@ -9,10 +9,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from helpers.explorers import AttentionExplorer
-from helpers.plots import Picture, escaped, render, shown, writable
+from helpers.plots import Picture, render, shown, writable
 from helpers.stories import corpus_name
 from helpers.support.checks import require
 from helpers.support.files import make_folder, user_path, write_whole
@@ -26,6 +27,16 @@ def figures_root(default: Path | None = None) -> Path:
     It is `$FIGURES_DIR`, or else `default`, or else figures/ in the repository.
     """
     return user_path(os.environ.get("FIGURES_DIR") or default or ROOT / "figures")
+
+
+class Captioned(Picture):
+    """A picture that a notebook shows with its caption below it, as a text of its own."""
+
+    def _ipython_display_(self) -> None:
+        data, metadata = self._repr_mimebundle_()
+        display(data, metadata=metadata, raw=True)
+        if caption := self.labels.get("caption"):
+            display({"text/markdown": f"*{_escape(caption)}*", "text/plain": caption}, raw=True)
 
 
 class FigureFolder:
@@ -52,7 +63,7 @@ class FigureFolder:
         make_folder(self.path)
         write_whole(self.path / f"{name}.svg", file.getvalue())
         labels = {"figure": f"{self.path.name}/{name}"}
-        return Picture(figure, alt, labels | ({"caption": caption} if caption else {}))
+        return Captioned(figure, alt, labels | ({"caption": caption} if caption else {}))
 
     def save_explorer(self, explorer: AttentionExplorer, name: str) -> AttentionExplorer:
         """Write an explorer's matrices to `<name>.json`, for the report's own, and return it."""
@@ -193,10 +204,15 @@ def table(
         ).rstrip()
         for row in cells
     ]
-    head, *body = (f"| {' | '.join(map(escaped, row))} |" for row in cells)
+    head, *body = (f"| {' | '.join(map(_escape, row))} |" for row in cells)
     rule = f"| {' | '.join('--:' if right else ':--' for right in numeric)} |"
-    above = f"*{escaped(' '.join(caption.split()))}*\n\n" if caption else ""
+    above = f"*{_escape(' '.join(caption.split()))}*\n\n" if caption else ""
     return Markdown(
         above + "\n".join([head, rule, *body]),
         "\n".join([caption, *lines] if caption else lines),
     )
+
+
+def _escape(text: str) -> str:
+    """Text as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_~&$<>|\[\]])", r"\\\1", text)

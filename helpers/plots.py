@@ -16,7 +16,6 @@ from unicodedata import category
 import matplotlib
 import numpy as np
 import seaborn as sns
-from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -111,13 +110,6 @@ class Picture:
             "image/png": {"alt": self.alt, "width": self.width, **self.labels}
         }
 
-    def _ipython_display_(self) -> None:
-        """The picture, and its caption below it as a text of its own."""
-        bundle, metadata = self._repr_mimebundle_()
-        display(bundle, metadata=metadata, raw=True)
-        if caption := self.labels.get("caption"):
-            display({"text/markdown": f"*{escaped(caption)}*", "text/plain": caption}, raw=True)
-
 
 def render(figure: Figure, file, **options) -> None:
     """Write a figure to a file object, as `Figure.savefig` does with these options."""
@@ -156,11 +148,6 @@ def _drawable(text: str, font: FontProperties = FONT) -> str:
 def writable(text: str) -> str:
     """`�` for control characters, lone surrogates and unassigned ones: files cannot hold them."""
     return "".join("�" if category(letter) in ("Cc", "Cs", "Cn") else letter for letter in text)
-
-
-def escaped(text: str) -> str:
-    """Text as Markdown that shows it as it is."""
-    return re.sub(r"([\\`*_~&$<>|\[\]])", r"\\\1", text)
 
 
 def shown(value) -> str:
