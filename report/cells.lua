@@ -206,7 +206,7 @@ end
 -- Below its picture a notebook shows the caption that the report sets with a number.
 local function is_caption(blocks)
   for _, block in ipairs(blocks) do
-    if block.t == "RawBlock" and block.format == "markdown" then return block.text:match("^%*[^\n]*%*$") ~= nil end
+    if block.t == "RawBlock" and block.format == "markdown" then return block.text:match("^%*[^\n]*%*%s*$") ~= nil end
   end
   return false
 end

@@ -58,7 +58,14 @@ show_source(load_numbers)
 AttentionExplorer({"a sentence": (["a", "b"], [[[[1, 0], [0.5, 0.5]]]])})
 """.replace("ROOT_OF_THE_PROJECT", repr(str(ROOT)))
 FIRST = FIRST.replace("BADGE", f"[![Open In Colab]({COLAB}/assets/colab-badge.svg)]({LINK})")
-SECOND = "# %% [markdown]\n# # 02 · Second things\n#\n# ## A part\n\n# %%\nprint(1 + 1)\n"
+SECOND = """# %% [markdown]
+# # 02 · Second things
+#
+# ## A part
+
+# %% cellView="form" tags=["hide-input", "hide-output"]
+print(1 + 1)
+"""
 # A notebook that has yet to show something.
 SHORT = f"""# %% [markdown]
 # # 01 · First
@@ -131,10 +138,16 @@ def test_two_executions_give_the_same_bytes_and_one_page(project, monkeypatch):
     assert caption in " ".join(page.split())
     assert re.search(r"<caption><strong>Table 1\.1\.</strong>\s+One word\.", page)
     folded = r'<details class="code"><summary>Code</summary>(.*?)</details>'
-    # The table, the listing and the explorer; the figure is saved in a cell that does more.
-    assert len(re.findall(folded, page, flags=re.DOTALL)) == 3
+    # The table, the listing, the explorer, the sum; the figure is saved in a cell that does more.
+    assert len(re.findall(folded, page, flags=re.DOTALL)) == 4
     heading = r'<h1[^>]*><span class="header-section-number">1</span>\s+First\s+things'
     assert re.search(heading, page)
+    answer = r'<details class="answer"><summary>What comes out</summary>\s*<div class="output">'
+    assert re.search(answer, page)
+    cell = json.loads((project / "02_second.ipynb").read_text(encoding="utf-8"))["cells"][1]
+    assert cell["metadata"]["jupyter"] == {"source_hidden": True, "outputs_hidden": True}
+    assert cell["metadata"]["collapsed"] is True
+    assert "<em>What one bar is.</em>" not in page  # a caption, with its number, and no text too
     contents = r"Second\s+things</a>\s*<ul>\s*<li>[^\n]*A part"
     assert re.search(contents, page)  # nested
     for name in (r"the\s+second", r"a\s+bar\s+\(Figure\s+1\.1\)", r"a\s+part"):

@@ -31,7 +31,7 @@ import colab  # not found? Open this notebook inside the repository, or correct 
 
 colab.start()
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 import math
 import statistics
 import tomllib
@@ -118,7 +118,7 @@ Markdown(abstract, abstract)
 # %% [markdown]
 # ## On one page
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         ["1.2", "parameters", f"{training['parameters']:,}"],
@@ -160,7 +160,7 @@ table(
     caption=f"The assignment's parts on {corpus}, in one line each.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {
@@ -208,7 +208,7 @@ figures.save_figure(
 # with `<eos>` where it is short enough, and is filled up with `<pad>`, which counts in no loss. The vocabulary is the most frequent words
 # of the training stories, at most 10,000 of them with `<pad>`, `<sos>`, `<eos>` and `<unk>`; other words are read as `<unk>`.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         ["training stories (train split)", data["train_stories"]],
@@ -238,7 +238,7 @@ table(
 # from fastText vectors ([Bojanowski et al. 2017](https://arxiv.org/abs/1607.04606)) that were trained on the training stories (the
 # whole of them, also beyond the 64 tokens that the model reads), and is tuned.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 sizes = parts["parameters"]
 table(
     [
@@ -258,7 +258,7 @@ table(
     caption="The assignment's table, counted on the model itself.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 once = sum(sizes[part] for part in ("embedding", "projection", "final norm", "output"))
 claim(
     f"the parts add up to {sizes['the whole model']:,}",
@@ -281,7 +281,7 @@ print(
 # Teacher forcing: the input is a story without its last token, the target the same story without its first, and all positions of a batch
 # of 32 stories of 64 tokens are one pass. Three epochs. Two recipes:
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 asked, recipe = TrainingConfig.baseline(), TrainingConfig()
 NAMES = {
     "batch_size": "stories in a batch",
@@ -319,7 +319,7 @@ table(
 # The comparison is under one protocol: words without punctuation, `<eos>` over the last token of a cut story (which flatters the
 # perplexity, of both alike), the same 10,000 stories, and 500 for validation.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         ["the recipe asked for, from random vectors", *(f"{theirs[end]:.2f}" for end in EPOCHS)],
@@ -334,7 +334,7 @@ table(
     caption="Validation perplexity under one protocol; the recipe asked for with one seed.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 short = perplexities[SHORT]
 assert ours[2] < 2 / 3 * warm[EPOCHS[2]] < 2 / 3 * theirs[EPOCHS[2]]
 last = training["history"][-1]
@@ -346,7 +346,7 @@ print(
     f"(bundled) stories took {goal['seconds_for_vectors']:.0f} s, once"
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 both = {BASELINE: "baseline", OURS: "ours"}
 figures.save_figure(
     plots.compare_curves(
@@ -372,7 +372,7 @@ figures.save_figure(
 # Ours ends far below the recipe that it is compared with. Which part of it is responsible? Runs of 300 steps with three seeds change one thing at a
 # time, beginning from AdamW with a cosine schedule. They were compared on development stories, which are used neither for training nor for any other number here.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 tricks = load_numbers("tinystories", "ablations")
 base = tricks["runs"]["AdamW, cosine"]
 differences = {
@@ -414,7 +414,7 @@ table(
 # ready-made vectors, vectors trained on the same stories, and random ones. The embedding is trained with the rest (*tuned*), or stays as it is
 # (*frozen*).
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 started = load_numbers("tinystories", "vectors")
 
 
@@ -440,7 +440,7 @@ table(
     ),
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 alike = started["mean_cosine"]
 covered = started["runs"]["ready-made, tuned, 10000 stories"]["0"]["covered"]
 print(
@@ -459,7 +459,7 @@ print(
 # Now our default run as it is meant to be used: with punctuation, and without the overwritten `<eos>`. Its perplexity is
 # lower because punctuation is easy to guess, so it must not be compared with the table above.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 marks = training["landmarks"]
 figures.save_figure(
     plots.loss_curves(
@@ -473,7 +473,7 @@ figures.save_figure(
     caption="The default run. The lines are models that need no network: see 04.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.perplexity_curve(training["history"], marks, title="The same run as perplexity"),
     "07_perplexity",
@@ -484,7 +484,7 @@ figures.save_figure(
     caption="exp of the loss, on a logarithmic axis.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 print(
     f"after {last['step']} steps: training loss {last['train_loss']:.2f} over the last stretch, "
     f"validation {last['validation_loss']:.2f}, validation perplexity "
@@ -512,7 +512,7 @@ assert (
 #
 # `generate()` writes token by token until `<eos>` or the maximum, here 40 tokens. Prompt and continuation:
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         [rule, prompt, text]
@@ -523,7 +523,7 @@ table(
     caption="Samples: two continuations for each rule.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 QUOTED = (
     "her favorite was a big, red car",
     "Fluffy saw a big tree with a lot of leaves",
@@ -560,7 +560,7 @@ if corpus == "TinyStories":  # what is quoted below, stands above
 # What the budget of 64 tokens leaves out is what TinyStories is known for: small models that tell a story to its end. The same model with
 # a context of 256 tokens, into which most stories fit whole, three epochs, no dropout:
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 tried = load_numbers("tinystories", "whole")["runs"]
 table(
     [
@@ -582,7 +582,7 @@ table(
     ),
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         [
@@ -601,7 +601,7 @@ table(
     ),
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 print(f"{stories['ended']:.0%} of ours come to an end within 256 tokens")
 plain, dropped = (
     load_numbers("tinystories", "whole")["step_seconds"][f"dropout {p}"]["median"]
@@ -609,7 +609,7 @@ plain, dropped = (
 )
 print(f"a training step takes {plain:.2f} s, with dropout {dropped:.2f} s (machine A)")
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 CHOSEN = (5, 1, 6)  # the best, by one reader and by the other, and the worst
 table(
     [[number + 1, stories["quoted"][number]] for number in CHOSEN],
@@ -644,7 +644,7 @@ table(
 # of each text's own: groups of up to four words, words as they are written, exponential smoothing. Intervals are bootstraps over the prompts.
 
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 def interval(row, measure):
     low, high = row["intervals"][measure]
     digits = {"perplexity": 2, "bleu": 1}[measure]
@@ -678,7 +678,7 @@ table(
     caption="Perplexity per token and BLEU of continuations of 50 prompts.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 truth = continued["the true continuation"]["perplexity"]
 written = {
     rule: row["perplexity"] for rule, row in continued.items() if rule != "the true continuation"
@@ -704,7 +704,7 @@ print(
 # Three sentences, every head of every layer. Each row is a word that reads, each column a word that is read; one cell of each head is
 # framed in one of the three pictures, and the table below says what it shows. The sentences are our own, in the manner of the stories.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 saved = load_explorer(CORPUS, "04_attention")
 sentences = list(saved.sentences.values())  # (tokens, weights (L, H, T, T)) of each
 layers, heads = sentences[0][1].shape[:2]
@@ -775,16 +775,16 @@ def show_heads(number, kind="heatmap", caption=""):
     return figures.save_figure(figure, f"07_{kind}_{number + 1}", alt=alt, caption=caption)
 
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 show_heads(0, caption="Framed are the cells that the table explains.")
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 show_heads(1)
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 show_heads(2)
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 show_heads(0, "arrows", "The same as arrows, whose width is the weight.")
 
 # %% [markdown]
@@ -792,7 +792,7 @@ show_heads(0, "arrows", "The same as arrows, whose width is the weight.")
 # the words that it *favours*, as a multiple of what an even spread would give them, and its *cost*, by how many nats the loss on names
 # that return rises when the head is switched off.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 cost = {head: row["returning names"] for head, row in training["silenced"].items()}
 table(
     [
@@ -810,13 +810,13 @@ table(
     caption="Each head: one cell of its picture, what it favours, and what switching it off costs.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 notes = {pair(head): f"{cell_of(head)}. {shown[3]}" for head, shown in SHOWS.items()}
 explorer = AttentionExplorer(saved.sentences, notes=notes)
 explorer.layer.value, explorer.head.value = 3, 7
 figures.save_explorer(explorer, "07_attention")
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 scores = {
     pattern: np.array(by_layer) for pattern, by_layer in training["head_scores"]["after"].items()
 }
@@ -847,7 +847,7 @@ for pattern in ("previous word", "same name"):
 # nothing that it looks for. So a clear pattern and a high cost are two different things, and only the second says that a head is needed. The pictures show where a
 # head looks, never what it carries away. Derived in [04 · Training](04_training.ipynb).
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 if corpus == "TinyStories":
     favoured = {head: dict(words) for head, words in training["favoured_words"].items()}
     named = ("1.8", "2.1", "2.8", "3.7")
@@ -869,7 +869,7 @@ if corpus == "TinyStories":
 #
 # Five validation prompts, continued by sampling (temperature 1, no filter, one seed), greedily and with 5 and 10 beams.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         [
@@ -893,7 +893,7 @@ table(
     caption="Beam search against sampling: speed, BLEU, and what it costs in variety.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 wider = decoding["widths_compared"]["5 and 10"]
 assert (
     beams["10 beams"]["logprob_per_token"]
@@ -905,7 +905,7 @@ print(
     f"{wider['same']}, a less likely one for {wider['less likely']}"
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.bars(
         {rule: row["tokens_per_second"] for rule, row in beams.items()},
@@ -925,7 +925,7 @@ figures.save_figure(
 # would do. In the tests a beam as wide as the number of all possible texts finds the texts and scores of exhaustive search, and
 # narrow beams find those of Hugging Face's `generate`. Derived in [05 · Decoding](05_decoding.ipynb).
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 if corpus == "TinyStories":
     certain = [beams[rule] for rule in ("greedy", "5 beams", "10 beams")]
     assert (
@@ -942,7 +942,7 @@ if corpus == "TinyStories":
 #
 # Twenty prompts at once, greedy, in float32 on two processor cores, with and without the cache.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         [
@@ -959,7 +959,7 @@ table(
     ),
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 lengths = sorted(speed, key=int)
 figures.save_figure(
     plots.compare_curves(
@@ -977,7 +977,7 @@ figures.save_figure(
     caption="Twenty prompts at once, greedy, float32, on machine A.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 assert max(decoding["drift"]["right"]) < 1e-3
 print(
     f"the cache's logits stay within {max(decoding['drift']['right']):.0e} of those without; it "
@@ -995,7 +995,7 @@ print(
 # Mini-batches of 16, accumulated over 1, 2, 4 and 8 of them: one epoch each, effective batches of 16 to 128. The rate is a third of our
 # recipe's, since the shortest run has too few steps for a long one.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 table(
     [
         [
@@ -1020,7 +1020,7 @@ table(
     ),
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {
@@ -1042,7 +1042,7 @@ figures.save_figure(
     caption="One epoch with 16 to 128 stories in a step, all at the same rate.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 peaks, off = memory["step_peaks"], memory["accumulated_gradient_off_by"]
 assert peaks["8 times 16"] < 0.3 * peaks["128 at once"]
 assert off["sum of sums"] < 1e-12 < off["mean of means"]
@@ -1065,7 +1065,7 @@ print(
 #
 # Written by hand, as an autograd function; PyTorch's own serves as the judge only. The assignment's model, 32 stories.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 epochs = load_numbers(CORPUS, "epochs")["runs"]
 on_gpu = load_numbers("benchmark", "06_gpu")["checkpointing"]
 
@@ -1105,7 +1105,7 @@ table(
     ),
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 twelve = memory["twelve_blocks"]
 assert float(recomputed["peak, MB"]) < 0.5 * float(kept["peak, MB"])
 assert twelve["12 segments"] < 0.25 * twelve["all kept"]
@@ -1131,7 +1131,7 @@ print(
 # `generate` costs or saves beside the model. Above 1 ours is the faster one. The limit is the time of the matrix products
 # alone.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 measured = load_numbers("benchmark", "speed")
 shown = "{median:.2f} ({q1:.2f} to {q3:.2f}, lowest {low:.2f})"
 limit_ms = measured["training"]["limit_ms"]
@@ -1170,7 +1170,7 @@ table(
     ),
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 goal = measured["to_the_goal"]
 seconds = goal["seconds"]
 print(
@@ -1197,7 +1197,7 @@ print(
 # memory back to the system, which must clear their pages for the next step; our `keep_freed_memory` asks it not to. So the training steps
 # were timed a second time, with this setting for all:
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 with_ours = measured["training"]["ratios_with_our_memory"]
 table(
     [
@@ -1218,7 +1218,7 @@ table(
 # somewhat larger than they are. In bfloat16 the weights stay in float32 and are converted in every step: those casts are the price of
 # bfloat16 products.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 profile = measured["training"]["profile"]
 by_share = sorted(profile["percent"].items(), key=lambda kind: -kind[1])
 table(
@@ -1227,7 +1227,7 @@ table(
     caption="Our training step by kind of operation. Measured on machine A.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 times = {}
 for precision, found in measured["decoding"].items():
     for row in found:
@@ -1262,7 +1262,7 @@ FigureFolder("benchmark").save_figure(
 # How does a training step grow? Each cost might be a straight line: twice the stories, twice the time, plus something fixed. *Tokens in the
 # cache* is one decoding step of 20 texts; the others are training steps.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 grown = measured["scaling"]
 FigureFolder("benchmark").save_figure(
     plots.straight_lines(
@@ -1278,7 +1278,7 @@ FigureFolder("benchmark").save_figure(
     caption="Dots are measurements on machine A, dashes the straight line nearest to them.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 slopes = {}
 for name, row in grown.items():
     points = list(zip(row["x"], row["ms"], strict=True))
@@ -1296,7 +1296,7 @@ table(
 #
 # Does bfloat16 cost quality? The same model, all weights in bfloat16:
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 exact, rounded = measured["perplexity"]["fp32"], measured["perplexity"]["bf16"]
 assert abs(rounded / exact - 1) < 0.005
 print(f"perplexity on 200 grammar stories: float32 {exact:.4f}, bfloat16 {rounded:.4f}")
@@ -1305,7 +1305,7 @@ print(f"perplexity on 200 grammar stories: float32 {exact:.4f}, bfloat16 {rounde
 # What would all of TinyStories take, 2.1 million stories, one epoch? From the speed of one machine, at best as many times faster as there
 # are machines:
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 step_ms = measured["training"]["rows"]["ours, fp32"]["ms"]  # of 32 stories
 hours = step_ms / 1000 / 32 * 2_100_000 / 3600
 table(
@@ -1321,7 +1321,7 @@ table(
 # lowest loss that any model can reach. Their model can be tried on [the live page](../build/live.html), which `make report` makes: type
 # a beginning, compare its guesses with the truth, and switch heads off.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.loss_curves(
         known["history"],
@@ -1336,7 +1336,7 @@ figures.save_figure(
     caption="The grammar stories. Nobody can be below the floor on average.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 assert 0 < reached - floor < 0.1
 print(f"floor {floor:.3f} nats per token, our model {reached:.3f}: {reached - floor:.3f} above it")
 
@@ -1349,7 +1349,7 @@ print(f"floor {floor:.3f} nats per token, our model {reached:.3f}: {reached - fl
 # steps at the full rate, two seeds.
 # *Size* is the number of parameters outside the two tables of words.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 scaled = load_numbers("bundled", "scaling")
 above = {}
 for point in scaled["points"]:
@@ -1373,7 +1373,7 @@ figures.save_figure(
     ),
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 chosen = [
     scaled["runs"][f"{p['width']} wide, {p['stories']} stories, rate {p['rate']:g}"]
     for p in scaled["points"]
@@ -1381,7 +1381,7 @@ chosen = [
 limited = [run["stopped"] >= 500 for runs in chosen for run in runs.values()]
 print(f"{sum(limited)} of the {len(limited)} runs were stopped by the limit of steps")
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 true = scaled["points"][0]["floor"]
 table(
     [
@@ -1415,7 +1415,7 @@ table(
 #
 # There is an earlier deliverable of the same assignment, by others. Its training code was run again; the other numbers are from its README.
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 earlier = EARLIER["perplexity after epochs 1, 2, 3"]
 table(
     [
@@ -1434,7 +1434,7 @@ table(
     caption="The earlier deliverable, and this one.",
 )
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 alike = EARLIER["perplexity on 848 stories, its recipe in our code"]
 print(
     f"its recipe in our code: {theirs[EPOCHS[2]]:.2f} on our 500 validation stories, {alike} on "
@@ -1461,7 +1461,7 @@ print(
 #
 # ## Machines and versions
 
-# %% tags=["hide-input"]
+# %% cellView="form" tags=["hide-input"]
 machine = measured["machine"]
 screened = sorted({run["device"] for runs in tricks["runs"].values() for run in runs.values()})
 table(
