@@ -130,8 +130,8 @@ print(f"the made-up logits: perplexity {loss.exp():.2f}")
 print(f"five equal logits: loss ln 5 = {uncertain:.2f}, perplexity {uncertain.exp():.2f}")
 
 # %% [markdown]
-# Is 0.424 nats a low loss for *boy*? The grammar knows the true probability. Here are the pattern of the story's first
-# sentence and the list for the slot `kind`, if the hero is a *he*:
+# Is 0.424 nats a low loss for *boy*? The grammar knows. Here are the pattern of the story's first sentence and the list
+# for the slot `kind`, if the hero is a *he*:
 #
 # ```toml
 # "{hero} was a {size} {kind}"
@@ -174,16 +174,15 @@ print(f"{len(bundled_grammar().next_words([]))} words can begin a story")
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# The first *Tom* costs most, because so many words can begin a story. *Apple* costs nothing: after *an*, no other word
-# is possible, so the choice was paid for one word earlier. The second *Tom* costs ln 2 ≈ 0.69 nats, because it could
-# equally well have been *he*.
+# The first *Tom* costs most, because so many words can begin a story. *Apple* costs nothing, as any word to which the
+# words before it leave no alternative: the choice was paid for one word earlier, at *an*.
 #
 # </details>
 #
 # Each number in brackets is the loss, or *cost*, of the word on its left for a reader who knows the grammar by heart.
-# Words without a number cost nothing, because the words before them leave no choice. The mean cost over many stories is
-# the **floor** of these stories: no model that reads from left to right can have a lower loss on average. We measure
-# every model against it. (Any set of stories has a floor; notebook 03 computes that of one small batch.)
+# The mean cost over many stories is the **floor** of these stories: no model that reads from left to right can have a
+# lower loss on average. We measure every model against it. (Any set of stories has a floor; notebook 03 computes that
+# of one small batch.)
 #
 # Our model reads 64 tokens, the first of which is `<sos>`, the mark of the start. So we count 63 tokens of each story
 # at most. Later notebooks call `entropy_floor`, which does the same.
@@ -374,9 +373,9 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# A few dozen words, such as the full stop, *a* and *the*, make up half of the text. Covering the rest takes many more
-# words, and they are what the stories are about: a rare word is often the one that matters. So we keep them all, which
-# we can because these stories have fewer than 10,000 different words. (Real stories have more.)
+# A few dozen words, such as the full stop, *a* and *the*, make up half of the text. But the rare words are what the
+# stories are about. So we keep all words, which we can because these stories have fewer than 10,000 different ones.
+# (Real stories have more.)
 #
 # ## Ids become vectors
 #
@@ -674,9 +673,6 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# In the lower third, hardly anything changes within 64 words: sines stay near 0, cosines near 1. These waves would
-# serve much longer contexts than ours.
-#
 # What are the waves good for? Compare positions by their dot product.
 
 # %%
@@ -832,9 +828,8 @@ figures.save_numbers(
 # - A grammar generated our stories, so the lowest possible mean loss, the floor, is known.
 # - A word has an id, the id selects a row of a table, and this selection equals a product with a one-hot vector.
 # - fastText gives words that are used alike similar vectors, and guesses the vectors of unseen words from n-grams.
-# - A mean of vectors does not depend on their order. Sinusoidal positions are added to the words; the order shows as
-#   soon as a step mixes word and position non-linearly. Multiplying the words by $\sqrt{D}$ makes words and positions
-#   comparable in length.
+# - A mean of vectors does not depend on their order. Sinusoidal positions, added to the words, bring the order back as
+#   soon as a step mixes word and position non-linearly. $\sqrt{D}$ makes words and positions comparable in length.
 #
 # ## What GPT and Llama do differently
 #
@@ -859,17 +854,17 @@ figures.save_numbers(
 #    <details><summary>Answer:</summary> 3/4 and 1/4, because exponentiating gives 3 and 1. The loss is ln 4 ≈ 1.39 nats,
 #    and the perplexity is 4.</details>
 # 2. *The Mayor's dog* goes through the tokenizer and back. What may be lost?
-#    <details><summary>Answer:</summary> The capital of <em>Mayor</em>, unless it is known as a name; and any word that is not in the
-#    vocabulary, which comes back as an unknown one.</details>
+#    <details><summary>Answer:</summary> The capital of <em>Mayor</em>, unless it is known as a name; and any word that
+#    is not in the vocabulary, which comes back as an unknown one.</details>
 # 3. Why is looking up a row the same as a matrix product, and why does that matter?
-#    <details><summary>Answer:</summary> A one-hot vector times the table picks out one row. A product has a gradient, so the table can be
-#    trained; only the rows that were looked up get one.</details>
+#    <details><summary>Answer:</summary> A one-hot vector times the table picks out one row. A product has a gradient, so
+#    the table can be trained; only the rows that were looked up get one.</details>
 # 4. What does a word vector know before the model is trained, and what does it not know?
 #    <details><summary>Answer:</summary> Which words are used in the same places. Not what they mean: <em>she</em> lies
 #    next to <em>he</em>.</details>
 # 5. Why does a model need positions, and what do sinusoidal positions add?
-#    <details><summary>Answer:</summary> A weighted mean of word vectors is the same in any order. A sinusoidal position gives
-#    each place a vector of its own, and the dot product of two of them depends only on their distance.</details>
+#    <details><summary>Answer:</summary> A weighted mean of word vectors is the same in any order. Sinusoidal positions
+#    give each place a vector of its own, and the dot product of two of them depends only on their distance.</details>
 #
 # ## Exercises
 #
