@@ -174,8 +174,8 @@ print(f"{len(bundled_grammar().next_words([]))} words can begin a story")
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# The first *Tom* costs most, because so many words can begin a story. *Apple* costs nothing, as any word to which the
-# words before it leave no alternative: the choice was paid for one word earlier, at *an*.
+# The first *Tom* costs most, because so many words can begin a story. *Apple* costs nothing: after *an*, no other word
+# is possible here, so the choice was paid for one word earlier. A word without a number had no alternative.
 #
 # </details>
 #
@@ -354,7 +354,7 @@ for words_kept in (half, 100, 500, 1000):
 # %% cellView="form" tags=["hide-input"]
 figure = plots.compare_curves(
     {"validation words covered": (np.arange(1, len(coverage) + 1), 100 * coverage)},
-    landmarks={"half of the text, %:": 50},
+    landmarks={"half of the text (%)": 50},
     x_label="words and marks in the vocabulary, most frequent first (logarithmic)",
     y_label="covered (% of the validation text)",
     title=f"{half} words and marks make up half of the text",
