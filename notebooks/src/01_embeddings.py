@@ -12,8 +12,8 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/01_embeddings.ipynb)
 #
 # **Promise.** You will compute by hand the loss that a language model is trained to lower, and then follow one story
-# from text to numbers: words, ids, vectors, positions. At the end you will see that word vectors alone cannot tell *the
-# dog looked for the cat* from *the cat looked for the dog*, and you will know what can.
+# from text to numbers: words, ids, vectors, positions. At the end you will see that an average of word vectors cannot
+# tell *the dog looked for the cat* from *the cat looked for the dog*, and you will know what can.
 #
 # **You will be able to**
 #
@@ -25,7 +25,8 @@
 #
 # **Prerequisites.** Python and PyTorch tensors. This is the first notebook.
 #
-# **Running time.** About one minute on two cores, most of it for training word vectors; a few seconds once they are cached.
+# **Running time.** About one minute on two cores, most of it for training word vectors; a few seconds once they are
+# cached.
 
 # %% tags=["parameters"]
 CORPUS = "bundled"  # or "tinystories" (from the Hugging Face Hub), or the path of a file,
@@ -45,16 +46,19 @@ import colab  # not found? Open this notebook inside the repository, or correct 
 colab.start()
 
 # %%
+import re
 import textwrap
 from collections import Counter
 
+import fasttext
 import numpy as np
 import torch
 import torch.nn.functional as F
+from IPython.display import display
 from torch import nn
 
 from helpers import plots
-from helpers.grammar import bundled_grammar
+from helpers.grammar import bundled_grammar, entropy_floor
 from helpers.model import ModelConfig, sinusoidal_positions
 from helpers.notebook import FigureFolder, claim, show_source, table
 from helpers.stories import load_stories
@@ -66,8 +70,8 @@ figures = FigureFolder(CORPUS)
 # %% [markdown]
 # ## The task: say what comes next
 #
-# A **language model** reads the beginning of a text and predicts its next piece. Our pieces are words. Here is the story that
-# this notebook follows:
+# A **language model** reads the beginning of a text and predicts its next piece. Such a piece is called a **token**.
+# Our tokens are words and punctuation marks. Here is the story that this notebook follows:
 
 # %%
 STORY = (
@@ -80,7 +84,7 @@ print(textwrap.fill(STORY, 88))
 # No author wrote this story. A **grammar** generated it: a list of sentence patterns with slots, and of the words that
 # may fill each slot (`helpers/bundled_grammar.toml`). The course trains its model on ten thousand such *grammar
 # stories*. They are useful because the grammar knows something that nobody knows about other texts: the exact
-# probability of every next word. So we can always say how well any model could possibly do.
+# probability of every next word. So we know how well a model can possibly do.
 #
 # Suppose a model has read *Tom was a small*. It gives every word that it knows a score, called a **logit**. A logit can
 # be any real number; the higher it is, the likelier the word. Probabilities must be positive and sum to 1. The
@@ -105,8 +109,8 @@ table(
 # *natural* logarithm; with $\log_2$ it would be the bit). A loss of 1 nat means that the model gave the word a
 # probability of $1/e$, a little more than a third.
 #
-# (`claim` prints its sentence with a ✓ if its condition holds, and stops the notebook if not. Numbers after ≈ may differ from
-# machine to machine.)
+# (`claim` prints its sentence with a ✓ if its condition holds, and stops the notebook if not. Numbers after ≈ may
+# differ from machine to machine.)
 
 # %%
 loss = -probabilities[words.index("boy")].log()  # ()
@@ -126,34 +130,74 @@ print(f"the made-up logits: perplexity {loss.exp():.2f}")
 print(f"five equal logits: loss ln 5 = {uncertain:.2f}, perplexity {uncertain.exp():.2f}")
 
 # %% [markdown]
-# The grammar is the perfect model of its stories. `judge` asks it for $-\ln p$ of every word of our story. (`<eos>`
-# marks the end of the story.)
+# Is 0.424 nats a low loss for *boy*? The grammar knows. Here are the pattern of the story's first sentence and the list
+# for the slot `kind`, if the hero is a *he*:
 #
-# **Predict.** Which words of the story cost the grammar nothing?
+# ```toml
+# "{hero} was a {size} {kind}"
+# kind.he = "5 boy, bear, fox, prince, hedgehog, puppy, frog, dragon, badger, gnome, rooster, cub, colt, ram, pirate"
+# ```
+#
+# The word at place $r$ of a list has the weight $1/(r + 10)$, so earlier words are a little likelier; the 5 makes the
+# weight of *boy* five times as large. The probability of a word is its weight divided by the sum of all weights.
 
 # %%
+weights = [5 / 11] + [1 / (r + 10) for r in range(2, 16)]  # boy, bear, fox, …, pirate
+by_hand = weights[0] / sum(weights)
+possible = bundled_grammar().next_words(["tom", "was", "a", "small"])  # {word: probability}
 judged = bundled_grammar().judge(STORY)
-pieces = [*WordTokenizer([]).split(STORY), "<eos>"]
-priced = zip(pieces, judged.nats.tolist(), strict=True)
-print(textwrap.fill(" ".join(f"{w} [{nats:.2f}]" if nats else w for w, nats in priced), 88))
-
-
-# %%
-mean = judged.nats.mean()
 claim(
-    f"{len(pieces)} words and marks cost {judged.nats.sum():.1f} nats, {mean:.2f} on average: a "
-    f"perplexity of {np.exp(mean):.2f}",
-    judged.complete,
+    f"boy: {by_hand:.4f} by hand, {possible['boy']:.4f} by `next_words`, one of {len(possible)} "
+    f"words; −ln of it is {-np.log(by_hand):.2f} nats, and `judge` says {judged.nats[4]:.2f}",
+    np.allclose([possible["boy"], np.exp(-judged.nats[4])], by_hand),
 )
 
 # %% [markdown]
-# Each number in brackets is the loss, or *cost*, of the word on its left for a reader who knows the grammar by heart.
-# Words without a number cost nothing, because the sentence leaves no choice. Names, days and other choices have a cost.
-# (*Apple* costs nothing here, because *an* has already given it away: the cost of the choice was paid there.) The
-# second *Tom* costs $\ln 2 \approx 0.69$ nats: it could equally well have been *he*. Nobody who reads from left
-# to right can do better than this on average. We call the mean over many stories the **floor**, and measure every model against it.
+# The made-up logits did better on this word, because they bet on it. In other stories they would lose: *fox*, for
+# example, is not on their list at all. On average over many stories, nothing beats the true probabilities (Gibbs'
+# inequality).
 #
-# **One story is many exercises.** The input is the story without its last piece; the target is the same story *shifted
+# `judge` follows the whole story in this way and returns $-\ln p$ of every token. (`<eos>` marks the end of the story.)
+#
+# **Predict.** Which of these costs the grammar most, and which costs nothing: the first *Tom*, *hungry*, *apple*?
+
+# %% tags=["hide-output"]
+pieces = [*WordTokenizer([]).split(STORY), "<eos>"]  # we shall write `split` below
+priced = zip(pieces, judged.nats.tolist(), strict=True)
+print(textwrap.fill(" ".join(f"{w} [{nats:.2f}]" if nats else w for w, nats in priced), 88))
+total, mean = judged.nats.sum(), judged.nats.mean()
+print(
+    f"{len(pieces)} tokens: {total:.1f} nats, on average {mean:.2f}: perplexity {np.exp(mean):.2f}"
+)
+print(f"{len(bundled_grammar().next_words([]))} words can begin a story")
+
+# %% [markdown]
+# <details><summary>What happened</summary>
+#
+# The first *Tom* costs most, because so many words can begin a story. *Apple* costs nothing: after *an*, no other word
+# is possible here, so the choice was paid for one word earlier. A word without a number had no alternative.
+#
+# </details>
+#
+# Each number in brackets is the loss, or *cost*, of the word on its left for a reader who knows the grammar by heart.
+# The mean cost over many stories is the **floor** of these stories: no model that reads from left to right can have a
+# lower loss on average. We measure every model against it. (Any set of stories has a floor; notebook 03 computes that
+# of one small batch.)
+#
+# Our model reads 64 tokens, the first of which is `<sos>`, the mark of the start. So we count 63 tokens of each story
+# at most. Later notebooks call `entropy_floor`, which does the same.
+
+# %%
+told = load_stories("bundled")  # with the −ln p of each token
+floor = np.concatenate([nats[:63] for nats in told.validation_nats]).mean()
+claim(
+    f"the floor of {len(told.validation):,} stories is {floor:.3f} nats per token, a perplexity of "
+    f"{np.exp(floor):.2f}",
+    floor == entropy_floor(told, length=64),
+)
+
+# %% [markdown]
+# **One story is many exercises.** The input is the story without its last token; the target is the same story *shifted
 # by one*:
 
 # %%
@@ -162,14 +206,14 @@ table(
     list(shift)[:8],
     ["the model reads …", "… and must predict"],
     caption=(
-        "The shift by one: each word or mark is read at its own place, and is the target at the "
-        "place before it."
+        "The shift by one: each token is read at its own place, and is the target at the place "
+        "before it."
     ),
 )
 
 # %% [markdown]
-# At each place the model may use everything that it has read so far. `<sos>` marks the start, so that the first word
-# can be predicted too.
+# At each place the model may use everything that it has read so far. It also reads `<sos>`, so that the first word can
+# be predicted too.
 #
 # ## Letters for sizes
 #
@@ -183,9 +227,9 @@ config = ModelConfig()
 table(
     [
         ["B", "stories in a batch", ""],
-        ["T", "tokens in a story, at most; a token is a word or a mark", config.context_length],
+        ["T", "tokens in a story, at most", config.context_length],
         ["S", "tokens that attention may read; equal to T until notebook 05", ""],
-        ["V", "words in the vocabulary, at most", config.vocab_size],
+        ["V", "tokens in the vocabulary, at most", config.vocab_size],
         ["E", "numbers in a word vector", config.embedding_dim],
         ["D", "the width of the model: numbers for each token inside it", config.d_model],
         ["H, d", "attention heads (notebook 02), and the numbers in each: H · d = D", "8, 37"],
@@ -201,21 +245,58 @@ table(
 # ## A story becomes words
 #
 # Most of today's models cut words into fragments. We keep them whole, so that whatever we look at can be labelled with
-# a word. The tokenizer
-# splits at spaces, makes each punctuation mark between words a token of its own, and writes everything in lower case, so that *One* and
-# *one* share a vector.
+# a word. The text is put in lower case, so that *One* and *one* share a vector. Then one regular expression finds the
+# tokens: a possessive *'s*, a word (hyphens and apostrophes inside belong to it), or a single mark.
+
 
 # %%
-stories = load_stories(CORPUS)
-tokenizer = WordTokenizer.train(stories.train, vocab_size=10_000)
-print(tokenizer.split(STORY)[:17])
+def split(text):
+    return re.findall(r"'s\b|\w+(?:['-](?!s\b)\w+)*|[^\w\s]", text.lower())
+
+
+print(split(STORY)[:17])
 
 # %% [markdown]
 # ## Words become ids
 #
-# The **vocabulary** lists the most frequent words of the training stories. A word's place in that list is its **id**. The
-# first four ids are special tokens: `<pad>` fills short stories up, `<sos>` and `<eos>` mark the start and the end, and `<unk>`
-# stands for any word that is not in the list.
+# The **vocabulary** is the list of the words that the model knows: the most frequent words of the training stories. Ids
+# 0 to 3 are special tokens: `<pad>` fills short stories up, `<sos>` and `<eos>` mark the start and the end, and `<unk>`
+# stands for any word that is not in the list. The words follow, the most frequent first. The number of a token is its
+# **id**.
+
+# %%
+stories = load_stories(CORPUS)
+counts = Counter(word for text in stories.train for word in split(text))
+most_frequent = sorted(counts, key=lambda word: (-counts[word], word))[: config.vocab_size - 4]
+id_of = {w: i for i, w in enumerate(["<pad>", "<sos>", "<eos>", "<unk>", *most_frequent])}
+print([id_of.get(word, id_of["<unk>"]) for word in split(STORY)[:17]])
+
+# %% [markdown]
+# The course's `WordTokenizer` does the same, and copes with Unicode. Its main methods:
+
+# %% cellView="form" tags=["hide-input"]
+methods = {
+    "split(text): words in lower case": WordTokenizer.split,
+    "train(texts): the vocabulary": WordTokenizer.train,
+    "encode(text): ids": WordTokenizer.encode,
+    "decode(ids): text": WordTokenizer.decode,
+    "the end of decode: spaces, quotes and capitals": WordTokenizer._join,
+}
+for title, method in methods.items():
+    display(show_source(method, fold=title))
+
+# %%
+tokenizer = WordTokenizer.train(stories.train, vocab_size=config.vocab_size)
+same = sum(split(text) == tokenizer.split(text) for text in stories.train)
+print(f"split alike: {same:,} of {len(stories.train):,} training stories")
+claim(
+    f"our story has the same {len(pieces) - 1} ids; there are {len(tokenizer):,}, of "
+    f"{config.vocab_size:,} at most",
+    [id_of.get(word, 3) for word in split(STORY)] == tokenizer.encode(STORY),
+)
+
+# %% [markdown]
+# So from here on $V$ is the number of tokens in use. The model reads a story as `encode_story` prepares it:
 
 # %%
 show_source(WordTokenizer.encode_story)
@@ -226,8 +307,8 @@ table(
     [[place, token_id, tokenizer.word(token_id)] for place, token_id in enumerate(ids)],
     ["position", "id", "token"],
     caption=(
-        "One story as the model receives it. Ids are ordered by frequency: a common word has a "
-        "small id."
+        "A short text as the model receives it, padded to ten ids. From 4 on, a small id means a "
+        "frequent word."
     ),
 )
 
@@ -245,17 +326,20 @@ print(tokenizer.decode(tokenizer.encode("Tom  saw a ZYZZYVA - and a Ball in the 
 # The last line shows what is lost: unknown words, capitals in mid-sentence, double spaces and rare marks.
 #
 # The **context** is the largest number of tokens that the model can read. **A longer story is cut**, and then has no
-# `<eos>`, because it did not end there. How many stories are cut at our context of 64?
+# `<eos>`, because it did not end there. How much do we lose at our context of 64?
 
 # %%
 CONTEXT = config.context_length
-rows = [tokenizer.encode_story(text, CONTEXT) for text in stories.train]
-cut = np.mean([row[-1] not in (tokenizer.pad_id, tokenizer.eos_id) for row in rows])
-print(f"cut: {cut:.2%} of {len(rows):,} training stories")
+tokens = [len(tokenizer.encode(text)) + 2 for text in stories.train]  # with <sos> and <eos>
+cut = np.mean([n > CONTEXT for n in tokens])
+lost = 1 - sum(min(n, CONTEXT) for n in tokens) / sum(tokens)
+print(f"cut: {cut:.2%} of {len(tokens):,} training stories; {lost:.1%} of all tokens are lost")
 
 # %% [markdown]
-# **How many words are enough?** The figure shows what share of the validation stories (which are never trained on) the
-# first $n$ words of the vocabulary cover.
+# Few tokens are lost, but they are all endings: of these stories, the model never sees how they end.
+#
+# **How many words are enough?** The first $n$ words of the vocabulary cover a share of the validation stories (which
+# are never trained on). The figure shows this share against $n$.
 
 # %%
 counts = Counter(i for text in stories.validation for i in tokenizer.encode(text))
@@ -270,38 +354,35 @@ for words_kept in (half, 100, 500, 1000):
 # %% cellView="form" tags=["hide-input"]
 figure = plots.compare_curves(
     {"validation words covered": (np.arange(1, len(coverage) + 1), 100 * coverage)},
-    landmarks={"half of the text": 50},
-    x_label="words in the vocabulary, most frequent first (logarithmic)",
-    y_label="covered (%)",
-    title=f"{half} words make up half of the text",
+    landmarks={"half of the text (%)": 50},
+    x_label="words and marks in the vocabulary, most frequent first (logarithmic)",
+    y_label="covered (% of the validation text)",
+    title=f"{half} words and marks make up half of the text",
 )
 figure.axes[0].set_xscale("log")
-
-# %% cellView="form" tags=["hide-input"]
+figure.axes[0].set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
 figures.save_figure(
     figure,
     "01_coverage",
     alt="Share of the validation words covered by the n most frequent words, against n.",
     caption=(
-        "The axis is logarithmic: each tenfold growth of the vocabulary covers about the same "
-        "share more. Every occurrence of a word is counted, so a rare word adds almost nothing, "
-        "however much it matters to its story."
+        "Look where the curve crosses the dotted line. The horizontal axis is logarithmic: each "
+        "tenfold growth of the vocabulary covers about the same share more. The curve counts "
+        "words; it does not show how much a rare word matters to its story."
     ),
 )
 
 # %% [markdown]
-# The axis is logarithmic: each labelled tick to the right stands for ten times as many words. A few dozen words, such
-# as the full stop, *a* and *the*, make up half of the text. Covering the rest takes many more words, and they are what
-# the stories are about. The figure counts words, not meaning: a rare word is often the one that matters. So we keep
-# them all, which we can because these stories have fewer than 10,000 different words. (Real stories have more.)
+# A few dozen words, such as the full stop, *a* and *the*, make up half of the text. But the rare words are what the
+# stories are about. So we keep all words, which we can because these stories have fewer than 10,000 different ones.
+# (Real stories have more.)
 #
 # ## Ids become vectors
 #
 # An id says nothing about a word except how frequent it is: word 17 need not resemble word 18. So each id gets a vector
 # of 300 numbers, its **embedding**. The embeddings are the rows of a table, and the model computes with these rows.
-# Looking up row 17 gives the same as multiplying the
-# table by a **one-hot** vector, which is 1 at place 17 and 0 elsewhere. A product can be differentiated, so the table can be
-# trained like any other weight matrix.
+# Looking up row 17 gives the same as multiplying the table by a **one-hot** vector, which is 1 at place 17 and 0
+# elsewhere. A product can be differentiated, so the table can be trained like any other weight matrix.
 
 # %%
 embedding = nn.Embedding(len(tokenizer), 300)  # (V, E)
@@ -316,6 +397,14 @@ claim(
     torch.equal(embedding(batch), product),
 )
 
+# %%
+embedding(batch).square().sum().backward()  # any loss will do
+trained = embedding.weight.grad.any(dim=1)  # (V,)
+claim(
+    f"{trained.sum()} of {len(trained):,} rows get a gradient: those of the story's words",
+    torch.equal(trained.nonzero().flatten(), batch.unique()),
+)
+
 # %% [markdown]
 # For each token, the lookup copies 300 numbers; the product gets the same result with 300 multiplications for every
 # word of the vocabulary. On their own, one-hot vectors would describe words poorly: any two of them are equally far
@@ -325,13 +414,16 @@ claim(
 #
 # A new table is random. Word vectors that were trained on text know more from the start: words used in similar places
 # have similar vectors. **Skip-gram** ([Mikolov et al. 2013](https://arxiv.org/abs/1310.4546), section 2.2) learns them
-# by playing a game: given a word and a second one, say whether the second stood near the first in a story or was drawn
+# by playing a game: given a word and a second one, say whether the second stood near the first in the text or was drawn
 # at random. Each word has two vectors, one for its role as the first word and one for its role as the second. The score
-# of a pair is the dot product of the two vectors: the higher it is, the likelier the answer *near*. The logistic
-# sigmoid turns a score $s$ into a probability, $1 / (1 + e^{-s})$, and the loss is $-\ln p$ of the right answers, as
-# before. Here is the whole game, with 50 numbers per word:
+# of a pair is the dot product of the two vectors: the higher it is, the likelier the answer *near*. The **logistic
+# sigmoid** turns a score $s$ into a probability, $1 / (1 + e^{-s})$, and the loss is $-\ln p$ of the right answers, as
+# before. Here is the game in its simplest form, with 50 numbers per word and all stories joined to one text. (The
+# original draws several words for each near one, rare words somewhat more often than in the text, and skips many of the
+# very frequent words.)
 
 # %%
+rows = [tokenizer.encode_story(text, CONTEXT) for text in stories.train]
 text = torch.tensor([i for row in rows for i in row if i != tokenizer.pad_id])  # (N,)
 torch.manual_seed(0)
 given, other = (nn.Parameter(0.1 * torch.randn(len(tokenizer), 50)) for _ in range(2))  # (V, 50)
@@ -349,20 +441,24 @@ for _ in range(300):
     optimizer.step()
 
 # %% [markdown]
-# (`optimizer.step()` moves each number a little against its gradient; notebook 04 takes that apart.) Has it learned anything? Ask for
-# nearest neighbours: the words whose vectors point in the most similar direction (the cosine of the angle between them is largest).
+# (`optimizer.step()` changes each number a little so that the loss falls; notebook 04 takes it apart.) Has it learned
+# anything? Ask for nearest neighbours: the words whose vectors point in the most similar direction. The measure is the
+# **cosine** of the angle between two vectors: their dot product, divided by both lengths. (The **length** of a vector
+# is the root of the sum of its squares.)
 
 # %%
 known = tokenizer.words  # without the special tokens
 queries = ["mia", "tuesday", "mother", "sunny", "she", "said"]
 
 
-def nearest(vector, table_of_words, k=5):
-    return [word for word, _ in neighbours(table_of_words, known, vector, k + 1)][1:]
+def nearest(vector, table_of_words, k):
+    lengths = np.linalg.norm(table_of_words, axis=1) * np.linalg.norm(vector)  # (V - 4,)
+    cosines = table_of_words @ vector / lengths  # (V - 4,)
+    return [known[i] for i in np.argsort(-cosines, kind="stable")[:k]]
 
 
 by_game = given.detach().numpy()[4:]  # (V - 4, 50)
-found = {w: nearest(by_game[known.index(w)], by_game) for w in queries if w in known}
+found = {w: nearest(by_game[known.index(w)], by_game, 6)[1:] for w in queries if w in known}
 
 # %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
@@ -374,14 +470,15 @@ table(
 # %% [markdown]
 # Names lie near names, and days near days. The game does not ask for this: words that occur in the same places end up
 # with vectors in similar directions. But being used alike is not the same as meaning the same: *she* lies close to
-# *he*. After so short a game, some neighbours are still there by chance.
+# *he*. After so short a game, some neighbours are there by chance.
 #
-# **fastText** ([Bojanowski et al. 2017](https://arxiv.org/abs/1607.04606), section 3.2) also looks inside the word. It
-# marks the ends of a word with `<` and `>`, and lists its **n-grams**: all runs of 3 to 6 characters. In the game, a
-# word's vector is the mean of its own row and the rows of its n-grams, so words that have parts in common learn
+# This game gives no vector to a word that it has not seen. **fastText** ([Bojanowski et al.
+# 2017](https://arxiv.org/abs/1607.04606), section 3.2) does, because it also looks inside the word. It marks the ends
+# of a word with `<` and `>`, and lists its **n-grams**: all runs of 3 to 6 characters, `<` and `>` included. In the
+# game, a word's vector is the mean of its own row and the rows of its n-grams, so words that have parts in common learn
 # together. (The paper adds the rows up; the fastText program, which we use, takes their mean.) There are too many
-# n-grams to give each one its own row. So a hash function assigns every n-gram to one of a fixed
-# number of rows, its *bucket*, and some n-grams share one.
+# n-grams to give each one its own row. So a hash function assigns every n-gram to one of 20,000 rows, its **bucket**,
+# and some n-grams share one.
 
 
 # %%
@@ -391,15 +488,37 @@ def ngrams_of(word):
 
 
 # %%
-vectors = train_vectors(stories.train, tokenizer)
+vectors = train_vectors(stories.train, tokenizer)  # with the fastText program
+program = fasttext.load_model(str(vectors.path))
+names, rows_of_dog = program.get_subwords("dog")
+by_hand = program.get_input_matrix()[rows_of_dog].mean(axis=0)  # (E,)
+
+# %% cellView="form" tags=["hide-input"]
+own = program.get_word_id("dog")
 in_dictionary, _, _ = vectors.coverage(tokenizer)
-print(f"{in_dictionary:,} of {len(tokenizer.words):,} words have a row of their own")
-print("n-grams of 'dogs':", *sorted(ngrams_of("dogs")))
-claim("fastText finds the same n-grams", ngrams_of("dogs") == {*vectors.subwords("dogs")})
+table(
+    [
+        ["the word itself" if row == own else name, row]
+        for name, row in zip(names, rows_of_dog.tolist(), strict=True)
+    ],
+    ["part of dog", "row"],
+    caption=(
+        "The rows whose mean is the vector of dog. The hash function scatters the n-grams. "
+        f"{in_dictionary:,} of {len(known):,} words have a row of their own."
+    ),
+)
+
+# %%
+error = np.abs(by_hand - vectors["dog"]).max()
+claim(
+    f"our n-grams are those of fastText, and the mean of the rows is `vectors['dog']`, within "
+    f"≈{error:.0e}",
+    ngrams_of("dog") == {*names} and error < 1e-6,
+)
 
 # %%
 matrix = vectors.matrix(tokenizer)  # (V, E)
-answers = {w: nearest(vectors[w], matrix[4:]) for w in queries if w in known}
+answers = {w: nearest(vectors[w], matrix[4:], 6)[1:] for w in queries if w in known}
 
 # %% cellView="form" tags=["hide-input"]
 table(
@@ -409,43 +528,55 @@ table(
 )
 
 # %% [markdown]
-# The result is much the same, from 300 numbers per word and a longer game. Days also share n-grams with each other, and
-# so do relatives. A word that is used next to almost anything, like *said*, has neighbours that tell us little.
+# For words that occur often, nothing much is gained. The neighbours of *tuesday* are cleaner, those of *said* are not,
+# and we do not know why. What is gained are vectors for unseen words.
 #
-# **Predict.** *Grandmothers* and *zyzzyva* are not in the vocabulary. Can they have vectors? If so, near which words?
+# **Predict.** *Grandmothers* and *zyzzyva* are not in the vocabulary. Do both, one or neither of them get neighbours
+# that make sense?
 
 # %%
 unseen = ["grandmothers", "zyzzyva"]
+seen_grams = {gram for word in known for gram in ngrams_of(word)}
+trained_rows = {row for word in known for row in program.get_subwords(word)[1].tolist()}
 
 
-def shared(word):
-    """A word's nearest words, each with the number of n-grams that the two share."""
-    near = [other for other, _ in neighbours(matrix[4:], known, vectors[word], 4)]
-    return ", ".join(f"{other} ({len(ngrams_of(word) & ngrams_of(other))})" for other in near)
+# %% cellView="form" tags=["hide-input", "hide-output"]
+def inside(word):
+    grams, rows_of_word = ngrams_of(word), program.get_subwords(word)[1].tolist()
+    found = neighbours(matrix[4:], known, vectors[word], 4)  # `nearest`, with the cosines
+    near = ", ".join(f"{other} ({cosine:.2f})" for other, cosine in found)
+    return [word, near, len(grams), len(grams & seen_grams), len(trained_rows & {*rows_of_word})]
 
 
-# %% cellView="form" tags=["hide-input"]
 table(
-    [[word, "yes" if word in known else "no", shared(word)] for word in unseen],
-    ["word", "in the vocabulary", "nearest words (n-grams in common)"],
+    [inside(word) for word in unseen],
+    [
+        "word",
+        "nearest words (cosine)",
+        "its n-grams",
+        "of these in known words",
+        "its trained rows",
+    ],
     caption=(
-        "Two words that did not occur in training, and the neighbours that their n-grams give them."
+        "Two words that did not occur in training. A row is trained if an n-gram of a known word "
+        "falls into it."
     ),
 )
 
-# %%
-for word in unseen:
-    alike = [other for other in known if ngrams_of(word) & ngrams_of(other)]
-    print(f"{word}: {len(alike)} of {len(known):,} words share an n-gram with it")
-
 # %% [markdown]
-# Both have a vector, built from n-grams alone. *Grandmothers* lies near its relatives, all of which share n-grams with it. *Zyzzyva* has
-# next to nothing in common with the words of the stories. Some of its n-grams share a row with n-grams of other words,
-# and the rest have rows that were never trained, so its neighbours are a matter of chance. The vector of an unseen word
-# is only a guess from its spelling.
+# <details><summary>What happened</summary>
 #
-# A map of a few words shows some groups at a glance. It projects three hundred dimensions onto the two in which these words differ most
-# (their principal components).
+# Both have a vector. *Grandmothers* consists of known n-grams and lies near its relatives. *Zyzzyva* has a single known
+# n-gram. Its other trained rows belong to n-grams of other words, which happen to share the bucket; the rest
+# were never trained. So its neighbours are there by chance.
+#
+# </details>
+#
+# The vector of an unseen word is only a guess from its spelling, and a high cosine does not mean that the guess is
+# good.
+#
+# A map of a few words shows some groups at a glance. It projects three hundred dimensions onto the two in which these
+# words differ most (their principal components).
 
 # %%
 groups = {
@@ -459,7 +590,8 @@ groups = {
 chosen = [(w, group) for group, members in groups.items() for w in members.split() if w in known]
 points = np.stack([vectors[word] / np.linalg.norm(vectors[word]) for word, _ in chosen])  # (N, E)
 points = (points - points.mean(axis=0)).astype(np.float64)  # (N, E)
-_, _, directions = np.linalg.svd(points, full_matrices=False)
+_, spread, directions = np.linalg.svd(points, full_matrices=False)
+share = (spread[:2] ** 2).sum() / (spread**2).sum()  # of the variance
 directions *= np.sign(directions[:, [0]])  # a direction and its opposite are equally good
 
 # %% cellView="form" tags=["hide-input"]
@@ -467,26 +599,26 @@ figures.save_figure(
     plots.scatter_words(
         points @ directions[:2].T,
         *zip(*chosen, strict=True),
-        title="Most words that are used alike lie together",
+        title="Five of six groups that we chose by hand lie together",
     ),
     "01_words",
     alt="A map of 25 words: names, family, days and animals form groups; things lie near colours.",
     caption=(
-        "Look for groups of one colour. A map in two directions loses most of the distances, so "
-        "two words that touch here need not be neighbours."
+        "Look for groups of one colour and shape: all but the colour words lie close together. The "
+        f"two directions hold ≈{100 * share:.0f} % of the variance of these words, so the map does "
+        "not show all distances: groups that touch here may be far apart in another direction."
     ),
 )
 
 # %% [markdown]
-# Words of one colour and shape belong to one group. We chose the groups; the vectors were trained without them.
-# The map shows two of
-# three hundred directions, so two groups that touch here may be far apart in another direction.
+# The groups are ours; the vectors were trained without them.
 #
 # ## Where is the order?
 #
-# Take two sentences with the same words.
+# Take two sentences with the same words: *The dog looked for the cat* and *The cat looked for the dog*.
 #
-# **Predict.** Average the word vectors of each sentence. How far apart are the two averages?
+# **Predict.** Average the word vectors of each sentence. How far apart are the two averages: about as far as *dog* from
+# *cat*, less far, or not at all?
 
 # %%
 SENTENCES = ["The dog looked for the cat.", "The cat looked for the dog."]
@@ -495,17 +627,26 @@ first, second = (
 )  # (T, E) each
 apart = (first.mean(0) - second.mean(0)).norm()
 
-# %%
+# %% tags=["hide-output"]
+dog, cat = vectors["dog"], vectors["cat"]
+print(f"'dog' and 'cat' are ≈{np.linalg.norm(dog - cat):.2f} apart")
 claim(f"the two averages are the same: {apart:.6f} apart", apart < 1e-9)
 
 # %% [markdown]
-# The difference is gone, because a mean does not depend on the order. Attention, which the next notebook builds, is
-# a weighted mean. Even if each word reads only the words before it, a layer of attention cannot tell in which order
-# they came. So the
-# position is written *into* the vectors.
+# <details><summary>What happened</summary>
+#
+# The two averages are equal: the difference is gone.
+#
+# </details>
+#
+# A mean does not depend on the order of what it is taken of. Attention, which the next notebook builds, is a weighted
+# mean. If the weights depend only on the words, one layer of attention cannot tell in which order the earlier words
+# came. (A stack of several layers, in each of which a word reads only the words before it, can learn something about
+# the order even so: [Haviv et al. 2022](https://arxiv.org/abs/2203.16634).) So the position is written *into* the
+# vectors.
 #
 # The idea of [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.5, is to give each position a vector of
-# its own, made of waves of different lengths, like the hands of many clocks. Fast hands tell neighbours apart; slow
+# its own, made of waves of different lengths, like the hands of many clocks. Fast hands tell neighbours apart; slower
 # hands tell the start of a story from its end. At position $t$, the $i$-th pair of numbers is
 #
 # $$p_{t,2i} = \sin\left(\frac{t}{10000^{2i/D}}\right) \qquad p_{t,2i+1} = \cos\left(\frac{t}{10000^{2i/D}}\right)$$
@@ -526,17 +667,13 @@ figures.save_figure(
     ),
     caption=(
         "Read one column from top to bottom, in both pictures: together they are the vector of one "
-        "position. The slow waves at the bottom hardly change within 64 words; over thousands of "
-        "words they would."
+        "position. The fast waves at the top change with every word. The slow waves at the bottom "
+        "hardly change within 64 words; they would over tens of thousands."
     ),
 )
 
 # %% [markdown]
-# Look at one column in both pictures: together the two are the vector of one position. The top rows change with every
-# word; in the lower third hardly anything changes within 64 words: sines stay near 0, cosines near 1. These waves would
-# serve much longer contexts than ours.
-#
-# What are they good for? Compare positions by their dot product.
+# What are the waves good for? Compare positions by their dot product.
 
 # %%
 similarity = positions @ positions.T  # (T, T)
@@ -545,103 +682,125 @@ similarity = positions @ positions.T  # (T, T)
 figures.save_figure(
     plots.compare_curves(
         {"position 32 with …": (range(CONTEXT), similarity[32].tolist())},
-        x_label="position",
+        x_label="position in the text",
         y_label="dot product (no unit)",
         title="Nearby positions are more alike than distant ones",
+        from_zero=True,
     ),
     "01_similarity",
     alt="Dot product of position 32 with every position: a peak at 32, falling off on both sides.",
     caption=(
-        "The peak is position 32 compared with itself. The curve follows from the formula; how "
-        "attention uses it is learned later."
+        "Follow the curve from its peak, position 32 compared with itself, to both sides: it falls "
+        "nearly everywhere, in steps. The curve follows from the formula. It does not show how "
+        "attention uses positions, which is learned."
     ),
 )
 
 # %%
 moved = (similarity[10, :54] - similarity[20, 10:]).abs().max()
 claim(
-    "the dot product of positions 10 and 10 + n equals that of 20 and 20 + n, for every n, "
-    f"within ≈{moved:.0e}",
+    f"p(10) · p(10 + n) = p(20) · p(20 + n) for every n, within ≈{moved:.0e}",
     moved < 1e-4,
-)
-claim(
-    f"a position's dot product with itself is D/2 = {config.d_model / 2:.0f}: sin² + cos² = 1",
-    torch.allclose(similarity.diagonal(), torch.tensor(config.d_model / 2)),
 )
 
 # %% [markdown]
-# The peak is the position itself. On both sides the curve falls in steps, nearly everywhere. It depends only on the
-# *distance* between two positions. That alone does not let a model look for "the word before": the peak lies on the
-# word itself. Notebook 02 shows the missing step, one rotation that turns every position into the one before it.
+# The dot product depends only on the *distance* between two positions. That alone does not let a model look for "the
+# word before": the peak lies on the word itself. Notebook 02 shows the missing step, one rotation that turns every
+# position into the one before it.
 #
 # ## How long is a word vector, and how long is a position vector?
 #
 # Words and positions are *added*. If one were a hundred times longer than the other, the sum would hardly show the
-# shorter one. So we compare two lengths: that of a position, and that of a random word vector. The word vector is as in
-# our model before training, after the linear layer that takes it from 300 to 296 numbers (notebook 03).
+# shorter one. So we compare lengths before training: that of a position, that of a random word vector, and that of a
+# fastText vector, scaled to numbers of the same size as in notebook 04. A linear layer takes each word vector from
+# $E = 300$ to $D = 296$ numbers, because eight heads of 37 numbers need 296.
 
 # %%
 torch.manual_seed(0)
 fresh = 0.02 * torch.randn(1000, config.embedding_dim)  # (V, E)
 projection = nn.Linear(config.embedding_dim, config.d_model)  # E → D
 nn.init.xavier_uniform_(projection.weight)
+nn.init.zeros_(projection.bias)
+learned = torch.from_numpy(matrix[4:] * (0.02 / matrix[4:].std()))  # (V - 4, E)
 with torch.no_grad():
-    word = (projection(fresh) - projection.bias).norm(dim=1).mean().item()
+    word, known_word = (projection(x).norm(dim=1).mean().item() for x in (fresh, learned))
 position = positions.norm(dim=1).mean().item()
 lengths = {"position": position, "word": word, "word × √D": word * config.d_model**0.5}
 
 # %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.bars(
-        {name: float(f"{value:.2g}") for name, value in lengths.items()},
+        {
+            name: float(f"{value:.2g}")
+            for name, value in {
+                "position": position,
+                "random word": word,
+                "random word × √D": word * config.d_model**0.5,
+                "fastText word": known_word,
+                "fastText word × √D": known_word * config.d_model**0.5,
+            }.items()
+        },
         x_label="length of the vector (no unit)",
-        title="Without √D, positions drown out the words",
+        title=f"Before √D, a position is {position / word:.0f} times as long as a random word",
     ),
     "01_lengths",
-    alt="Bars: a position has length 12, a random word vector 0.35, and 5.9 after scaling by √D.",
+    alt=(
+        "Bars: a position has length 12, a random word vector 0.35, and 5.9 after scaling by √D; "
+        "the vectors of fastText are about as long as the random ones."
+    ),
     caption=(
-        "Compare the first bar with the other two. These are lengths at the start of "
-        "training; the model may change them later."
+        "Compare each bar with the first one. These are mean lengths at the start of training; "
+        "the figure does not show what the model makes of them later."
     ),
 )
 
 # %% [markdown]
-# Every position has the length $\sqrt{D/2}$. A word vector of random numbers with a standard deviation of 0.02 is 35 times shorter
-# (notebook 04 scales fastText vectors to the same size), so the sum would be almost the position alone.
-# Multiplying the words by
-# $\sqrt{D}$, as in Vaswani et al. 2017, section 3.4, makes the two comparable. The bars show only the start of
-# training, which can change the lengths of the word vectors.
+# Every position has the length $\sqrt{D/2} \approx 12.2$, because $\sin^2 + \cos^2 = 1$ in each of the $D/2$ pairs.
+# Beside it, word vectors whose numbers have a standard deviation of 0.02 are very short. Multiplying the words by
+# $\sqrt{D}$, as in Vaswani et al. 2017, section 3.4, makes the two comparable. Two roots are easy to confuse: the
+# $\sqrt{D}$ here *lengthens* words so that positions do not hide them, whereas the $\sqrt{d_k}$ of notebook 02
+# *shrinks* scores so that the softmax does not give all weight to one word.
 #
 # ## Order, restored
 #
-# **Predict.** Add positions to the words of the same two sentences, and square each number before you average.
-# (Squaring is the simplest step that is not linear.) Are the averages still equal?
+# Now add positions to the words of the same two sentences, and square each number before you average. (Squaring is the
+# simplest step that is not linear. These are fastText's vectors as they were trained, longer than those in the figure,
+# so they need no $\sqrt{D}$.)
+#
+# **Predict.** Are the two averages still equal, or does the order show?
 
 # %%
 p = sinusoidal_positions(len(first), vectors.dim).double()  # (T, E)
 
 
-def distance(position):
-    """Distance between the two sentences' averages of (word + position)²."""
-    return ((first + position).square().mean(0) - (second + position).square().mean(0)).norm()
+def mean_square(words, position):
+    return (words + position).square().mean(0)  # (E,)
 
 
-claim(f"without positions the averages are equal: {distance(0):.6f} apart", distance(0) < 1e-9)
-size = first.square().mean(0).norm()
+without = (mean_square(first, 0) - mean_square(second, 0)).norm()
+with_positions = (mean_square(first, p) - mean_square(second, p)).norm()
 
-# %%
+# %% tags=["hide-output"]
 claim(
-    f"with positions they are ≈{distance(p):.2f} apart; for comparison, the average of the squared "
-    f"words alone has the length ≈{size:.2f}",
-    distance(p) > 0.01,
+    f"without positions: {without:.6f} apart; with positions: ≈{with_positions:.2f} apart, "
+    f"beside a length of ≈{mean_square(first, p).norm():.1f}",
+    without < 1e-9 and with_positions > 0.01,
 )
 
 # %% [markdown]
-# **Only positions tell the two sentences apart.** Without them the averages are equal, whatever we do to each word by
-# itself before averaging. With them, *dog at position 1* and *dog at position 5* are different vectors.
+# <details><summary>What happened</summary>
 #
-# (Why the square? The plain mean of word + position is the mean word plus the mean position, the same for both sentences. Order
-# shows only when word and position *interact*, as they do in attention.)
+# With positions the averages differ. The difference is about 1 % of their length, because most of the length is that of
+# the squared positions, which both sentences share.
+#
+# </details>
+#
+# Where does the difference come from? In $(w + p)^2 = w^2 + 2wp + p^2$, the averages of $w^2$ and of $p^2$ are the same
+# for both sentences. Only the product $2wp$ depends on *which* word stands at *which* position: *dog at position 1* is
+# not *dog at position 5*. The plain mean of $w + p$ has no such product, so it would not help. Attention has one.
+#
+# **In an average, only positions tell the two sentences apart,** and only after a step in which word and position
+# interact.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
@@ -666,40 +825,46 @@ figures.save_numbers(
 # - A language model turns the beginning of a text into logits, the softmax turns them into probabilities, and $-\ln p$
 #   of the word that follows is the loss, in nats. $e^{\text{loss}}$ is the perplexity. A story of $T$ tokens, including
 #   `<sos>` and `<eos>`, gives $T - 1$ exercises.
-# - A grammar generated our stories, so the lowest possible loss is known.
+# - A grammar generated our stories, so the lowest possible mean loss, the floor, is known.
 # - A word has an id, the id selects a row of a table, and this selection equals a product with a one-hot vector.
 # - fastText gives words that are used alike similar vectors, and guesses the vectors of unseen words from n-grams.
-# - A mean of vectors does not depend on their order. Sinusoidal positions, added to the words, bring the order back.
-#   Multiplying the words by $\sqrt{D}$ makes words and positions comparable in length.
+# - A mean of vectors does not depend on their order. Sinusoidal positions, added to the words, bring the order back as
+#   soon as a step mixes word and position non-linearly. $\sqrt{D}$ makes words and positions comparable in length.
 #
 # ## What GPT and Llama do differently
 #
-# - **Pieces.** They cut words into frequent fragments (byte-pair encoding, [Sennrich et al.
-#   2016](https://arxiv.org/abs/1508.07909)), down to single bytes if necessary, so no text is ever unknown. Some 30,000
-#   to 200,000 pieces serve many languages, whereas we need a row for every word.
+# - **Tokens.** They cut words into frequent fragments (byte-pair encoding, [Sennrich et al.
+#   2016](https://arxiv.org/abs/1508.07909)). GPT-2 and later models cut down to single bytes if necessary (byte-level
+#   BPE), so no text is ever unknown. Some 30,000 to 200,000 tokens serve many languages, whereas we need a row for
+#   every word.
 # - **Word vectors** start at random and are learned along with everything else: these models read enough text to need
 #   no head start.
-# - **Positions.** GPT-2 learns a vector for each position, which is possible because its context has a fixed length.
-#   Llama rotates queries and keys by an angle that grows with the position (rotary embeddings, [Su et al.
-#   2021](https://arxiv.org/abs/2104.09864)), which builds the rotation of notebook 02 into attention.
+# - **Positions.** GPT-2 learns a vector for each position, which is possible because its context has a fixed length. It
+#   needs no $\sqrt{D}$: its positions start as small random numbers, like its words. Llama adds no positions at all.
+#   Inside attention, it rotates the two vectors that are compared by an angle that grows with the position (rotary
+#   embeddings, RoPE, [Su et al. 2021](https://arxiv.org/abs/2104.09864)), so that scores depend on the distance.
+#   Notebook 02 builds such a rotation.
 #
 # Next: [02 · Attention](02_attention.ipynb) lets the words read each other.
 #
 # ## Can you?
 #
-# 1. A model gives the word that follows a probability of 1/4. What are the loss and the perplexity?
-#    <details><summary>Answer:</summary> ln 4 ≈ 1.39 nats, and 4.</details>
+# 1. Two words can follow. A model gives them the logits ln 3 and 0. What are their probabilities? The second one comes:
+#    what are the loss and the perplexity?
+#    <details><summary>Answer:</summary> 3/4 and 1/4, because exponentiating gives 3 and 1. The loss is ln 4 ≈ 1.39 nats,
+#    and the perplexity is 4.</details>
 # 2. *The Mayor's dog* goes through the tokenizer and back. What may be lost?
-#    <details><summary>Answer:</summary> The capital of <em>Mayor</em>, unless it is known as a name; and any word that is not in the
-#    vocabulary, which comes back as an unknown one.</details>
+#    <details><summary>Answer:</summary> The capital of <em>Mayor</em>, unless it is known as a name; and any word that
+#    is not in the vocabulary, which comes back as an unknown one.</details>
 # 3. Why is looking up a row the same as a matrix product, and why does that matter?
-#    <details><summary>Answer:</summary> A one-hot vector times the table picks out one row. A product has a gradient, so the table can be
-#    trained.</details>
-# 4. Which two words would have nearly the same vector and opposite meanings?
-#    <details><summary>Answer:</summary> Words that fill the same places in sentences, such as <em>hot</em> and <em>cold</em>.</details>
-# 5. Without positions, which sentences could a weighted mean not tell apart?
-#    <details><summary>Answer:</summary> Any two that consist of the same words in a different order and end with the
-#    same word (the one that reads).</details>
+#    <details><summary>Answer:</summary> A one-hot vector times the table picks out one row. A product has a gradient, so
+#    the table can be trained; only the rows that were looked up get one.</details>
+# 4. What does a word vector know before the model is trained, and what does it not know?
+#    <details><summary>Answer:</summary> Which words are used in the same places. Not what they mean: <em>she</em> lies
+#    next to <em>he</em>.</details>
+# 5. Why does a model need positions, and what do sinusoidal positions add?
+#    <details><summary>Answer:</summary> A weighted mean of word vectors is the same in any order. Sinusoidal positions
+#    give each place a vector of its own, and the dot product of two of them depends only on their distance.</details>
 #
 # ## Exercises
 #
@@ -710,8 +875,11 @@ figures.save_numbers(
 # ## References
 #
 # - [Bojanowski et al. 2017](https://arxiv.org/abs/1607.04606), *Enriching Word Vectors with Subword Information*
-# - [Mikolov et al. 2013](https://arxiv.org/abs/1310.4546), *Distributed Representations of Words and Phrases and their Compositionality*,
-#   section 2.2
-# - [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909), *Neural Machine Translation of Rare Words with Subword Units*
+# - [Haviv et al. 2022](https://arxiv.org/abs/2203.16634), *Transformer Language Models without Positional Encodings
+#   Still Learn Positional Information*
+# - [Mikolov et al. 2013](https://arxiv.org/abs/1310.4546), *Distributed Representations of Words and Phrases and their
+#   Compositionality*, section 2.2
+# - [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909), *Neural Machine Translation of Rare Words with Subword
+#   Units*
 # - [Su et al. 2021](https://arxiv.org/abs/2104.09864), *RoFormer: Enhanced Transformer with Rotary Position Embedding*
 # - [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), *Attention Is All You Need*
