@@ -155,9 +155,7 @@ def causal_weights(layers=2, heads=4, words=6, seed=0):
 
 def displayed(value):
     """What a notebook shows if a cell ends with this value: {kind: data}, {kind: metadata}."""
-    formatter = DisplayFormatter()
-    formatter.ipython_display_formatter.enabled = False  # what shows itself is asked for its forms
-    return formatter.format(value)
+    return DisplayFormatter().format(value)
 
 
 def write_notebook(path, *cells):

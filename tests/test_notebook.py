@@ -75,7 +75,7 @@ def test_a_plot_saved_twice_gives_the_same_bytes_and_opens_no_window(name, folde
 def test_a_figure_shows_a_png_with_its_alt_text(folder):
     alt = "Two bars,\n  the second longer."
     picture = folder.save_figure(EVERY_PLOT["bars"](), "bars", alt=alt, caption="Two bars.")
-    data, metadata = displayed(picture)
+    data, metadata = picture._repr_mimebundle_()
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     assert data["text/plain"] == repr(picture) == "Figure: Two bars, the second longer."
     assert metadata["image/png"]["alt"] == "Two bars, the second longer."
