@@ -346,15 +346,16 @@ def test_the_cache_of_notebook_05_is_the_courses():
 
 
 def test_the_accumulation_of_notebook_06_has_the_gradient_of_the_whole_batch():
-    prose = "\n".join(cell.source for cell in cells_of(LESSONS[5], "markdown"))
-    (lines,) = re.findall(r"```python\n(.*?)```", prose, re.DOTALL)
+    source, lines = written(LESSONS[5], "accumulation_step")
+    assert lines <= 6
     batch = training.encode_stories(TOKENIZER, made_stories().train[:40], 12).long()  # (40, T)
     model = made_model()
     logits = model(batch[:, :-1]).flatten(0, 1)  # (40 · (T-1), V)
     F.cross_entropy(logits, batch[:, 1:].flatten(), ignore_index=0).backward()
     whole = [p.grad.clone() for p in model.parameters()]
     nothing = torch.optim.SGD(model.parameters(), lr=0.0)
-    run_alone(lines, optimizer=nothing, batch=batch, pad_id=0, loss_sum=loss_sum, model=model)
+    space = run_alone(source, pad_id=0, loss_sum=loss_sum)
+    space["accumulation_step"](model, nothing, batch, 16)
     for p, expected in zip(model.parameters(), whole, strict=True):
         torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-6)
 

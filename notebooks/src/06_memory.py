@@ -13,16 +13,17 @@
 #
 # **Promise.** You will take one training step on 128 stories with about a quarter of the extra memory that such a step
 # normally takes. You will throw away most of what the backward pass needs, compute it a second time, and get the same
-# gradient to the last bit. You will plot how memory rises and falls during a pass, and see the same arithmetic spread
-# over several machines.
+# gradient to the last bit. You will plot how memory rises and falls during a pass, and divide a batch as several
+# machines would.
 #
 # **You will be able to**
 #
-# - write gradient accumulation, and show when the mean of means is wrong;
+# - write gradient accumulation, and divide each part's loss by the right number;
 # - say what a larger batch buys, and what it costs;
 # - write gradient checkpointing, and say what it must replay;
-# - choose how many blocks to recompute together, and say why the square root is the wrong answer here;
-# - compute a loss without ever holding all logits.
+# - choose how many blocks to recompute together, and say why √n segments of n blocks are the wrong answer here;
+# - compute a loss without ever holding all logits;
+# - let several processes share a batch.
 #
 # **Prerequisites.** [04 · Training](04_training.ipynb).
 #
@@ -46,12 +47,13 @@ import colab  # not found? Open this notebook inside the repository, or correct 
 colab.start()
 
 # %%
+import copy
 import math
-import statistics
 import time
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -78,22 +80,14 @@ ids = encode_stories(tokenizer, stories.train[:512], trained.config.context_leng
 # %% [markdown]
 # ## Gradients add
 #
-# A large batch gives a steadier gradient, and needs more memory. But a gradient is a sum over tokens, and a sum can be
-# computed in parts. In PyTorch `backward()` *adds* to `.grad`. So we call it for one small batch after another, and
-# only then take a step. This is **gradient
-# accumulation**:
+# A large batch gives a steadier gradient, and needs more memory. But the gradient of a sum is the sum of the
+# gradients, so it can be computed in parts. In PyTorch `backward()` *adds* to `.grad`. So we cut the batch into
+# **mini-batches**, call `backward()` for one after another, and only then take a step. This is **gradient
+# accumulation**.
 #
-# ```python
-# optimizer.zero_grad()
-# tokens = (batch[:, 1:] != pad_id).sum()          # of the whole batch
-# for part in batch.split(16):                     # a mini-batch at a time
-#     total, _ = loss_sum(model, part)             # a sum, not a mean
-#     (total / tokens).backward()                  # adds to .grad
-# optimizer.step()
-# ```
-#
-# Is the result the gradient of the whole batch? To keep rounding out of the comparison, this part runs in 64-bit
-# arithmetic, on four stories of unequal length.
+# By what must we divide the loss of a mini-batch? We try two answers on four stories of unequal length, each a
+# mini-batch of its own, in 64-bit arithmetic, so that rounding changes little. `loss_sum` returns the sum of the losses,
+# and the number of words that were predicted.
 
 # %%
 exact = Decoder(trained.config).double()
@@ -101,13 +95,13 @@ exact.load_state_dict(trained.state_dict())
 pad_id, texts = tokenizer.pad_id, []
 for text, length in zip(stories.train, (9, 61, 30, 45), strict=False):
     texts.append(" ".join(tokenizer.split(text)[:length]))
-ragged = encode_stories(tokenizer, texts, exact.config.context_length).long()  # (4, T)
+ragged = encode_stories(tokenizer, texts, exact.config.context_length).long()  # (4, T), unequal
 tokens = (ragged[:, 1:] != pad_id).sum()  # ()
 
 
 # %%
 def gradient():
-    """The accumulated gradients of all parameters, as one long vector; resets them to zero."""
+    """The accumulated gradients of all P parameters, as one vector; resets them to zero."""
     found = torch.cat([p.grad.flatten() for p in exact.parameters()])  # (P,)
     exact.zero_grad(set_to_none=True)
     return found
@@ -124,8 +118,8 @@ F.cross_entropy(logits.flatten(0, 1), ragged[:, 1:].flatten(), ignore_index=pad_
 whole = gradient()  # (P,)
 
 # %% [markdown]
-# **Predict.** Here each story is a mini-batch of its own. Which of these has the same gradient as the whole batch: the
-# sum of the four summed losses, divided by the number of all tokens, or the mean of the four mean losses?
+# **Predict.** Which has the same gradient as the whole batch: the sum of the four summed losses, divided by the number
+# of all tokens; the mean of the four mean losses; or both?
 
 # %%
 for part in ragged.split(1):
@@ -145,7 +139,7 @@ off_by = {
     "mean of means": difference(mean_of_means, whole),
 }
 
-# %%
+# %% tags=["hide-output"]
 claim(
     f"the sum of sums is off by ≈{off_by['sum of sums']:.0e} of the largest gradient, less than "
     "1e-12",
@@ -156,11 +150,7 @@ claim(
     off_by["mean of means"] > 0.1,
 )
 
-# %% [markdown]
-# The mean of means looks harmless. But it gives each *story* the same weight, so a token of a short story counts more
-# than a token of a long one:
-
-# %%
+# %% cellView="form" tags=["hide-input", "hide-output"]
 counts = (ragged[:, 1:] != pad_id).sum(dim=1).tolist()
 table(
     [[n, f"1/{tokens}", f"1/{4 * n}", f"{tokens.item() / (4 * n):.1f} ×"] for n in counts],
@@ -172,40 +162,60 @@ table(
 )
 
 # %% [markdown]
-# Hugging Face's `transformers` had this bug until October 2024 ([the fix](https://github.com/huggingface/transformers/pull/34191)): the
-# loss function returned a mean, and dividing by the number of mini-batches seemed right. The bug shows only if
-# mini-batches differ in their number of tokens. The course's `optimizer_step` does what the lines above do, and also
-# clips the gradient; its lines about processes are explained at the end of this notebook.
+# <details><summary>What happened</summary>
+#
+# Only the sum of sums has it. The mean of means gives each *story* the same weight, so a token of a short story counts
+# more than a token of a long one, as the table shows.
+#
+# </details>
+#
+# One step of training with an accumulated gradient:
+
+
+# %%
+def accumulation_step(model, optimizer, batch, size):
+    """One step on a batch (B, T), of which `size` stories are in memory at a time."""
+    optimizer.zero_grad()
+    tokens = (batch[:, 1:] != pad_id).sum()  # (), of the whole batch
+    for part in batch.split(size):  # a mini-batch at a time
+        total, _ = loss_sum(model, part)  # a sum, not a mean
+        (total / tokens).backward()  # adds to .grad
+    optimizer.step()
+
+
+# %% [markdown]
+# Hugging Face's `transformers` took the mean of means until October 2024
+# ([the fix](https://github.com/huggingface/transformers/pull/34191)). Such a bug shows only if mini-batches differ in
+# their number of tokens.
+#
+# The course's `optimizer_step` does the same as this function, and can also clip the gradient. (Its lines about
+# processes are explained at the end of this notebook.) We take one step with each, from the same parameters.
 
 # %%
 show_source(optimizer_step, fold="optimizer_step, from helpers/training.py")
 
-# %%
-few = replace(stories, train=stories.train[:96], validation=stories.validation[:50])
-settings = TrainingConfig(epochs=1, precision="fp32", warmup_steps=1)
-once, in_four = (
-    train(
-        new_model(stories, tokenizer),
-        tokenizer,
-        few,
-        replace(settings, batch_size=size, accumulation_steps=steps),
-    ).column("validation_loss")
-    for size, steps in ((32, 1), (8, 4))
-)
 
 # %%
-apart = max(abs(a / b - 1) for a, b in zip(once, in_four, strict=True))
+def equal(these, those):
+    return all(torch.equal(a, b) for a, b in zip(these, those, strict=True))
+
+
+ours, theirs = copy.deepcopy(exact), copy.deepcopy(exact)
+accumulation_step(ours, torch.optim.AdamW(ours.parameters(), lr=1e-3), ragged, size=1)
+how = TrainingConfig(batch_size=1, clip_norm=None)
+adam = torch.optim.AdamW(theirs.parameters())
+optimizer_step(theirs, adam, ragged, 1e-3, how, "fp32")  # "fp32": no 16-bit products
 claim(
-    f"{len(once)} steps of 32 stories, or of 4 × 8: the relative difference of the losses is "
-    f"≈{apart:.0e}, less than 1e-4",
-    apart < 1e-4,
+    "after a step of AdamW with either function, all parameters are the same, bit for bit",
+    equal(ours.parameters(), theirs.parameters()),
 )
 
 # %% [markdown]
-# How much memory does this save? The backward pass needs what the forward pass computed, and that grows with the
-# mini-batch. `measure_peak_memory` counts the bytes of the tensors that a call creates, and returns their peak. The
-# parameters come on top, and so do the *moments* that the optimizer keeps for each of them (the running means of
-# notebook 04). They do not depend on the batch, and are left out here.
+# How much memory does this save? The backward pass needs many of the results that the forward pass computed. These
+# **activations** grow with the mini-batch. `measure_peak_memory` counts the bytes of the tensors that a call creates,
+# and returns their peak. (Its listing is folded under *Compute it twice*.) The parameters come on top, and so do the
+# **moments**, two running means that AdamW keeps for each parameter. They do not depend on the batch, and are not in
+# the first three numbers.
 
 # %%
 config = TrainingConfig(batch_size=16, precision="fp32")
@@ -227,10 +237,16 @@ for name, how in {"16 alone": (16, 1), "8 times 16": (16, 8), "128 at once": (12
     step_peaks[name] = measure_peak_memory(step_of(full, *how))
     full.zero_grad(set_to_none=True)
     print(f"{name:12} {step_peaks[name] / 1e6:4.0f} MB")
-share = step_peaks["8 times 16"] / step_peaks["128 at once"]
+fixed = 3 * 4 * full.num_parameters()  # bytes of the parameters and of two moments each, fp32
 
 # %%
-claim(f"8 times 16 needs ≈{share:.0%} of the memory of 128 at once, less than 30 %", share < 0.3)
+share = step_peaks["8 times 16"] / step_peaks["128 at once"]
+in_all = (step_peaks["8 times 16"] + fixed) / (step_peaks["128 at once"] + fixed)
+claim(
+    f"8 times 16 adds ≈{share:.0%} of what 128 at once add, less than 30 %; with the "
+    f"{fixed / 1e6:.0f} MB of parameters and moments it needs ≈{in_all:.0%}",
+    share < 0.3,
+)
 
 # %% [markdown]
 # Accumulation needs one thing more than a single small batch does: the sum of the gradients, which is as large as the
@@ -238,15 +254,19 @@ claim(f"8 times 16 needs ≈{share:.0%} of the memory of 128 at once, less than 
 #
 # ## Steps of 16, 32, 64 and 128 stories
 #
-# We accumulate 1, 2, 4 or 8 mini-batches of 16 stories, so that a step sees 16 to 128 stories. Each run takes one
-# epoch, from the same random start, with warm-up and schedule fitted to its number of steps. Here AdamW trains the
-# whole model, without Muon, because the rule for the learning rate below is known for Adam and its relatives.
+# We accumulate 1, 2, 4 or 8 mini-batches of 16 stories. Each run reads the same 384 stories once (10,000 on another
+# corpus), in 24, 12, 6 or 3 steps. All start from the same random model (one seed), with warm-up and schedule fitted to
+# their number of steps. AdamW trains the whole model, without Muon, because the rule for the learning rate below is
+# known for Adam and its relatives.
 #
-# **Predict.** All four see the same stories once. Which has learned most at the end?
+# **Predict.** Which run has the lowest loss at the end: the one with 16 stories a step, the one with 128, or are they
+# level, since all have read the same stories?
+
+# %% cellView="form" tags=["hide-input"]
+STORIES = 384 if CORPUS == "bundled" else 10_000  # 384 = 3 × 128: no step is smaller than the rest
+some = replace(stories, train=stories.train[:STORIES], validation=stories.validation[:100])
 
 # %%
-STORIES = 800 if CORPUS == "bundled" else 10_000  # an epoch
-some = replace(stories, train=stories.train[:STORIES], validation=stories.validation[:100])
 ACCUMULATION = (1, 2, 4, 8)
 BASE_RATE = 7e-4  # for 16 stories; small, since the shortest run has few steps to warm up in
 
@@ -266,7 +286,7 @@ def run(accumulation_steps, learning_rate):
     return train(new_model(stories, tokenizer), tokenizer, some, recipe)
 
 
-# %%
+# %% tags=["hide-output"]
 same = {a: run(a, BASE_RATE) for a in ACCUMULATION}
 scaled = {a: same[a] if a == 1 else run(a, BASE_RATE * math.sqrt(a)) for a in ACCUMULATION}
 final = {
@@ -275,7 +295,7 @@ final = {
 }
 
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 def against(column, runs, unit=1):
     """{label: (tokens or steps, validation losses)}"""
     return {
@@ -284,7 +304,7 @@ def against(column, runs, unit=1):
     }
 
 
-# %% cellView="form" tags=["hide-input"]
+# %% cellView="form" tags=["hide-input", "hide-output"]
 figures.save_figure(
     plots.compare_curves(
         against("tokens", same, 1000),
@@ -298,10 +318,19 @@ figures.save_figure(
         "curve lies."
     ),
     caption=(
-        "At the same number of tokens, a larger batch has made fewer steps. All runs use the "
-        "same rate, which favours the small batch."
+        "Compare the right ends: all four have read the same stories. The legend names the stories "
+        "of a step. All runs use the same rate, which may favour the small batch. One seed."
     ),
 )
+
+# %% [markdown]
+# <details><summary>What happened</summary>
+#
+# The smallest batch wins by far: it takes eight times as many steps on the same stories.
+#
+# </details>
+#
+# How do the same runs compare if we count steps instead of tokens?
 
 # %% cellView="form" tags=["hide-input"]
 figures.save_figure(
@@ -309,25 +338,27 @@ figures.save_figure(
         against("step", same),
         x_label="optimizer step",
         y_label="validation loss (nats per token)",
-        title="Step for step, the larger batch starts ahead, then its schedule ends",
+        title="Step for step, 32, 64 and 128 stories learn almost the same",
     ),
     "06_accumulation_steps",
     alt=(
-        "The same four curves against optimizer steps: larger batches start "
-        "lower, and end sooner and higher."
+        "The same four curves against optimizer steps: those of 32, 64 and 128 stories lie on one "
+        "another until each ends; that of 16 stories lies a little higher."
     ),
     caption=(
-        "The same runs against steps. A larger batch has read more tokens at each step, so "
-        "the comparison favours it."
+        "Compare the curves at the same step, before they flatten: each flattens near its end, "
+        "where its rate falls. The curve of 16 × 1 has a warm-up: its first step has half the rate."
     ),
 )
 
+# %%
+for a, history in same.items():
+    print(f"16 × {a}: ≈{history.column('validation_loss')[1]:.2f} nats after two steps")
+
 # %% [markdown]
-# The two figures show the same four runs. Plotted against tokens, the smallest batch wins: it takes seven times as many
-# steps on the same data. Plotted against steps, the larger batch starts ahead. The warm-up alone could explain this,
-# because it takes a tenth of the steps: the first step of 16 × 8 has the full rate, and that of 16 × 1 only a part of
-# it. Then the rate of the larger batch falls to zero, and its curve flattens. So the figure cannot show how much a less
-# noisy gradient helps; nor does it show what happens after many epochs, when the noise of small batches begins to cost.
+# After two steps, the run with 128 stories a step has hardly learned more than that with 32, although it has read four
+# times as many words. So here it is not the noise of small batches that slows learning down. (That 16 × 1 lies higher is
+# at least partly due to its warm-up.) These few steps cannot show whether a larger batch helps after many epochs.
 #
 # Can a larger batch use a larger learning rate? For optimizers like Adam, theory says that the rate should grow with
 # the square root of the batch size
@@ -347,8 +378,8 @@ figures.save_figure(
         "one rate for all."
     ),
     caption=(
-        "The rate grows with the square root of the batch size. The remaining distance is what "
-        "fewer steps cost in so short a run."
+        "Compare the right ends with those of the first figure. The distance that remains may be "
+        "the cost of fewer steps, or of a rate that is still too small. One seed."
     ),
 )
 
@@ -363,8 +394,8 @@ claim(
 # The larger rate helps the larger batches here. We did not run the small batch at those rates, so this does not show
 # that only a large batch tolerates them, nor that the square root is the right law.
 #
-# And how long does it take? The four variants take turns, and each reads 128 stories. We scale the median of three
-# turns up to an epoch of 10,000 stories.
+# And how long does it take? The four variants take turns, and each reads 128 stories. We scale the faster of two turns
+# up to an epoch of 10,000 stories.
 
 # %%
 EPOCH = 10_000
@@ -372,28 +403,27 @@ runner = new_model(stories, tokenizer).to(device).train()
 precision = pick_precision(device)
 
 
-# %%
-def seconds(steps, repeats=3):
-    """Median seconds of each function, in turns, after one run to warm up."""
-    taken = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, function in steps.items():
+# %% cellView="form" tags=["hide-input"]
+def seconds(ways, turns):
+    """The fewest seconds that each function took; they take turns."""
+    taken = dict.fromkeys(ways, math.inf)
+    for _ in range(turns):
+        for name, function in ways.items():
             started = time.perf_counter()
             function()
             if device == "cuda":
                 torch.cuda.synchronize()
-            if turn:
-                taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in taken.items()}
+            taken[name] = min(taken[name], time.perf_counter() - started)
+    return taken
 
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 def several(step, times):
     return lambda: [step() for _ in range(times)]
 
 
 of_128 = {a: several(step_of(runner, 16, a, precision), 8 // a) for a in ACCUMULATION}
-per_epoch = {a: value * EPOCH / 128 for a, value in seconds(of_128).items()}
+per_epoch = {a: value * EPOCH / 128 for a, value in seconds(of_128, turns=2).items()}
 
 # %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
@@ -414,26 +444,28 @@ table(
         "loss, rate · √accumulation",
         f"seconds for {EPOCH:,} stories ({device}, {precision})",
     ],
-    caption="The final loss of each run, and the time of an epoch of plain gradient descent.",
+    caption=(
+        "The final loss of each run, and the time of an epoch of plain gradient descent (bf16: "
+        "with 16-bit products). Read the last column downwards: a tenth more or less is noise."
+    ),
 )
 
 # %% [markdown]
-# All four variants read the same mini-batches, so the times should differ by little more than this machine's noise. (We
-# timed plain gradient descent, whose update costs almost nothing. AdamW's update costs more, and with an accumulation
-# of 8 it is made an eighth as often.) Accumulation buys a larger batch, at the price of storing one set of gradients.
-# If the batch need not be large, it buys nothing.
+# All four variants read the same mini-batches, so their times should be about the same. (AdamW's update costs more than
+# that of plain gradient descent, and with an accumulation of 8 it is made an eighth as often.) Accumulation buys a
+# larger batch, at the price of storing one set of gradients. If the batch need not be large, it buys nothing.
 #
 # ## What the backward pass needs
 #
-# Parameters, gradients and moments do not depend on the batch. The rest of the memory grows with it. What is in that
-# rest? Every operation keeps what its derivative will need:
+# Which activations does PyTorch keep? Every operation keeps what its derivative will need:
 # a product keeps its factors, a softmax its result. `saved_tensors_hooks(pack, unpack)` lets us look. PyTorch calls
 # `pack` on each tensor that it wants to keep, stores what `pack` returns, and calls `unpack` on that when the backward
-# pass needs it. We look at one block, for a batch of 16, without dropout.
+# pass needs it. We look at one block, for a batch of 16, without dropout. In this section and the next everything runs
+# on the CPU, because a GPU has a random state of its own.
 
 # %%
-block, mask = full.blocks[0], full.mask[:63, :63]
-x = torch.randn(16, 63, 296, device=device, requires_grad=True)  # (B, T, D)
+block, mask = full.cpu().blocks[0], full.mask[:63, :63]
+x = torch.randn(16, 63, 296, requires_grad=True)  # (B, T, D)
 own = {p.data_ptr() for p in [*block.parameters(), mask]}
 kept = {}
 
@@ -482,8 +514,17 @@ claim(
 #
 # So we keep only the *input* of each block, and forget what was computed inside it. When the backward pass reaches the
 # block, we run the block again from its input, and continue. This costs the time of one more forward pass, and in
-# return only one block's inside is in memory at a time. This is **gradient checkpointing** ([Chen et al.
-# 2016](https://arxiv.org/abs/1604.06174)). It can be written as one function with a backward pass of its own:
+# return only one block's inside is in memory at a time. This is **gradient checkpointing**, also called *activation
+# checkpointing* ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). (The checkpoints of notebook 04 are saved models,
+# and something else.)
+#
+# We write it as an operation with a backward pass of its own. In PyTorch this is a subclass of
+# **`torch.autograd.Function`**, called as `Recompute.apply(function, x)`, with two static methods:
+#
+# - `forward(ctx, …)` computes the result. What the backward pass will need goes into `ctx` (the **context**): tensors
+#   with `save_for_backward`, anything else as an attribute. We save the input and the function, and nothing else.
+# - `backward(ctx, grad)` gets the gradient with respect to the result. It returns one gradient for each argument of
+#   `forward` after `ctx`: `None` for the function, which is not a tensor, and the gradient of $x$.
 
 
 # %%
@@ -496,7 +537,7 @@ class Recompute(torch.autograd.Function):
             return function(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # must return the gradients of (function, x)
         x = ctx.saved_tensors[0].detach().requires_grad_()
         with torch.enable_grad():  # the second time with everything kept
             y = ctx.function(x)
@@ -506,12 +547,12 @@ class Recompute(torch.autograd.Function):
 
 # %% [markdown]
 # (The input must require a gradient. Otherwise `backward` is never called, and the block silently gets no gradient.) We
-# compare three blocks with and without this function:
+# compare the gradients of three blocks, called with this function and called plainly:
 
 
 # %%
 def all_gradients(model, way):
-    """The gradients of three blocks; way(function, x) calls a block."""
+    """Gradients of all blocks, each called as way(function, x); function(x) is the block."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)  # for dropout
     stream = x  # (B, T, D)
@@ -526,30 +567,33 @@ def plainly(function, x):
     return function(x)
 
 
-def equal(these, those):
-    return all(torch.equal(a, b) for a, b in zip(these, those, strict=True))
-
-
 # %%
 ours, plain = all_gradients(full, Recompute.apply), all_gradients(full, plainly)
 claim(f"{len(plain)} gradients are the same, bit for bit", equal(ours, plain))
 
 # %% [markdown]
-# **Predict.** Now switch dropout on. What goes wrong?
+# **Predict.** Now switch dropout on. What happens to the gradients of `Recompute`: are they still the same, are they
+# wrong without any warning, or does PyTorch raise an error?
 
 # %%
 full.set_dropout(0.1)
 plain, ours, theirs = (all_gradients(full, way) for way in (plainly, Recompute.apply, checkpoint))
 off = max(difference(a, b) for a, b in zip(ours, plain, strict=True))
 
-# %%
+# %% tags=["hide-output"]
 claim(f"with dropout, Recompute's gradients are off by up to ≈{off:.0%} of the largest", off > 0.01)
 claim("those of helpers.memory.checkpoint are the same, bit for bit", equal(theirs, plain))
 
 # %% [markdown]
-# The second pass drew different random numbers, so it dropped different units, and the gradient mixes two different
-# passes. No error is raised. The fix is to keep the random state, a few kilobytes, with the input, and to start the
-# second pass from it:
+# <details><summary>What happened</summary>
+#
+# They are wrong, and no error is raised. The second pass drew different random numbers, so it dropped different units,
+# and the gradient mixes two different passes.
+#
+# </details>
+#
+# The second pass must repeat the first exactly. So we also keep the random state, a few kilobytes, and start the second
+# pass from it:
 
 
 # %%
@@ -567,34 +611,31 @@ class RecomputeTheSame(Recompute):
 
 
 # %%
-if device == "cpu":  # a GPU has a random state of its own
-    mended = all_gradients(full, RecomputeTheSame.apply)
-    claim("with the random state replayed they are the same, bit for bit", equal(mended, plain))
+mended = all_gradients(full, RecomputeTheSame.apply)
+claim("with the random state replayed they are the same, bit for bit", equal(mended, plain))
 
 # %% [markdown]
-# The course's helper also handles GPUs, and differs in one more way. `Recompute` throws the graph away and builds a second one, so
-# parameters get their gradients in a backward pass within the backward pass. The helper keeps the first graph, and uses
-# the hooks that you saw above to store *placeholders* in place of tensors: `forget` returns an empty placeholder
-# instead of the tensor, and `recall` returns the tensor that the second run has put into that placeholder.
-# The second run stops as soon as the last placeholder is filled.
+# The course's helper `checkpoint` also handles GPUs, and differs in one more way. `Recompute` throws away the **graph**,
+# which is autograd's record of the operations, and builds a second one. So parameters get their gradients in a backward
+# pass within the backward pass. The helper keeps the first graph, and stores *placeholders* in place of tensors, with
+# the hooks that you saw above: `forget` returns an empty placeholder, and `recall` the tensor that the second run has
+# put into it. The second run stops as soon as the last placeholder is filled.
 
 # %%
-show_source(checkpoint)
-
-# %%
-show_source(memory.Segment, fold="Placeholders: Segment, from helpers/memory.py")
-
-# %%
-show_source(memory.Recompute, fold="What fills them: Recompute, from helpers/memory.py")
+show_source(
+    memory, fold="helpers/memory.py: checkpoint, its placeholders, and the meter of peak memory"
+)
 
 # %% [markdown]
 # ## One gradient, three profiles
 #
-# We take twelve blocks and a batch of 16, and record memory after every operation of a forward and a backward pass. We
+# A **segment** is a run of consecutive blocks that are recomputed together: only the input of the first is kept. We
+# take twelve blocks and a batch of 16, and record memory after every operation of a forward and a backward pass. We
 # do this three times: keeping everything, with three segments of four blocks, and with a segment for each block.
 # Dropout is on, so a block keeps more than above: the dropout masks, and the attention weights a second time.
 #
-# **Predict.** Draw the three lines before you look.
+# **Predict.** The first way holds the insides of twelve blocks at once, the second those of four, the third that of
+# one. Are the peaks in the ratio 12 : 4 : 1, or are they closer together, or further apart?
 
 # %%
 deep = Decoder(ModelConfig(num_layers=12, dropout=0.1)).to(device).train()
@@ -625,14 +666,13 @@ gradients.clear()
 deep.zero_grad(set_to_none=True)
 
 
-# %%
+# %% cellView="form" tags=["hide-input", "hide-output"]
 def outline(line, points=300):
     """The peak in each of `points` equal parts: (number of operations, MB)."""
     ends = [len(line) * i // points for i in range(points + 1)]
     return ends[:-1], [max(line[a:b]) / 1e6 for a, b in pairwise(ends)]
 
 
-# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {name: outline(line) for name, line in timelines.items()},
@@ -646,17 +686,14 @@ figures.save_figure(
         "peak; with checkpointing it stays low, with a tooth for each segment."
     ),
     caption=(
-        "Read each line from left to right: it climbs in the forward pass and comes down in "
-        "the backward pass. Its highest point is the memory that a machine must have."
+        "A line's highest point is the memory that the pass needs. The first 1,000 operations are "
+        "the forward pass: with segments the line stays low there. Afterwards each hill or tooth "
+        "is a segment, filled again and emptied. The axis does not show seconds."
     ),
 )
 
-# %%
-low, middle, high = (
-    profile_peaks[name] / 1e6 for name in ("12 segments", "3 segments", "all kept")
-)
-
-# %%
+# %% tags=["hide-output"]
+low, middle, high = (profile_peaks[n] / 1e6 for n in ("12 segments", "3 segments", "all kept"))
 claim(
     f"peaks of {low:.0f}, {middle:.0f} and {high:.0f} MB: 12 segments need {low / high:.0%} of "
     "what keeping everything needs, less than 35 %",
@@ -664,17 +701,22 @@ claim(
 )
 
 # %% [markdown]
-# **The gradient is the same, bit for bit; the memory profiles differ.** If everything is kept, memory climbs through
-# the forward pass and comes down in the backward pass. With segments, it climbs in the forward pass only by the inputs
-# of the segments. The spike is the output layer, whose loss computes its gradients at once. Then each segment is filled
-# and emptied, which makes one tooth per segment, and the line is longer by the operations that are done twice. The line
-# rises towards the right because the gradients of the parameters have to be kept. (The axis counts operations, not
-# seconds, and the meter sees only tensors, not the working memory of a matrix product.)
+# <details><summary>What happened</summary>
+#
+# They are closer together, because some memory is needed in any case: the gradients of the parameters, which let the
+# lines rise towards the right, the inputs of the segments, and the output layer (the spike near operation 1,000).
+#
+# </details>
+#
+# **The gradient is the same, bit for bit; the memory profiles differ.** The price is the length of the line: most
+# operations of the forward pass are done twice. (The meter sees only tensors, not the working memory of a product.)
 #
 # ## Three blocks: memory and time
 #
 # Now we run the full model, with batches of 32 and dropout 0.1, with and without checkpointing. PyTorch's own
-# checkpointing is the reference.
+# checkpointing is the reference: the model calls it in place of ours. Its older version calls a backward pass within the
+# backward pass, as `Recompute` does, and is called *reentrant* for that; `use_reentrant=False` chooses the newer one,
+# which fills placeholders.
 
 # %%
 judged = Decoder(ModelConfig(dropout=0.1)).to(device).train()
@@ -682,35 +724,26 @@ batch_32 = ids[:32].to(device)  # (B, T)
 
 
 # %%
-def by_pytorch(model, batch):
-    model.zero_grad(set_to_none=True)
-    torch.manual_seed(0)
-    inputs, targets, T = batch[:, :-1], batch[:, 1:], batch.shape[1] - 1  # (B, T) each
-    words = model.projection(model.embedding(inputs)) * model.config.d_model**0.5  # (B, T, D)
-    x = model.dropout(words + model.positions[:T])  # (B, T, D)
-    for block in model.blocks:
-        x, _ = pytorchs_checkpoint(block, x, model.mask[:T, :T], use_reentrant=False)  # (B, T, D)
-    x, layer = model.norm(x), model.output  # (B, T, D)
-    output_loss(x, layer.weight, layer.bias, targets, pad_id).backward()
+def by_pytorch(model, segments, batch):
+    with patch("helpers.model.checkpoint", partial(pytorchs_checkpoint, use_reentrant=False)):
+        training_pass(model, segments, batch)
 
 
 # %%
 contest = {
     "all kept": partial(training_pass, judged, (), batch_32),
     "ours, a segment a block": partial(training_pass, judged, (3,), batch_32),
-    "PyTorch's, a segment a block": partial(by_pytorch, judged, batch_32),
+    "PyTorch's, a segment a block": partial(by_pytorch, judged, (3,), batch_32),
 }
 contest_peaks, found = {}, {}
 for name, function in contest.items():
     judged.zero_grad(set_to_none=True)
     contest_peaks[name] = measure_peak_memory(function)
     found[name] = [p.grad for p in judged.parameters()]
-contest_seconds = seconds(contest)
+contest_seconds = seconds(contest, turns=3)
 
 # %%
 all_kept, ours, theirs = contest_peaks.values()
-
-# %%
 claim(
     "the three ways give the same gradient, bit for bit",
     all(equal(g, found["all kept"]) for g in found.values()),
@@ -722,70 +755,72 @@ claim(
 )
 found.clear()
 
-# %%
-BATCHES = math.ceil(EPOCH / 32)
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 contest_table = [
     {
         "way": name,
         "peak, MB": f"{contest_peaks[name] / 1e6:.0f}",
-        "seconds per epoch": f"{contest_seconds[name] * BATCHES:.0f}",
+        "seconds per epoch": f"{contest_seconds[name] * math.ceil(EPOCH / 32):.0f}",
         "of the time": f"{contest_seconds[name] / contest_seconds['all kept']:.2f}",
         "device": f"{device}, fp32",
     }
     for name in contest
 ]
-gpu = load_numbers("benchmark", "06_gpu")["checkpointing"]  # recorded
-
-# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
-    contest_table + gpu,
+    contest_table + load_numbers("benchmark", "06_gpu")["checkpointing"],  # recorded
     ["way", "peak, MB", "seconds per epoch", "of the time", "device"],
     caption=(
         "The three ways on the same batch. The seconds are those of one forward and backward "
-        "pass, times the batches of an epoch; the optimizer is not included."
+        "pass, times the batches of an epoch; the optimizer is not included. The rows of the GPU "
+        "were recorded."
     ),
 )
 
 # %% [markdown]
-# A backward pass is about twice the work of a forward pass. So a second forward pass should make the whole about a
-# third longer; the column *of the time* shows the measured factor. (With a model as small as ours, a fast GPU waits for
-# Python, and the ratio says little.) The memory saved gives you a choice: the same model in less memory, or a larger
-# batch or a deeper model in the same memory.
+# Compare the column *of the time*. A backward pass is about twice the work of a forward pass, so repeating the whole
+# forward pass would add a third. We repeat only the three blocks, with 2.9 million weights; the output layer has 3.0
+# million. By this count about a sixth is added. (A fast GPU waits for Python with a model as small as ours, and its ratio
+# says little.) The seconds are more than in the earlier table, because this model has 10,000 words instead of the
+# grammar's 2,082, and computes in fp32 (32-bit numbers). The memory saved gives you a choice: the same model in less
+# memory, or a larger batch or a deeper model in the same memory.
 #
 # ## How many segments?
 #
 # If we divide $n$ blocks into $s$ segments, we keep $s$ inputs, and at any time the inside of one segment, which has
 # $n/s$ blocks:
 #
-# $$\text{peak}(s) \approx s \cdot a + \frac{n}{s} \cdot b, \qquad a: \text{one input}, \quad b: \text{the inside of one block.}$$
+# $$\text{peak}(s) \approx s \cdot a + \frac{n}{s} \cdot b.$$
 #
+# Here $a$ is the size of one input, and $b$ that of the inside of one block.
 # The peak is lowest when its derivative with respect to $s$, $a - n b / s^2$, is zero: $s = \sqrt{n \, b / a}$.
-# Textbooks assume $a = b$, and find $s = \sqrt{n}$.
-# If $n$ is less than $b / a$, the best $s$ would be more than $n$: then a segment for each block is best, as for the three
-# and twelve blocks above.
+# The well-known answer, $s = \sqrt{n}$, assumes $a = b$.
+# If $n$ is less than $b / a$, the best $s$ would be more than $n$: then a segment for each block is best, as for the
+# three and twelve blocks above.
 #
-# **Predict.** Our $b$ is many times $a$. What is roughly the best $s$ for 64 blocks?
+# **Predict.** We take 64 narrow blocks. The inside of the block that we looked at was 19 times as large as its input.
+# Which number of segments will have the lowest peak: 8, 16, or a number between 32 and 64?
 
 # %%
 sizes = {"embedding_dim": 16, "d_model": 32, "num_layers": 64, "num_heads": 4, "d_ff": 112}
 tower = Decoder(ModelConfig(vocab_size=len(tokenizer), **sizes)).to(device).train()
-tower_peaks = {}
+tower_peaks, operations = {}, {}
 for segments in [(2,), (4,), (8,), (16,), (32,), (64,), (8, 8)]:
     tower.set_recomputation(*segments)
     tower.zero_grad(set_to_none=True)
-    tower_peaks[segments] = measure_peak_memory(
-        lambda: tower.hidden(batch[:, :-1])[0].square().mean().backward()  # the blocks alone
+    line = memory_timeline(  # of the blocks alone
+        lambda: tower.hidden(batch[:, :-1])[0].square().mean().backward()
     )
+    tower_peaks[segments], operations[segments] = max(line), len(line)
+
+# %%
 a_bytes = 16 * 63 * 32 * 4  # B · T · D · 4
 # peak(2) − peak(4) = (64/2 − 64/4) · b − 2 · a
 b_bytes = (tower_peaks[2,] - tower_peaks[4,] + 2 * a_bytes) / (64 / 2 - 64 / 4)
 best = math.sqrt(64 * b_bytes / a_bytes)
 
-# %%
+# %% cellView="form" tags=["hide-input", "hide-output"]
 counts = [2, 4, 8, 16, 32, 64]
 formula = [(s * a_bytes + 64 / s * b_bytes) / 1e6 for s in counts]
-
-# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
         {
@@ -805,38 +840,52 @@ figures.save_figure(
         "to 32 segments, and is nearly flat from there."
     ),
     caption=(
-        "The lowest point of the measured line lies far to the right of 8. Both axes are "
-        "logarithmic."
+        "Look for the lowest point of the measured line: it lies far to the right of 8. The dotted "
+        "line is the peak with 8 segments of 8 segments each. Both axes are logarithmic."
     ),
 )
 
-# %%
+# %% tags=["hide-output"]
 claim(
     f"b is {b_bytes / a_bytes:.0f} times a, so the best number of segments is about {best:.0f}",
     32 <= best <= 64,
 )
 claim(
-    f"64 segments peak at {tower_peaks[64,] / tower_peaks[8,]:.0%} of 8 segments, less than half; "
-    f"8 × 8 nested at {tower_peaks[8, 8] / tower_peaks[64,]:.0%} of 64",
-    tower_peaks[64,] < 0.5 * tower_peaks[8,] and tower_peaks[8, 8] < tower_peaks[64,],
+    f"64 segments peak at {tower_peaks[64,] / tower_peaks[8,]:.0%} of 8 segments, less than half",
+    tower_peaks[64,] < 0.5 * tower_peaks[8,],
 )
 
 # %% [markdown]
-# The two points at the left gave $b$; the other four test the formula. The square root, 8 segments, does much worse,
-# because it holds the insides of eight blocks at once. A segment for each block is nearly the best that one level can
-# do; what remains then are the 64 inputs. Nesting reduces those: we keep 8 inputs, and 8 more inside the segment that
-# is being computed again. Its price is a third forward pass. (The measured line includes the gradients of the
-# parameters, so it lies above the formula.)
+# <details><summary>What happened</summary>
 #
+# The best is a segment for every one or two blocks. With √64 = 8 segments, the insides of eight blocks are held at
+# once. The points of 2 and 4 segments gave $b$; the other four test the formula. (The measured line lies a little
+# higher, because it includes gradients and tensors that live only for a moment.)
+#
+# </details>
+#
+# What remains then are the inputs of the segments. *Nesting* reduces those, too: we keep 8 inputs, and 8 more inside
+# the segment that is being computed again. The price is that most blocks are computed a third time:
+
+# %%
+claim(
+    f"8 × 8 nested: {tower_peaks[8, 8] / tower_peaks[64,]:.0%} of the peak of 64 segments, "
+    f"{operations[8, 8] / operations[64,]:.0%} of their operations",
+    tower_peaks[8, 8] < tower_peaks[64,],
+)
+
+# %% [markdown]
 # ## The logits
 #
 # One tensor is larger than all the others: the logits, of shape $B \cdot T \times V$. Their softmax and their gradient
 # are as large. For one batch of 32 × 63 tokens and 10,000 words, each of the three takes 81 MB. But the loss of a row
-# needs only the logits of that row, so we can take a few hundred rows at a time. And because the loss is one number,
-# its gradient is known, up to one factor, as soon as the logits are.
-# A row's loss is $\log \sum_j e^{z_j} - z_y$, and its derivative with respect to $z_j$ is the softmax of $z_j$, minus 1
-# if $j = y$. So the forward pass computes the gradient, and the backward pass only multiplies it by that factor. In
-# short:
+# (one token of the batch) needs only the logits of that row, so we can take a few hundred rows at a time.
+#
+# The gradient need not wait for the backward pass. The loss is one number, so the backward pass hands one number to this
+# layer, such as 1 divided by the tokens of the batch. Up to this factor the gradient is known as soon as the logits are.
+# A row's loss is $\log \sum_j e^{z_j} - z_y$, with logits $z$ and target $y$. Its derivative with respect to $z_j$ is the
+# softmax of $z_j$, minus 1 if $j = y$. So the forward pass computes the gradient, and the backward pass only multiplies
+# it by that factor. In short:
 
 
 # %%
@@ -855,6 +904,9 @@ def loss_in_chunks(hidden, weight, bias, targets, rows_per_chunk):
         grads[2] += slope.sum(0)  # (V,)
     return total, grads
 
+
+# %% [markdown]
+# We test it on random numbers, in the sizes of our model:
 
 # %%
 torch.manual_seed(0)
@@ -907,8 +959,8 @@ claim(
 
 # %% [markdown]
 # The first number is about three tensors of 81 MB. In the second, two tensors of 512 rows account for 41 MB, and the
-# gradients themselves for most of the rest. The course's training has worked this way all along: none of the peaks
-# above includes all logits.
+# gradients themselves for most of the rest. The course's model has worked this way all along: none of the peaks above
+# includes all logits. Here is its version, which also skips `<pad>`, and can multiply in 16 bits:
 
 # %%
 show_source(OutputLoss, fold="OutputLoss, from helpers/loss.py")
@@ -916,11 +968,12 @@ show_source(OutputLoss, fold="OutputLoss, from helpers/loss.py")
 # %% [markdown]
 # ## More than one machine
 #
-# Gradients can be added wherever they were computed. So a batch can be shared among processes, each on a GPU or a
-# machine of its own: every process computes the gradient of its part (its *shard*), all exchange their gradients, and
-# all take the same step. PyTorch's `DistributedDataParallel` does the
-# exchange, and takes the *mean* over the processes. So `optimizer_step` first multiplies by the number of processes,
-# and divides by the tokens of *all* shards. Here is a miniature with two "processes":
+# Gradients can be added wherever they were computed. So a batch can be shared among **processes**, each of which has a
+# GPU, or a machine, of its own. Every process computes the gradient of its part of the batch (its **shard**), all
+# exchange their gradients, and all take the same step. Here a larger batch buys time, because its parts are computed
+# side by side. PyTorch's `DistributedDataParallel` does the exchange, and takes the *mean* over the processes. So
+# `optimizer_step` first multiplies by the number of processes, and divides by the tokens of *all* shards. Here is the
+# arithmetic with two shards, one after the other in one process:
 
 # %%
 shards = [ragged[0::2], ragged[1::2]]  # (2, T) each, no story in both
@@ -938,7 +991,7 @@ claim(
 )
 
 # %% [markdown]
-# To do this with real processes, run from the repository's folder:
+# PyTorch's launcher `torchrun` starts real processes. Run it from the repository's folder:
 #
 # ```bash
 # torchrun --nproc-per-node 2 -m helpers.training --corpus tinystories \
@@ -947,9 +1000,11 @@ claim(
 #   --rdzv-endpoint HOST:29500 -m helpers.training --corpus tinystories
 # ```
 #
-# Every setting of `TrainingConfig` is a command-line option. With accumulation, gradients are exchanged only once per
-# step. Only the first process logs and saves. `tests/test_training.py` compares two processes with one that accumulates
-# twice as much, in 64-bit arithmetic: after 50 steps their curves agree within 1e-9.
+# The first command starts two processes on this machine; a step sees 2 × 2 × 16 stories. The second is typed on each
+# of four machines (*nodes*), and starts eight processes there. They find each other at a *rendezvous* (`rdzv`):
+# `HOST:29500` is address and port of one machine, and `c10d` is PyTorch's own meeting service. Every setting of
+# `TrainingConfig` is an option of the training program. With accumulation, gradients are exchanged only once per step.
+# Only the first process logs and saves.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
@@ -986,51 +1041,62 @@ figures.save_numbers(
 #
 # - Gradients add. Divide by the tokens of the whole step, never by the number of mini-batches.
 # - Accumulation gives a large batch for the memory of a small one plus one set of gradients. For the same number of
-#   tokens, the larger batch learned less here.
+#   tokens, the larger batch learned less here, because it took fewer steps.
 # - Checkpointing keeps a segment's input and computes its inside twice. The gradient is the same, bit for bit, if the
 #   random state is replayed.
-# - The best number of segments depends on how large a block's inside is. Here it is one for every block or every two
-#   blocks, or nesting.
+# - The best number of segments is √(n·b/a): it depends on how much larger a block's inside is than its input. Here it
+#   is one for every block or every two blocks, or nesting.
 # - The logits need never exist all at once.
-# - The same arithmetic lets several machines share a batch.
+# - The same arithmetic lets several processes share a batch.
 #
 # ## What GPT and Llama do differently
 #
-# - **Sharding.** With tens of billions of parameters, the parameters, gradients and moments alone do not fit on one
-#   GPU. Each GPU holds a share of them, and the others fetch it when they need it
-#   ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054)).
-# - **Splitting a layer.** Large matrices are split, and their products are computed on several GPUs; blocks are
-#   distributed over GPUs like the stations of an assembly line.
-# - **Selective recomputation.** They recompute what is large but cheap to compute, such as attention weights, and keep
-#   the rest
-#   ([Korthikanti et al. 2023](https://arxiv.org/abs/2205.05198)). Fused attention never stores those weights at all.
+# The words in italics are what to search for.
+#
+# - *Activation checkpointing* is what most libraries call it. *Selective recomputation* computes again what is large but
+#   cheap, such as attention weights, and keeps the rest, which saves most of the extra time
+#   ([Korthikanti et al. 2023](https://arxiv.org/abs/2205.05198)). *FlashAttention* never stores those weights at all
+#   ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)).
+# - *ZeRO* and *FSDP* (fully sharded data parallel). Parameters, gradients and moments take about 16 bytes for each
+#   parameter: with 70 billion parameters more than a terabyte, and a GPU has about 80 GB. So each GPU holds only a share
+#   of them, and the others fetch it when they need it ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054)).
+# - *Tensor parallelism* splits the matrices of a layer over several GPUs, because one layer can be too large for one.
+#   *Pipeline parallelism* gives each GPU a few of the blocks, because little data passes from one block to the next.
+# - *Fused cross-entropy* does what `loss_in_chunks` does, inside one GPU program. Llama 3 has 128,256 tokens in its
+#   vocabulary: the logits of 8,192 tokens would take 4.2 GB in 32-bit numbers.
 #
 # Next: [07 · Results](07_results.ipynb) puts it all on a few pages.
 #
 # ## Can you?
 #
-# 1. When is the mean of the mini-batches' means the right loss?
-#    <details><summary>Answer:</summary> If all mini-batches have the same number of real tokens.</details>
-# 2. In a step of 8 × 16 stories, which part of the memory grows with the 8, and which does not?
-#    <details><summary>Answer:</summary> None of it grows with the 8. One set of gradients is kept, whatever the
-#    number.</details>
-# 3. What must checkpointing replay, and why?
-#    <details><summary>Answer:</summary> The random state. Otherwise dropout draws different masks, and the gradient
-#    belongs to another pass.</details>
-# 4. The inside of a block is as large as four inputs, and there are 16 blocks. How many segments?
-#    <details><summary>Answer:</summary> √(16 · 4) = 8.</details>
-# 5. What is the derivative of a row's cross-entropy with respect to its logits?
-#    <details><summary>Answer:</summary> The softmax, minus 1 at the target.</details>
+# 1. A step has two mini-batches, of 10 and of 90 tokens. By what do you divide each summed loss?
+#    <details><summary>Answer:</summary> By 100, the tokens of the whole step. The mean of the means would be right only
+#    if all mini-batches had the same number of tokens.</details>
+# 2. You double the batch by accumulation. What do you gain, and what do you pay?
+#    <details><summary>Answer:</summary> A steadier gradient. You pay with half as many steps on the same stories, and with
+#    the memory of one set of gradients.</details>
+# 3. What does `Recompute` save, what does its `backward` do, and what must be replayed?
+#    <details><summary>Answer:</summary> It saves the input. `backward` runs the function again, with gradients on, and
+#    calls `backward` on the result. The random state must be replayed, or dropout draws different masks.</details>
+# 4. The inside of a block is as large as four inputs, and there are 16 blocks. How many segments, and why not √16?
+#    <details><summary>Answer:</summary> √(16 · 4) = 8. √n is right only if a block's inside is as small as its input.
+#    </details>
+# 5. Why can a loss be computed a few rows at a time, and its gradient in the forward pass?
+#    <details><summary>Answer:</summary> A row's loss needs its own logits only. Its derivative is the softmax, minus 1 at
+#    the target, times a factor that is the same for all rows.</details>
+# 6. Four processes share a batch, and their gradients are averaged. What does each do with its summed loss?
+#    <details><summary>Answer:</summary> It divides it by the tokens of all four shards, and multiplies it by 4.</details>
 #
 # ## Exercises
 #
-# Three tasks with checks that name your mistake, and with solutions: accumulation over unequal stories, computing twice with the same
-# random numbers, and an experiment with the number of segments. Then six short programs with a bug each, and six diagnostics to choose
-# from. About an hour and a half: [exercises for 06](exercises/06_memory.ipynb).
+# Three tasks with checks that name your mistake, and with solutions: accumulation over unequal stories, computing twice
+# with the same random numbers, and an experiment with the number of segments. Then six short programs with a bug each,
+# and six diagnostics to choose from. About an hour and a half: [exercises for 06](exercises/06_memory.ipynb).
 #
 # ## References
 #
 # - [Chen et al. 2016](https://arxiv.org/abs/1604.06174), *Training Deep Nets with Sublinear Memory Cost*
+# - [Dao et al. 2022](https://arxiv.org/abs/2205.14135), *FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness*
 # - [Korthikanti et al. 2023](https://arxiv.org/abs/2205.05198), *Reducing Activation Recomputation in Large Transformer Models*
 # - [Malladi et al. 2022](https://arxiv.org/abs/2205.10287), *On the SDEs and Scaling Rules for Adaptive Gradient Algorithms*
 # - [Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054), *ZeRO: Memory Optimizations Toward Training Trillion Parameter Models*
