@@ -1015,7 +1015,7 @@ table(
         "loss, rate × √accumulation",
     ],
     caption=(
-        "A whole epoch with each effective batch, our recipe's optimizer, in "
+        "A whole epoch with each effective batch, AdamW for every matrix, in "
         f"{memory['precision']} on machine A; 100 stories are validated, within that time."
     ),
 )
