@@ -59,6 +59,7 @@ from helpers import plots
 from helpers.decoding import beam_search, filtered_distribution, generate, token_by_token
 from helpers.evaluation import (
     against_truth,
+    bleu,
     evaluate_continuations,
     judge_continuations,
     quotable,
@@ -82,11 +83,11 @@ print(f"{model.num_parameters():,} parameters, trained for {metadata['step']} st
 # %% [markdown]
 # ## One distribution
 #
-# Here is the beginning of a story. What does the model expect next? (Three of the four special tokens must never be
-# generated. `excluded_ids` lists them, and also the rows of the table that hold no word.)
+# Here is the beginning of a story. What does the model expect next? (`excluded_ids` lists what must never be generated:
+# `<pad>`, `<sos>`, `<unk>`, and the rows of the output table that stand for no word.)
 
 # %%
-PROMPT = "Tom was a small boy who had a wise dog named Momo. One sunny"
+PROMPT = "Tom was a small boy who had a wise dog named Momo. One sunny day, he"
 NEVER = tokenizer.excluded_ids(model.config.vocab_size)
 
 
@@ -104,12 +105,14 @@ START = [tokenizer.sos_id, *tokenizer.encode(PROMPT)]
 logits = next_logits(START)
 order = logits.argsort(descending=True)[:9].tolist()
 likeliest = {tokenizer.word(i): i for i in order}
+print("the nine likeliest next words:", ", ".join(likeliest))
 
 # %% [markdown]
 # Four rules choose from the same logits $z$:
 #
 # - **greedy** always takes the likeliest word;
-# - **temperature** $\tau$ draws from $\mathrm{softmax}(z / \tau)$. Below 1 the likely words gain, above 1 the unlikely ones;
+# - **temperature** $\tau$ draws from $\mathrm{softmax}(z / \tau)$. Below 1 the likely words gain, above 1 the unlikely
+#   ones;
 # - **top-k** keeps only the $k$ likeliest words;
 # - **top-p**, the nucleus ([Holtzman et al. 2020](https://arxiv.org/abs/1904.09751)), keeps the fewest words whose probabilities sum to
 #   $p$ or more. If the model is sure, that is one word; if not, it is many.
@@ -131,8 +134,8 @@ def keep_top_p(logits, p):  # (V,) -> (V,)
 
 
 # %% [markdown]
-# **Predict.** Which of the rules keep the *ratios* between the probabilities of the words that remain, and which change
-# them?
+# **Predict.** Take the ratio between the probabilities of the first two words. What becomes of it under top-k 3, and
+# what at temperature 0.5: does it stay as it is, is it doubled, or is it squared?
 
 # %%
 rules = {
@@ -144,12 +147,15 @@ rules = {
     "top-p 0.8": keep_top_p(logits, 0.8).softmax(-1),
 }  # {rule: (V,)}
 
-# %% cellView="form" tags=["hide-input"]
+# %%
+ratio = {name: (p[order[0]] / p[order[1]]).item() for name, p in rules.items()}
+
+# %% cellView="form" tags=["hide-input", "hide-output"]
 figures.save_figure(
     plots.distributions(
         list(likeliest),
         {name: probabilities[order].tolist() for name, probabilities in rules.items()},
-        title=f"The next word after “… {PROMPT[-9:]}”",
+        title=f"Filters cut words off, temperatures do not: after “… {PROMPT[-13:]}”",
     ),
     "05_distribution",
     alt=(
@@ -157,25 +163,29 @@ figures.save_figure(
         "temperature and filters raise the likeliest."
     ),
     caption=(
-        "Six rules on the same logits. A filter sets the small bars to exactly 0; a "
-        "temperature never does."
+        "Compare the first two bars of each panel. A filter sets the small bars to exactly 0; a "
+        "temperature only makes some too short to see. The rest of the vocabulary is not shown."
     ),
 )
 
-# %%
-ratio = {name: (p[order[0]] / p[order[1]]).item() for name, p in rules.items()}
-
-# %%
+# %% cellView="form" tags=["hide-input", "hide-output"]
 claim(
     f"the likeliest word is ≈{ratio['as it is']:.2f} times as likely as the second, ≈"
-    f"{ratio['top-k 3']:.2f} times after top-k, ≈{ratio['temperature 0.5']:.2f} times at "
-    "temperature 0.5: the filter keeps the ratio, the temperature squares it",
+    f"{ratio['top-k 3']:.2f} times after top-k 3, ≈{ratio['temperature 0.5']:.1f} times at "
+    f"temperature 0.5, ≈{ratio['temperature 1.5']:.2f} times at 1.5",
     math.isclose(ratio["as it is"], ratio["top-k 3"], rel_tol=1e-4)
     and math.isclose(ratio["as it is"] ** 2, ratio["temperature 0.5"], rel_tol=1e-4),
 )
 
 # %% [markdown]
-# Temperature changes the ratios, but never rules a word out. The two filters remove words and scale up the rest, so the
+# <details><summary>What happened</summary>
+#
+# The filter keeps the ratio, and temperature 0.5 squares it. Dividing the logits by $\tau$ raises every ratio to the
+# power $1/\tau$, since $e^{a/\tau} / e^{b/\tau} = (e^a / e^b)^{1/\tau}$.
+#
+# </details>
+#
+# Temperature changes the ratios, but never rules a word out. A filter removes words and scales up the rest, so their
 # ratios stay the same. This is one place in one story, where many words are possible. How often is there hardly a
 # choice?
 
@@ -188,13 +198,48 @@ with torch.no_grad():
 sure = (largest[held_out_ids[:, 1:] != tokenizer.pad_id] > 0.9).float().mean().item()
 
 # %%
-print(f"in 100 stories, the likeliest word has a probability above 0.9 at {sure:.0%} of places")
+print(f"in 100 stories, the likeliest word has a probability above 0.9 at ≈{sure:.0%} of places")
 
 # %% [markdown]
-# At such a place top-p 0.9 leaves one word, and top-k 8 still leaves eight. Try them together (live in Jupyter and Colab):
+# At such a place top-p and top-k differ most. Here are both filters at the place above, and at one a few words later
+# where the model is sure:
 
 # %%
-SamplingExplorer(lambda *setting: filtered_distribution(logits, *setting).numpy(), likeliest)
+SURE = f"{PROMPT} heard a strange sound under the"
+sure_logits = next_logits([tokenizer.sos_id, *tokenizer.encode(SURE)])
+
+# %%
+places = {" ".join(text.split()[-3:]): z for text, z in ((PROMPT, logits), (SURE, sure_logits))}
+left = {
+    name: [int((kept > -torch.inf).sum()) for kept in (keep_top_k(z, 8), keep_top_p(z, 0.9))]
+    for name, z in places.items()
+}
+
+# %% cellView="form" tags=["hide-input"]
+table(
+    [
+        [f"… {name}", tokenizer.word(z.argmax().item()), f"≈{z.softmax(-1).max():.2f}", *left[name]]
+        for name, z in places.items()
+    ],
+    ["after", "likeliest word", "its probability", "words left by top-k 8", "by top-p 0.9"],
+    caption="Top-k keeps as many words at a sure place as at an open one. Top-p adapts.",
+)
+
+# %% [markdown]
+# Try all rules together, first at the open place and then at the sure one (live in Jupyter and Colab):
+
+
+# %%
+def explore(scores):  # (V,)
+    words = {tokenizer.word(i): i for i in scores.topk(9).indices.tolist()}
+    return SamplingExplorer(lambda *rule: filtered_distribution(scores, *rule).numpy(), words)
+
+
+# %%
+explore(logits)
+
+# %%
+explore(sure_logits)
 
 # %% [markdown]
 # ## Word by word
@@ -227,7 +272,7 @@ def write(ids, limit, uniform=None, temperature=1.0, top_k=None, top_p=None):
 # and drops a row once its text has ended. Each prompt has its own random stream, which depends on the seed and on the
 # prompt's place in the list. Given the same random numbers, the two must write the same words:
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 settings = {
     "greedy": {},
     "temperature 0.7": {"temperature": 0.7},
@@ -242,9 +287,10 @@ for name, options in settings.items():
     how = {"strategy": "greedy"} if name == "greedy" else options
     theirs = generate(model, tokenizer, [PROMPT], max_new_tokens=40, seed=5, **how)[0].ids
     same.append(ours == theirs)
-
-# %%
 claim(f"{len(same)} texts by hand are those of `generate`, word for word", all(same))
+
+# %% [markdown]
+# In the listing, `reader` passes the new tokens to the model, and `pick` is the rule: it chooses one token for each row.
 
 # %%
 show_source(token_by_token, fold="The course's loop, from helpers/decoding.py")
@@ -266,10 +312,6 @@ texts = {
     name: generate(model, tokenizer, PROMPTS, max_new_tokens=40, **options)
     for name, options in how.items()
 }
-alone = {
-    name: generate(model, tokenizer, PROMPTS[:1], max_new_tokens=40, **options)[0].ids
-    for name, options in how.items()
-}
 
 # %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
@@ -283,25 +325,17 @@ table(
 )
 
 # %%
-claim(
-    "a text does not depend on its neighbours: the first of three is the same if written alone",
-    all(ids == texts[name][0].ids for name, ids in alone.items()),
-)
-
-# %%
 unknown = [
     w for p in PROMPTS for w in tokenizer.split(p) if tokenizer.encode(w) == [tokenizer.unk_id]
 ]
-
-# %%
 print("words of the prompts that the model does not know:", ", ".join(unknown) or "none")
 
 # %% [markdown]
 # **Greedy** texts hardly vary: they tell of the likeliest friends and the likeliest animals. Sampled texts differ more.
 # At temperature **0.7** and with either filter, most sentences agree with each other: pronouns fit, and friends and
 # songs keep their names. At **1** a sentence goes wrong here and there, and at **1.3** even people change. The **last
-# prompt** shows a limit of the model. If a word is not in its vocabulary, the model reads `<unk>`, and continues as it
-# would after some other word that can stand there. It has learned these stories, not English.
+# prompt** shows a limit of the model. If a word is not in its vocabulary, the model reads `<unk>`, which it has never
+# met in training, and continues as it would after some other word. It has learned these stories, not English.
 #
 # ## The grammar as a judge
 #
@@ -310,7 +344,7 @@ print("words of the prompts that the model does not know:", ", ".join(unknown) o
 # probability of each. A text becomes **impossible** at the first word that has probability zero there, such as the name
 # of somebody who is not in the story.
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 GRAMMAR = bundled_grammar() if CORPUS == "bundled" else None  # other stories have no known grammar
 if GRAMMAR:
     story = stories.validation[0]
@@ -320,34 +354,63 @@ if GRAMMAR:
     print(story)
     claim(f"the story is complete; it costs {judged.nats.sum():.1f} nats", judged.complete)
     claim(
-        f"with another name at the start it becomes impossible at word {changed.broken_at}, “"
-        f"{words[changed.broken_at]}”",
+        f"with another name at the start it becomes impossible at its word number "
+        f"{changed.broken_at + 1}, “{words[changed.broken_at]}”",
         changed.broken_at is not None,
     )
 
 # %% [markdown]
 # First we judge the model itself, before any rule chooses from its probabilities. At each word of a story we know two
-# distributions: $p$, the grammar's, and $q$, the model's.
-# Their **Kullback–Leibler divergence** $\sum_w p(w) \ln \frac{p(w)}{q(w)}$ is how much more the model loses there than
-# the grammar would, averaged over the words that may come next. So its mean over many stories should equal the mean
-# loss minus the mean of $-\ln p$: the gap to the floor of notebook 04, measured in another way. (The divergence is
-# never negative, and zero only if $q = p$.) The two means agree if they differ by no more than a few *standard errors*;
-# one standard error is the typical chance deviation of a mean of so many numbers.
+# distributions: $p$, the grammar's, and $q$, the model's. How much more does the model lose at this place than the
+# grammar would, averaged over the words that may come next? This is the **Kullback–Leibler divergence**
+#
+# $$D(p, q) = \sum_w p(w) \ln \frac{p(w)}{q(w)}.$$
+#
+# It is never negative. Since $\ln x \le x - 1$, we have
+# $-D = \sum_w p(w) \ln \frac{q(w)}{p(w)} \le \sum_w (q(w) - p(w)) \le 0$, where the sums run over the words that may
+# come next.
+
 
 # %%
+@torch.no_grad()
+def divergence_after(words):
+    """D(p, q) for the word that follows these."""
+    ids = [tokenizer.sos_id, *tokenizer.encode(" ".join(words))]
+    log_q = model(torch.tensor([ids], device=device))[0, -1].log_softmax(-1)  # (V,)
+    p = Counter()  # {id: probability}; all words that the model does not know are one, <unk>
+    for word, probability in GRAMMAR.next_words(words).items():
+        p[number_of.get(word, tokenizer.unk_id)] += probability
+    return sum(chance * (math.log(chance) - log_q[i].item()) for i, chance in p.items())
+
+
+# %% cellView="form" tags=["hide-input"]
+number_of = {tokenizer.word(i): i for i in range(len(tokenizer))}
 if GRAMMAR:
-    truth = against_truth(model, tokenizer, GRAMMAR, stories.validation[:400])
+    words = tokenizer.split(story)
+    theirs = against_truth(model, tokenizer, GRAMMAR, [story])["divergence"]  # (places,)
+    apart = np.abs(theirs - [divergence_after(words[:t]) for t in range(len(theirs))]).max()
+    claim(
+        f"at {len(theirs)} places of the story above, D by hand is that of `against_truth`, within "
+        f"≈{apart:.0e}",
+        apart < 1e-4,
+    )
+
+# %% [markdown]
+# So the mean of $D$ over many stories should equal the mean loss minus the mean of $-\ln p$: the gap to the floor of
+# notebook 04, measured in another way. The two agree if they differ by no more than a few *standard errors*; one
+# standard error is the typical chance deviation of a mean of so many numbers.
+
+# %% cellView="form" tags=["hide-input"]
+if GRAMMAR:
+    truth = against_truth(model, tokenizer, GRAMMAR, stories.validation[:250])
     noise = truth["loss"] - truth["truth"] - truth["divergence"]  # (positions,)
     error = noise.std() / math.sqrt(len(noise))
     gap, divergence = (truth["loss"] - truth["truth"]).mean(), truth["divergence"].mean()
     impossible = 100 * truth["impossible"].mean()
-
-# %%
-if GRAMMAR:
     claim(
         f"over {len(noise):,} words the loss less the true loss is ≈{gap:.4f} nats, the divergence "
         f"≈{divergence:.4f}: ≈{abs(noise.mean()) / error:.1f} standard errors apart, fewer than 3",
-        abs(noise.mean()) < 3 * error and len(noise) >= 20_000,
+        abs(noise.mean()) < 3 * error,
     )
     claim(
         f"impossible words get ≈{impossible:.1f} % of the probability, less than 5 %",
@@ -356,10 +419,10 @@ if GRAMMAR:
 
 # %% [markdown]
 # Now we judge the rules. Each continues the first five words of 200 validation stories until the story ends or the
-# context is full. A continuation is
-# **possible** if no word of it is impossible.
+# context is full. A continuation is **possible** if no word of it is impossible.
 #
-# **Predict.** Which rule writes the most possible stories, and which the fewest? How large is the difference?
+# **Predict.** Of the 200 continuations drawn at temperature 1, how many will be possible: nearly all, about half, or
+# hardly any? And how many of those that greedy writes?
 
 # %%
 SEEDS = 4 if CORPUS == "bundled" else 10
@@ -373,13 +436,19 @@ protocol = {
     "top-k 8": [{"top_k": 8, "seed": seed} for seed in range(SEEDS)],
     "top-p 0.9": [{"top_p": 0.9, "seed": seed} for seed in range(SEEDS)],
 }
-verdicts = {}
+
+# %% cellView="form" tags=["hide-input"]
+verdicts, two_hundred = {}, stories.validation[:200]
 for name in [name for name in protocol if GRAMMAR and name != "beam search, 10"]:
-    two_hundred = stories.validation[:200]
     continued = evaluate_continuations(model, tokenizer, two_hundred, **protocol[name][0])
     verdicts[name] = judge_continuations(GRAMMAR, tokenizer, continued)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
+if GRAMMAR:
+    continued = evaluate_continuations(model, tokenizer, two_hundred, strategy="true")
+    true_verdict = judge_continuations(GRAMMAR, tokenizer, continued)
+
+# %% cellView="form" tags=["hide-input", "hide-output"]
 if verdicts:
     percent = {
         name: 100 * np.array([v["possible"], v["low"], v["high"]]) for name, v in verdicts.items()
@@ -397,68 +466,45 @@ if verdicts:
             "Temperature 1.3 is far below the others."
         ),
         caption=(
-            "The lines are 95 % intervals (Wilson). A possible continuation is one that the "
-            "grammar can write; it need not be a good one."
+            "The lines are 95 % intervals (Wilson's, which suit shares near 0 and 100 %). A "
+            "possible continuation is one that the grammar can write; it need not be a good one."
         ),
     )
     display(picture)
 
-# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
-table(
-    [
-        [
-            name,
-            f"{v['possible']:.0%}",
-            f"{v['low']:.0%} to {v['high']:.0%}",
-            f"{v['words']:.0f}",
-            f"{v['nats']:.2f}",
-        ]
-        for name, v in verdicts.items()
-    ],
-    [
-        "rule",
-        "possible",
-        "95 % interval",
-        "words before the first impossible one",
-        "true cost, nats",
-    ],
-    caption=(
-        "200 continuations for each rule, judged by the grammar. The true cost is a mean over "
-        "the words before the first impossible one."
-    ),
-)
-
-# %%
+# %% cellView="form" tags=["hide-input", "hide-output", "nbval-ignore-output"]
 if verdicts:
-    cool, plain, hot = (verdicts[f"temperature {t}"] for t in ("0.7", "1", "1.3"))
-    claim(
-        f"possible continuations fall from ≈{100 * cool['possible']:.0f} % at temperature 0.7 to "
-        f"≈{100 * plain['possible']:.0f} % at 1 and ≈{100 * hot['possible']:.0f} % at 1.3",
-        cool["possible"] > plain["possible"] and plain["low"] > hot["high"],
+    rows = []
+    for name, v in ({"true stories": true_verdict} | verdicts).items():
+        failed = round(200 * (1 - v["possible"]))
+        words = f"{v['words']:.0f}" if failed >= 10 else "–"
+        share = f"{v['possible']:.1%}", f"{v['low']:.1%} to {v['high']:.1%}"
+        rows.append([name, *share, failed, words, f"{v['nats']:.2f}"])
+    shown = table(
+        rows,
+        ["text", "possible", "95 % interval", "failed", "words before it", "true cost, nats"],
+        caption=(
+            "200 continuations for each rule, judged by the grammar. Failed: how many have an "
+            "impossible word. Words before it: the median over the failed texts, if there are ten. "
+            "True cost: the mean of −ln p over all words before the first impossible one."
+        ),
     )
+    display(shown)
 
 # %% [markdown]
-# **One impossible word is enough.** At temperature 1 there is a small chance (the one above) of an impossible word at
-# every step, and over fifty words these chances add up. So a rule that makes unlikely words rarer, or cuts them off,
-# helps a lot. The *true cost* shows the price. It is the mean of $-\ln p$ up to the first impossible word. Rules that
-# choose likely words write what the grammar finds likely, too, and lose some of the variety of its stories.
-# (The number of words is a median over the failed texts.)
+# <details><summary>What happened</summary>
 #
-# Do the texts end? A certain share of the training stories fits into the context, and texts written from nothing at
-# temperature 1 should fit as often.
-
-# %%
-train_ids = encode_stories(tokenizer, stories.train, model.config.context_length)  # (N, T)
-if GRAMMAR:
-    room = model.config.context_length - 1
-    thousand = generate(model, tokenizer, [""] * 1000, max_new_tokens=room, seed=0)
-    ended = float(np.mean([one.ids[-1] == tokenizer.eos_id for one in thousand]))
-    fits = (train_ids == tokenizer.eos_id).any(1).float().mean().item()
-    claim(
-        f"≈{100 * ended:.1f} % of 1,000 texts end within the context, and {fits:.1%} of the "
-        "training stories do; the difference is less than 5 points",
-        abs(ended - fits) < 0.05,
-    )
+# At temperature 1 fewer than half of the texts are possible, although the model gives only about 1.5 % to impossible
+# words. Greedy text is nearly always possible, and beam search's, too. (All sampling rules used the same seed, so their
+# rows are not independent.)
+#
+# </details>
+#
+# **One impossible word is enough.** If each word is possible with probability 0.985, then all of fifty words are
+# possible with probability $0.985^{50} \approx 0.47$. So a rule that makes unlikely words rarer, or cuts them off, helps
+# a lot. The *true cost* shows the price. It is the mean of $-\ln p$, up to the first impossible word. Greedy search and
+# beam search write words that cost the grammar less than those of true stories: they keep to what is likely, and lose
+# some of the variety of the stories. Temperature 0.7 and the two filters stay close to the true stories.
 
 # %% [markdown]
 # ## Fifty stories, two numbers
@@ -469,18 +515,79 @@ if GRAMMAR:
 # - **Perplexity of what was written**: $e$ to the power of the mean of $-\ln q$ under the model itself, at temperature
 #   1; it says how sure the model was of its own words.
 # - **BLEU** ([Papineni et al. 2002](https://aclanthology.org/P02-1040/)), from 0 to 100, compares the text with the
-#   true continuation: what share of its words, pairs, triples and quadruples also occur there? BLEU is the geometric
-#   mean of the four shares, lowered if the text is too short. The counts of all stories are added up first. (We use
-#   sacrebleu's version ([Post 2018](https://aclanthology.org/W18-6319/)); the prompt
-#   does not count.)
+#   true continuation: what share of its words, pairs, triples and quadruples also occur there?
 #
-# We compare the rules with two references: the true continuation, and the text of a *trigram* model, which has no
-# network. It draws the next word according to how often that word followed the last two in training.
+# BLEU is the geometric mean of the four shares, lowered if the text is too short. For a text of $c$ words and a true
+# one of $r$ words,
 #
-# **Predict.** Which text will have the lowest perplexity: the true one, the sampled one or the greedy one? And will it
-# be the best text?
+# $$\text{BLEU} = 100 \cdot \min(1, e^{1 - r/c}) \cdot (p_1 p_2 p_3 p_4)^{1/4}.$$
+#
+# Each share $p_n$ is **clipped**: if the text repeats a group of $n$ words, the group counts at most as often as it
+# occurs in the truth. For counters, `&` takes the smaller count:
+
 
 # %%
+def groups_of(words, n):
+    return Counter(zip(*(words[start:] for start in range(n)), strict=False))
+
+
+# %%
+def bleu_by_hand(text, truth):
+    """BLEU of one text, and its four shares."""
+    text, truth = text.split(), truth.split()
+    shares = []
+    for n in range(1, 5):
+        ours, theirs = groups_of(text, n), groups_of(truth, n)
+        shares.append((ours & theirs).total() / ours.total())
+    brevity = min(1.0, math.exp(1 - len(truth) / len(text)))
+    return 100 * brevity * math.prod(shares) ** (1 / 4), shares
+
+
+# %%
+TRUTH = "one day , he heard a weak noise under the bridge ."
+attempts = {
+    "repeats itself": "he heard a weak noise . he heard a weak noise .",
+    "makes sense": "one day , he saw a lost lamb in the garden .",
+    "makes no sense": "under the bridge . one day , he heard a weak noise",
+}
+
+# %%
+by_hand = {name: bleu_by_hand(text, TRUTH) for name, text in attempts.items()}
+
+# %% cellView="form" tags=["hide-input"]
+table(
+    [
+        [f"{name}: “{text}”", *(f"{share:.2f}" for share in by_hand[name][1]), f"{score:.1f}"]
+        for (name, text), (score, _) in zip(attempts.items(), by_hand.values(), strict=True)
+    ],
+    ["text", "words", "pairs", "triples", "quadruples", "BLEU"],
+    caption=f"Three texts against “{TRUTH}”: their clipped shares, and BLEU.",
+)
+
+# %%
+theirs = [bleu([text], [TRUTH]) for text in attempts.values()]
+claim(
+    f"the course's `bleu`, which is sacrebleu's, says the same: {np.round(theirs, 1).tolist()}",
+    np.allclose(theirs, [score for score, _ in by_hand.values()]),
+)
+
+# %% [markdown]
+# In the first text every word occurs twice, but counts once. And the senseless text scores more than three times as
+# much as the one that makes sense, because it is made of pieces of the true one. (For many texts the counts are added
+# up first, and sacrebleu ([Post 2018](https://aclanthology.org/W18-6319/)) replaces a share of zero by a small number.
+# The prompt does not count.)
+#
+# We compare the rules with two references: the true continuation, and the text of a **trigram** model, which has no
+# network. It draws the next word according to how often that word followed the last two in training. Many pairs are
+# rare, so it mixes in what followed the last word alone, and how frequent the word is at all. If the last two words
+# occurred $n$ times, and $w$ followed them $c(w)$ times, then
+#
+# $$p(w) = \frac{c(w) + p'(w)}{n + 1},$$
+#
+# where $p'$ is the same estimate from the last word alone, and so on; the last of them gives each word the same.
+
+# %%
+train_ids = encode_stories(tokenizer, stories.train, model.config.context_length)  # (N, T)
 tables = [defaultdict(Counter) for _ in range(3)]  # {0, 1 or 2 tokens before: {token: how often}}
 for row in train_ids.tolist():
     for before, counts in enumerate(tables):
@@ -500,7 +607,7 @@ def trigram(ids):
     return probabilities / probabilities.sum()
 
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 def trigram_writer(seed):
     rng = np.random.default_rng(seed)
 
@@ -518,17 +625,22 @@ def trigram_writer(seed):
 # here, ten in the recording on TinyStories. The intervals say what fifty other stories and other seeds might have
 # given. (They come from a *bootstrap*: we draw stories and seeds with replacement, many times, and see how far the
 # numbers move.)
+#
+# **Predict.** Which text will have the lowest perplexity: the true one, the one sampled at temperature 1, or the greedy
+# one? And will it be the best text?
 
 # %%
 held_out = stories.validation[:50]
 runs = {"the true continuation": [{"strategy": "true"}]} | protocol
 runs["trigram model"] = [{"writer": trigram_writer(seed)} for seed in range(SEEDS)]
+
+# %%
 scored = {}
 for name, ways in runs.items():
     first, *more = (evaluate_continuations(model, tokenizer, held_out, **way) for way in ways)
     scored[name] = sum(more, start=first)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 measured = {
     name: {
         "perplexity": found.perplexity,
@@ -542,8 +654,7 @@ measured = {
 }
 
 
-# %%
-def score_table(measured):
+def score_table(measured, where):
     rows = []
     for name, found in measured.items():
         row = [name]
@@ -554,62 +665,46 @@ def score_table(measured):
     return table(
         rows,
         ["continuation", "perplexity", "95 % interval", "BLEU", "95 % interval"],
-        caption=(
-            "Fifty prompts: perplexity and BLEU of the continuations, with bootstrap intervals "
-            "over the prompts."
-        ),
+        caption=f"{where}: fifty prompts, with bootstrap intervals over prompts and seeds.",
     )
 
 
-# %% tags=["nbval-ignore-output"]
-score_table(measured)
-
-# %%
-greedy, sampled, hot, true, simple = (
-    measured[name]["perplexity"]
-    for name in (
-        "greedy",
-        "temperature 1",
-        "temperature 1.3",
-        "the true continuation",
-        "trigram model",
-    )
-)
-
-# %%
-claim(
-    f"perplexity rises with randomness: greedy ≈{greedy:.2f}, temperature 1 ≈{sampled:.2f}, 1.3 "
-    f"≈{hot:.2f}",
-    greedy < sampled < hot,
-)
-
-# %%
-claim(
-    f"greedy text is less surprising than the truth (≈{true:.2f}), trigram text far more "
-    f"(≈{simple:.1f})",
-    greedy < true < simple,
-)
+# %% cellView="form" tags=["hide-input", "hide-output", "nbval-ignore-output"]
+score_table(measured, "These stories")
 
 # %% [markdown]
 # Here is the same table for real stories, recorded earlier:
 
-# %%
-score_table({name: recorded["continuations"][name] for name in measured} if recorded else measured)
+# %% cellView="form" tags=["hide-input", "hide-output"]
+score_table(
+    {name: recorded["continuations"][name] for name in measured} if recorded else measured,
+    "TinyStories, recorded, ten seeds" if recorded else "These stories",
+)
 
 # %% [markdown]
-# **Low perplexity is not the aim.** Greedy text, beams, temperature 0.7 and both filters have a *lower* perplexity than
-# the true continuation, on both corpora: they surprise the model less than the true text does. If the model's
-# probabilities are right, text drawn at temperature 1 should surprise it about as much as the true text. It comes
-# closer to this on the grammar stories than on the real ones.
+# <details><summary>What happened</summary>
 #
-# BLEU against one true continuation is low for every rule, because after five words a story can go anywhere. On real
-# stories, rules with less randomness score higher. And BLEU does not show whether a story makes sense: the trigram text
-# does not, and scores nearly as well. The grammar told apart rules whose BLEU intervals overlap.
+# Greedy text has a lower perplexity than the true continuation, on both corpora, and so have beams, temperature 0.7 and
+# both filters: they surprise the model less than the true text does.
+#
+# </details>
+#
+# **Low perplexity is not the aim.** If the model's probabilities are right, text drawn at temperature 1 should surprise
+# it about as much as the true text. It comes closer to this on the grammar stories than on the real ones. Perplexity
+# orders the rules nearly as the grammar did, but it cannot say which text is impossible.
+#
+# **BLEU** against one true continuation is low for every rule, because after five words a story can go anywhere. On
+# real stories, rules with less randomness score higher. And BLEU does not show whether a story makes sense. The trigram
+# text knows two words of context only, yet on the grammar stories it scores about as well as greedy text, and on real
+# ones higher than temperature 1.3. The grammar told apart rules whose BLEU intervals overlap; but then it judged 200
+# texts of each.
 #
 # ## Beam search
 #
-# Greedy takes the best *next* word. The best *text* may begin with a second-best word. **Beam search** keeps the $k$ likeliest beginnings,
-# extends each by every word, and keeps the $k$ likeliest again. Here it is without a batch or a cache:
+# Greedy takes the best *next* word. The best *text* may begin with a second-best word. **Beam search** keeps the $k$
+# likeliest beginnings, the **beams**, extends each by every word, and keeps the $k$ likeliest again. Here it is without
+# a batch or a cache. It ranks twice as many candidates as there are beams, because up to $k$ of them may end in
+# `<eos>`, and $k$ others must be left to go on:
 
 
 # %%
@@ -635,27 +730,18 @@ def slow_beams(start, width, steps):
 
 
 # %%
-WIDTH, STEPS = 3, 5
+WIDTH, STEPS = 3, 7
 beams, history = slow_beams(START, WIDTH, STEPS)
-beam = {"strategy": "beam", "num_beams": WIDTH}
-fast = generate(model, tokenizer, [PROMPT], max_new_tokens=STEPS, **beam)[0].beams
 
 # %%
+beam = {"strategy": "beam", "num_beams": WIDTH}
+fast = generate(model, tokenizer, [PROMPT], max_new_tokens=STEPS, **beam)[0].beams
 claim(
     f"the {WIDTH} beams of `generate` are those of the slow search",
     [one.ids for one in fast] == [ids for _, ids in beams],
 )
 
-# %% [markdown]
-# `generate` does the same for many prompts at once: all beams of all prompts are rows of one batch. It ranks twice as
-# many candidates as there are beams, because up to `width` of them may end in `<eos>`. If one of the `width` best has
-# ended, it is set aside with its score, and the search for a prompt stops when no running beam can still beat those set
-# aside.
-
-# %%
-show_source(beam_search, fold="The course's beam search, from helpers/decoding.py")
-
-# %%
+# %% cellView="form" tags=["hide-input"]
 tree = [
     [
         (place, tokenizer.word(ids[-1]), total, i < WIDTH)
@@ -663,101 +749,140 @@ tree = [
     ]
     for step in history
 ]
-
-# %% cellView="form" tags=["hide-input"]
 figures.save_figure(
-    plots.beam_tree(tree, title=f"Three beams after “… {PROMPT[-9:]}”"),
+    plots.beam_tree(
+        tree, title=f"At each step three of six beginnings are dropped: after “… {PROMPT[-13:]}”"
+    ),
     "05_beams",
     alt=(
-        "A tree from left to right: at each of five steps six candidate words with their "
+        "A tree from left to right: at each of seven steps six candidate words with their "
         "log-probabilities, three of them kept."
     ),
     caption=(
-        "Each column is one step; the three kept beams are drawn in blue. The numbers are "
-        "sums of log-probabilities, so along a path they can only fall."
+        "Each column is one step, the best candidate on top; the three kept beams are drawn in "
+        "blue. The number is the log-probability of the whole beginning, so along a path it never "
+        "rises. Look for a column whose three blue boxes have one parent."
     ),
 )
 
 # %% [markdown]
-# Each column is a step, with the best candidate on top; the number is the log-probability of the whole beginning, and blue boxes are
-# kept. Follow greedy's path, which always takes the best next word. Here it stays on top; in general it need not. In
-# other trees all blue boxes of a column have the same parent: the other beginnings have been dropped, and the search
-# continues from a single one, however wide it is.
+# In the third column all blue boxes extend the same beginning, “heard a”. The other two, “met a” and “saw a”, are
+# dropped, and the search continues from a single one, however wide it is. Now follow greedy's path, which always takes
+# the best next word. It stays on top for six steps: “heard a strange sound in the”. Then bushes and reeds share the
+# probability, and “under the” overtakes it, because there the model is sure of “bridge”.
 #
-# **Length.** Every word lowers the log-probability, so long texts are at a disadvantage.
-# The **length penalty** $\alpha$ compares
-# $\log p \,/\, \text{length}^{\alpha}$ instead ([Wu et al. 2016](https://arxiv.org/abs/1609.08144), section 7, use a similar formula).
-# Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts. Here are two texts that have ended, with
-# made-up numbers:
+# **Texts that end.** A beam whose best extension is `<eos>` is complete. We set it aside with its score, and the others
+# go on. How should a short text be compared with a long one? Every word lowers the log-probability, so long texts are
+# at a disadvantage. The **length penalty** $\alpha$ compares
+# $\log p \,/\, \text{length}^{\alpha}$ instead ([Wu et al. 2016](https://arxiv.org/abs/1609.08144), section 7, use a
+# similar formula). Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts.
+#
+# When may the search stop? A running beam's $\log p$ never rises. At best it stays as it is up to the limit, so the
+# beam's score can reach $\log p \,/\, \text{limit}^{\alpha}$ at most ($\alpha \ge 0$). The search is over when $k$ texts
+# are set aside, and not even the best running beam can beat the worst of them.
+
 
 # %%
-finished = {"short": (-6.0, 4), "long": (-9.0, 8)}  # log-probability, tokens
-scored_by = {
-    alpha: {name: total / length**alpha for name, (total, length) in finished.items()}
-    for alpha in (0.0, 0.5, 1.0)
-}
+def complete_beams(start, width, limit, alpha):
+    """The `width` best texts that have ended or reached the limit, as (score, ids), best first."""
+    running, aside = [(0.0, [])], []
+    while running:
+        candidates, running = candidates_of(running, start, width), []
+        for rank, (total, ids, _) in enumerate(candidates):
+            if ids[-1] == tokenizer.eos_id or len(ids) == limit:
+                if rank < width:
+                    aside.append((total / len(ids) ** alpha, ids))
+            elif len(running) < width:
+                running.append((total, ids))
+        aside = sorted(aside, key=lambda text: -text[0])[:width]
+        if len(aside) == width and running and running[0][0] / limit**alpha <= aside[-1][0]:
+            break
+    return aside
 
-# %% cellView="form" tags=["hide-input"]
-table(
-    [
-        [f"{alpha:g}", *(f"{value:.2f}" for value in found.values()), max(found, key=found.get)]
-        for alpha, found in scored_by.items()
-    ],
-    ["α", "short: −6 nats, 4 tokens", "long: −9 nats, 8 tokens", "wins"],
-    caption="Two candidates and three exponents: the length penalty decides which wins.",
-)
-
-# %% [markdown]
-# `generate` uses $\alpha = 1$ unless told otherwise. Does it matter? Five beams continue fifty beginnings, once with
-# $\alpha = 0$ and once with $\alpha = 1$. We count the prompts for which both texts end but differ:
 
 # %%
-by_length = [
-    evaluate_continuations(
-        model, tokenizer, held_out, strategy="beam", num_beams=5, length_penalty=alpha
-    )
-    for alpha in (0.0, 1.0)
-]
-pairs = list(zip(by_length[0].prompts, *(found.generations for found in by_length), strict=True))
-differ = [
-    (prompt, short.text, long.text)
-    for prompt, short, long in pairs
-    if short.ids != long.ids and short.ids[-1] == long.ids[-1] == tokenizer.eos_id
-]
+BEGINNING = "Lotte was a small piglet"
+start = [tokenizer.sos_id, *tokenizer.encode(BEGINNING)]
+limit = model.config.context_length - len(start)
+by_hand = {alpha: complete_beams(start, WIDTH, limit, alpha) for alpha in (0.0, 1.0)}
+
+# %%
+same = []
+for alpha, found in by_hand.items():
+    options = beam | {"max_new_tokens": limit, "length_penalty": alpha}
+    theirs = generate(model, tokenizer, [BEGINNING], **options)[0].beams
+    same.append([ids for _, ids in found] == [one.ids for one in theirs])
+claim(f"the {WIDTH} texts by hand are those of `generate`, for α = 0 and for α = 1", all(same))
 
 # %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
+rows = []
+for alpha, ((score, ids), *_) in by_hand.items():
+    total = score * len(ids) ** alpha
+    numbers = len(ids), f"{total:.1f}", f"{total / len(ids):.3f}"
+    rows.append([f"{alpha:g}", *numbers, f"… {tokenizer.decode(ids[-16:])}"])
 table(
-    differ[:2],
-    ["prompt", "α = 0", "α = 1"],
-    caption="Prompts for which the length penalty changes the story that is chosen.",
+    rows,
+    ["α", "tokens", "log p", "log p per token", "the end of the best text"],
+    caption=f"“{BEGINNING}”, continued by three beams: the best text for two length penalties.",
 )
 
-# %%
-if GRAMMAR:
-    claim(f"for ≈{len(differ)} of 50 prompts (at least one) both texts end and differ", differ)
+# %% [markdown]
+# With $\alpha = 0$ the likelier text wins. With $\alpha = 1$, which `generate` uses unless told otherwise, the longer one
+# wins, because it costs less per token. How much longer do the texts become? Five beams continue fifty beginnings:
+
+# %% cellView="form" tags=["hide-input"]
+short = evaluate_continuations(
+    model, tokenizer, held_out, strategy="beam", num_beams=5, length_penalty=0.0
+)
+both = zip(short.generations, scored["beam search, 5"].generations, strict=True)
+differ = [
+    len(long.ids) - len(brief.ids)
+    for brief, long in both
+    if brief.ids != long.ids and brief.ids[-1] == long.ids[-1] == tokenizer.eos_id
+]
+if differ:
+    claim(
+        f"for ≈{len(differ)} of 50 prompts both texts end, but differ; with α = 1 ≈"
+        f"{sum(more > 0 for more in differ)} of them are longer, on average by "
+        f"≈{np.mean(differ):.1f} tokens",
+        np.mean(differ) > 0,
+    )
 
 # %% [markdown]
-# **A wider beam is not always better**, even by its own measure. A beginning that would have led to the best text can
-# be pushed out by others that look better for a while. Below, the beginnings of a hundred stories are continued by 30
-# words, and the texts are compared by $\log p$ itself ($\alpha = 0$).
+# `generate` does the same for many prompts at once: all beams of all prompts are rows of one batch. In its listing
+# `Reader` passes the new tokens to the model, `_extend` is the loop over the candidates, `_is_done` is the rule for
+# stopping, and `in_place` only changes the order of the rows.
+
+# %%
+show_source(beam_search, fold="The course's beam search, from helpers/decoding.py")
+
+# %% [markdown]
+# **Is a wider beam always better**, at least by its own measure? We continue the beginnings of a hundred stories by 30
+# words, and compare the texts by $\log p$ itself ($\alpha = 0$). Five beams find a likelier text than greedy for most
+# of these prompts.
 #
-# **Predict.** For how many of the hundred prompts will five beams find a likelier text than greedy? And for how many
-# will ten beams beat five?
+# **Predict.** For how many of the hundred prompts will ten beams find a likelier text than five: for nearly all, for
+# half, or for fewer?
 
 # %%
 hundred = [" ".join(tokenizer.split(text)[:5]) for text in stories.validation[:100]]
+options = {"max_new_tokens": 30, "strategy": "beam", "length_penalty": 0.0}
 found = {
-    width: generate(
-        model,
-        tokenizer,
-        hundred,
-        max_new_tokens=30,
-        strategy="beam",
-        num_beams=width,
-        length_penalty=0.0,
-    )
+    width: generate(model, tokenizer, hundred, num_beams=width, **options)
     for width in (1, 2, 5, 10)
 }
+
+
+# %%
+@torch.no_grad()
+def log_p_so_far(prompt, ids):
+    """The log-probability of the first word, of the first two, and so on, (words,)."""
+    start = [tokenizer.sos_id, *tokenizer.encode(prompt)]
+    logits = model(torch.tensor([[*start, *ids[:-1]]], device=device))[0, len(start) - 1 :]
+    return logits.log_softmax(-1)[range(len(ids)), ids].cumsum(0)
+
+
+# %% cellView="form" tags=["hide-input", "hide-output", "nbval-ignore-output"]
 gains, widths_compared = {}, {}
 for narrow, wide in ((1, 2), (1, 5), (2, 5), (5, 10)):
     both = zip(found[narrow], found[wide], strict=True)
@@ -769,8 +894,6 @@ for narrow, wide in ((1, 2), (1, 5), (2, 5), (5, 10)):
         "less likely": int((gain < -1e-3).sum()),
         "mean gain": float(gain.mean()),
     }
-
-# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 table(
     [
         [name, *list(row.values())[:3], f"{row['mean gain']:+.2f}"]
@@ -779,39 +902,47 @@ table(
     ["beams", "the wider is likelier", "the same", "less likely", "mean gain, nats"],
     caption=(
         "Two widths on the same hundred prompts: how often the wider beam found a likelier "
-        "text, and by how much on average."
+        "text of 30 words, and by how much on average."
     ),
 )
 
-# %%
+# %% cellView="form" tags=["hide-input", "hide-output"]
 case = int(gains[1, 2].argmin())
-
-# %%
 claim(
     f"a wider beam that loses: two beams end ≈{-gains[1, 2][case]:.1f} nats below greedy after “"
     f"{hundred[case]}”",
     gains[1, 2][case] < -0.1,
 )
-row = widths_compared["2 and 5"]
 
-# %%
-claim(
-    f"five beams mostly find a likelier text than two: they win ≈{row['likelier']} times and lose "
-    f"≈{row['less likely']} times",
-    row["likelier"] > row["less likely"],
+# %% cellView="form" tags=["hide-input", "hide-output", "nbval-ignore-output"]
+case, rows = int(gains[5, 10].argmin()), []
+for width in (5, 10):
+    one = found[width][case]
+    so_far = log_p_so_far(hundred[case], one.ids).tolist()
+    rows.append([width, *(f"{so_far[:n][-1]:.1f}" for n in (4, 8, 12, 20, 30)), one.text])
+table(
+    rows,
+    ["beams", "log p of 4 words", "of 8", "of 12", "of 20", "of 30", "text"],
+    caption=f"The prompt at which ten beams do worst: “{hundred[case]}”.",
 )
 
 # %% [markdown]
-# Here ten beams even lose to five more often than they win: a beginning that looks likelier at first may lead to a
-# story that costs more later. So there is no guarantee that beam search finds the likeliest text.
-# And likelier text is less varied, and less surprising than the
-# truth.
+# <details><summary>What happened</summary>
+#
+# Ten beams lose to five more often than they win. In the example, the text that ten beams end with is ahead at eight
+# and at twelve words, and far behind at thirty: it tells of a song, whose sounds are hard to guess.
+#
+# </details>
+#
+# **A wider beam is not always better**, even by its own measure. A beginning that would have led to the best text can
+# be pushed out by others that look better for a while. So there is no guarantee that beam search finds the likeliest
+# text. And likelier text is less varied, and less surprising than the truth.
 #
 # ## Beam search against sampling
 #
-# We compare beams of 5 and 10 with sampling, on five validation prompts. Speed is the median of five runs in which the
-# rules take turns. *Distinct* is the number of different pairs of neighbouring words in the five texts together, as a
-# share of all pairs.
+# We compare beams of 5 and 10 with sampling, on five validation prompts. Speed is the median of three runs in which the
+# rules take turns. It counts **finished tokens**: those of the texts that come out, not those of beams that were dropped.
+# *Distinct* is the number of different pairs of neighbouring words in the five texts together, as a share of all pairs.
 
 # %%
 five = stories.validation[:5]
@@ -827,8 +958,8 @@ compared = {
 }
 
 
-# %%
-def tokens_per_second(runs, repeats=5):
+# %% cellView="form" tags=["hide-input"]
+def tokens_per_second(runs, repeats=3):
     """Median tokens per second, the runs taking turns. runs: {name: function that counts tokens}"""
     speeds = {name: [] for name in runs}
     for repeat in range(repeats + 1):
@@ -840,12 +971,10 @@ def tokens_per_second(runs, repeats=5):
     return {name: float(np.median(values)) for name, values in speeds.items()}
 
 
-# %%
 def counted(options):
     return lambda: int(evaluate_continuations(model, tokenizer, five, **options).tokens.sum())
 
 
-# %%
 speeds = tokens_per_second({name: counted(options) for name, options in rivals.items()})
 
 
@@ -855,7 +984,8 @@ def distinct(found):
     return len(set(pairs)) / len(pairs)
 
 
-# %%
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
+true = evaluate_continuations(model, tokenizer, five, strategy="true")
 trade = {
     name: {
         "tokens_per_second": speeds[name],
@@ -866,61 +996,46 @@ trade = {
     }
     for name, found in compared.items()
 }
-
-# %% tags=["nbval-ignore-output"]
-print(f"on {device.type}, {torch.get_num_threads()} threads")
-
-# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
+rows = [["true stories", "", "", f"{-true.nats.sum() / true.tokens.sum():.2f}"]]
+rows[0].append(f"{distinct(true):.2f}")
+for name, row in trade.items():
+    likely, varied = row["logprob_per_token"], row["distinct_pairs"]
+    numbers = f"{row['tokens_per_second']:,.0f}", f"{row['bleu']:.1f}"
+    rows.append([name, *numbers, f"{likely:.2f}", f"{varied:.2f}"])
 table(
-    [
-        [
-            name,
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['bleu']:.1f}",
-            "{:.0f} to {:.0f}".format(*row["bleu_interval"]),
-            f"{row['logprob_per_token']:.2f}",
-            f"{row['distinct_pairs']:.2f}",
-        ]
-        for name, row in trade.items()
-    ],
-    ["rule", "finished tokens per second", "BLEU", "95 %", "log-probability per token", "distinct"],
+    rows,
+    ["text", "finished tokens per second", "BLEU", "log-probability per token", "distinct"],
     caption=(
-        "What a wider beam costs, and what it gains. BLEU knows one true ending among very many."
+        f"Five prompts, on {device.type}, {torch.get_num_threads()} threads. Five texts are too few "
+        "to compare their BLEU."
     ),
-)
-
-# %%
-certain = min(trade[name]["logprob_per_token"] for name in ("5 beams", "10 beams"))
-claim(
-    f"beams write likelier text: a log-probability of ≈{certain:.2f} per token or more, sampling "
-    f"≈{trade['sampling']['logprob_per_token']:.2f}",
-    certain > trade["sampling"]["logprob_per_token"],
 )
 
 # %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.bars(
-        speeds, x_label="tokens per second (finished text only)", title="Finished tokens per second"
+        speeds,
+        x_label="finished tokens per second, five prompts at once",
+        title="Beams cost time: every beam is one more row to read",
     ),
     "05_beam_speed",
     alt="Bars of tokens per second for sampling, greedy, 5 beams and 10 beams.",
     caption=(
-        "Only words before the end of a text count. Measured on the machine that ran this notebook."
+        "Compare the beams with greedy. Only tokens of the texts that come out count. Measured on "
+        "the machine that ran this notebook."
     ),
 )
 
 # %% [markdown]
 # **The trade-off.** For each token five beams read five rows and ten beams ten, but all in one batch; the figure shows
-# what that costs on this machine. Beams gain likelihood, and lose variety. BLEU on five prompts settles nothing, as its
-# intervals show. So for stories we
-# sample. Beams suit tasks with few right answers, such as translation.
+# what that costs on this machine. Beams gain likelihood and lose variety: compare both with the true stories. So for
+# stories we sample. Beams suit tasks with few right answers, such as translation.
 #
 # ## The cache
 #
 # To write token 60, the model reads the 59 before it. To write token 61, it reads the same 59 again. Does it have to?
-# Because of the causal mask, nothing that is computed at a token depends on later tokens.
-# So its keys and values, once computed, never change, and can be kept. In each
-# layer, new keys and values are appended to the old ones:
+# Because of the causal mask, nothing that is computed at a token depends on later tokens. So its keys and values, once
+# computed, never change, and can be kept. In each layer, new keys and values are appended to the old ones:
 
 
 # %%
@@ -941,9 +1056,9 @@ class CatCache:
 
 # %% [markdown]
 # The attention layer of notebook 02 calls `append` (through its parameter `remember`), and attends to the keys and
-# values that it returns. Reading now has two parts. **Prefill**
-# reads the prompt in one pass, and fills the cache. **Decode** reads one new token at a time, and compares its query
-# with the stored keys. Queries need no cache, because no later step uses the query of an old token.
+# values that it returns. Reading now has two parts. **Prefill** reads the prompt in one pass, and fills the cache.
+# **Decode** reads one new token at a time, and compares its query with the stored keys. Queries need no cache, because
+# no later step uses the query of an old token.
 
 # %%
 story = torch.tensor([tokenizer.encode_story(stories.validation[0], 40)], device=device)  # (1, T)
@@ -967,7 +1082,7 @@ for name, logits_of in in_steps.items():
 
 # %% [markdown]
 # `torch.cat` copies all old keys and values at every step. The course's cache sets the memory aside once, and writes
-# the new ones into it.
+# the new ones into it: for each layer, text and place a key and a value of $D$ numbers, of 4 bytes each.
 
 # %%
 show_source(KVCache, fold="The course's cache, from helpers/kv_cache.py")
@@ -984,76 +1099,90 @@ claim(
 )
 
 # %% [markdown]
-# Now we continue twenty prompts with and without the cache, to longer and longer texts.
-#
-# **Predict.** Without the cache, how does the time for one more token change as the text grows? And with it?
+# What does the cache save? After a prompt of $m$ tokens, $n$ new ones take $m + (m + 1) + \dots + (m + n - 1) \approx
+# mn + n^2/2$ token reads without a cache, and $m + n - 1$ with it. For $m = 5$ and $n = 59$ that is 2,006 against 63, 32
+# times as many. First we check that the cache changes no word, and then we measure the time for one more token, as the
+# text grows.
 
 # %%
 TWENTY = [" ".join(tokenizer.split(text)[:4]) for text in stories.validation[:20]]
-LENGTHS = (7, 15, 30, 59)
-
-
-# %%
-def ids_of(use_cache, length, **options):
-    found = generate(
-        model, tokenizer, TWENTY, max_new_tokens=length, use_cache=use_cache, **options
-    )
-    return [one.ids for one in found]
-
-
-# %%
-def count_of(use_cache, length):
-    return lambda: sum(map(len, ids_of(use_cache, length, strategy="greedy")))
-
-
-# %%
-speed = {
-    n: tokens_per_second(
-        {"with cache": count_of(True, n), "without": count_of(False, n)}, repeats=3
-    )
-    for n in LENGTHS
-}
-
-# %%
 strategies = {"greedy": {"strategy": "greedy"}, "sampled": {"seed": 0}}
 strategies["5 beams"] = {"strategy": "beam", "num_beams": 5}
-same = {
-    name: ids_of(True, 59, **way) == ids_of(False, 59, **way) for name, way in strategies.items()
-}
-claim(f"20 texts, {', '.join(same)}: the same words with and without the cache", all(same.values()))
 
-# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
-table(
-    [
-        [n, *(f"{fast[way]:,.0f}" for way in fast), f"{fast['with cache'] / fast['without']:.1f} ×"]
-        for n, fast in speed.items()
-    ],
-    ["new tokens", "with cache, tokens/s", "without", "ratio"],
-    caption="Median speed of alternating runs. The longer the text, the more the cache saves.",
-)
+# %%
+same = []
+for way in strategies.values():
+    with_cache, without = (
+        generate(model, tokenizer, TWENTY, max_new_tokens=45, use_cache=use_cache, **way)
+        for use_cache in (True, False)
+    )
+    same.append([one.ids for one in with_cache] == [one.ids for one in without])
+
+# %%
+claim(f"20 texts, {', '.join(strategies)}: the same words with and without the cache", all(same))
+
+
+# %% cellView="form" tags=["hide-input"]
+def steps_of(use_cache):
+    """The rows read at each step of a greedy run, and the step's seconds, (steps,) each."""
+    rows, moments = [], []
+
+    def note(module, inputs):
+        rows.append(len(inputs[0]))
+        moments.append(time.perf_counter())
+
+    hook = model.register_forward_pre_hook(note)  # called before every pass
+    generate(model, tokenizer, TWENTY, max_new_tokens=59, strategy="greedy", use_cache=use_cache)
+    hook.remove()
+    return np.array(rows), np.diff([*moments, time.perf_counter()])
+
+
+timed = {"with cache": [], "without": []}
+for _ in range(3):  # the two take turns
+    for way, runs_of in timed.items():
+        read, seconds = steps_of(way == "with cache")
+        runs_of.append(seconds)
+step_times = {way: np.median(runs_of, axis=0) for way, runs_of in timed.items()}  # (steps,)
+speed = {
+    n: {way: float(read[:n].sum() / seconds[:n].sum()) for way, seconds in step_times.items()}
+    for n in (7, 15, 30, 59)
+}
+all_run = int((read == len(TWENTY)).sum())  # steps before the first text ends
 
 # %% cellView="form" tags=["hide-input"]
 figures.save_figure(
     plots.compare_curves(
-        {way: (LENGTHS, [speed[n][way] for n in LENGTHS]) for way in ("with cache", "without")},
-        x_label="new tokens per text",
-        y_label="tokens per second, 20 texts",
-        title="Tokens per second with and without a cache",
+        {
+            way: (range(5, 5 + all_run), 1000 * seconds[:all_run])
+            for way, seconds in step_times.items()
+        },
+        x_label="tokens already in each text",
+        y_label="milliseconds for one more token, 20 texts",
+        title="Without a cache, one more token takes longer, the longer the text",
         from_zero=True,
     ),
     "05_cache_speed",
-    alt="Tokens per second against text length: a line with the cache, and one without it.",
+    alt=(
+        "Milliseconds of a step against the tokens already in the text: without a cache a rising "
+        "line, with the cache a level one."
+    ),
     caption=(
-        "Without a cache, every new word reads the whole text again, so the line falls. "
-        "Measured on the machine that ran this notebook."
+        "Compare the slopes. The first step with the cache is prefill. The lines end when the first "
+        "of the twenty texts does. Greedy, medians of three runs on the machine that ran this "
+        "notebook."
     ),
 )
 
+# %% cellView="form" tags=["hide-input"]
+fast = speed[59]
+print(
+    f"up to 59 new tokens: ≈{fast['with cache']:,.0f} tokens per second with the cache, "
+    f"≈{fast['without']:,.0f} without, a ratio of ≈{fast['with cache'] / fast['without']:.1f}"
+)
+
 # %% [markdown]
-# We can also count. After a prompt of $m$ tokens, $n$ new ones take about $mn + n^2/2$ token reads without a cache, and
-# $m + n$ with it. So without a cache each token takes more reads than the one before it; with a cache, it takes one.
-# The measured ratio is smaller than the ratio of the counts, because one long read uses a processor better than many
-# short ones.
+# Without a cache, the time for one more token grows with the text; with the cache it hardly does. The measured ratio is
+# smaller than the ratio of the counts, because one long read uses a processor better than many short ones.
 #
 # ## Beyond the context
 #
@@ -1066,39 +1195,43 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# `generate` stops there. There are two usual answers. A **sliding window** forgets the oldest words. Their keys and values can be dropped
-# from a cache only if positions are relative (rotary, say). With our absolute positions, dropping a word moves every
-# other word to a new position, so the window has to be read again at each step. The other answer is to train the model,
-# or to train it further, with a **longer context**. Here is a window that uses `write` from above:
+# `generate` stops there. There are two usual answers. A **sliding window** forgets the oldest words. If positions are
+# relative (rotary, say), the oldest keys and values can simply be dropped from the cache. (The text then differs a
+# little from that of a window that is read again: the keys that stay have seen the words that went.) With our absolute
+# positions, dropping a word moves every other word to a new position, so the window has to be read again at each step.
+# The other answer is to train the model, or to train it further, with a **longer context**. Here is a window that uses
+# `write` from above. It is short, so that we see soon what a window does:
 
 
 # %%
-def write_on(ids, limit, window=48):
-    ids = list(ids)
-    for _ in range(limit):
-        recent = [tokenizer.sos_id, *ids[-window:]]
-        ids += write(recent, 1)  # greedy
+def write_on(ids, limit, window):
+    """A greedy text that may outgrow the context: each step reads the last `window` words only."""
+    ids, given = list(ids), len(ids)
+    while len(ids) < given + limit and ids[-1] != tokenizer.eos_id:
+        ids += write([tokenizer.sos_id, *ids[-window:]], 1)
     return ids
 
 
 # %% tags=["nbval-ignore-output"]
-far = write_on(START[1:], 100)
-print(tokenizer.decode([i for i in far if i != tokenizer.eos_id]))
+far = write_on(START[1:], 100, window=24)
+print(f"{len(far)} tokens: {tokenizer.decode(far)}")
 
 # %% [markdown]
-# The text goes on, but the window begins in mid-sentence, which the model has never seen in training, and anyone who
-# has dropped out of the window is forgotten.
+# The text goes on past 64 tokens, but whoever has dropped out of the window is forgotten. In our run the boy becomes
+# *she* and then Oscar, and Momo never returns. The window also begins in mid-sentence, as no training story did.
 #
 # ## Three broken caches
 #
-# A cache that is wrong does not crash. Here are three mistakes:
+# A cache that is wrong need not crash. Here are three mistakes:
 #
-# 1. **positions start again**: each new token is read as if it stood at position 0;
+# 1. **positions start again**: with a cache, a pass sees the new tokens only, so their positions must be counted from
+#    the cache's length, the **offset**. Here the offset is forgotten, and each new token is read as if it stood at
+#    position 0;
 # 2. **never filled**: the cache stays empty, so a new token sees only itself, at position 0;
 # 3. **another row's keys**: each row continues with its neighbour's keys and values, as happens if the beams are
 #    reordered but the cache is not.
 #
-# **Predict.** Which of them will you notice by reading the text?
+# Each is written as a *step*: a function that reads one new token of each row, and returns the logits of the next.
 
 
 # %%
@@ -1126,6 +1259,14 @@ def rows_mixed(cache, tokens, number):
     return model(tokens, cache)[:, -1]  # (B, V)
 
 
+# %% [markdown]
+# The next function writes greedily with such a step. So that all texts have the same length, it never takes a token of
+# `forbidden`, which includes `<eos>`.
+
+# %%
+forbidden = torch.tensor([*NEVER, tokenizer.eos_id], device=device)  # (excluded,)
+
+
 # %%
 @torch.no_grad()
 def greedy_with(step, prompts, count, words=None):
@@ -1137,20 +1278,19 @@ def greedy_with(step, prompts, count, words=None):
     cache = KVCache(model.config, len(prompts), device=device)
     logits, ids = [model(start, cache)[:, -1]], []  # prefill; (B, V) each
     for number in range(count):
-        scores = logits[-1].index_fill(1, out, -torch.inf)  # (B, V)
+        scores = logits[-1].index_fill(1, forbidden, -torch.inf)  # (B, V)
         ids.append(scores.argmax(-1) if words is None else words[:, number])  # (B,)
         logits.append(step(cache, ids[-1][:, None], number))  # (B, V)
     return torch.stack(ids, 1), torch.stack(logits[:-1], 1)  # (B, count), (B, count, V)
 
 
-# %%
-never = [*NEVER, tokenizer.eos_id]
-out = torch.tensor(never, device=device)  # (excluded,)
-
 # %% [markdown]
 # Each cache writes thirty words after the same twenty openings. We measure two things: how many of the pairs of
 # neighbouring words occur in the training stories, and how far the logits, on the words that the right cache chose, are
 # from those of one pass over the whole text.
+#
+# **Predict.** Which of the three will you notice by reading the text: none, one or all? And which will the share of
+# known pairs reveal?
 
 # %%
 NEW = 30
@@ -1180,7 +1320,7 @@ for name, step in ways.items():
     drift[name] = (logits_of - correct).abs().amax(-1).mean(0).tolist()  # (NEW,)
     written_by[name] = tokenizer.decode(texts_of[0].tolist(), after=prompts[0])
 
-# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
+# %% cellView="form" tags=["hide-input", "hide-output", "nbval-ignore-output"]
 table(
     [[name, f"{fluent[name]:.0%}", text] for name, text in written_by.items()],
     ["cache", "known pairs, 20 texts", f"written after “{openings[0]}”"],
@@ -1190,7 +1330,7 @@ table(
     ),
 )
 
-# %% cellView="form" tags=["hide-input"]
+# %% cellView="form" tags=["hide-input", "hide-output"]
 figures.save_figure(
     plots.compare_curves(
         {name: (range(1, NEW + 1), values) for name, values in drift.items()},
@@ -1204,15 +1344,14 @@ figures.save_figure(
         "right cache and three broken ones: the broken ones are off from the second word on."
     ),
     caption=(
-        "At the first word nothing has been read from the cache yet, so all are right. Even "
-        "where the logits are far off, the text may look fluent."
+        "Look at the first word: it is chosen before anything is read from the cache, so all are "
+        "right. The figure does not show the texts, in which nearly all pairs of neighbouring "
+        "words are known ones, with each of the three."
     ),
 )
 
-# %%
+# %% cellView="form" tags=["hide-input", "hide-output"]
 broken = list(ways)[1:]
-
-# %%
 claim(
     f"the right cache stays within ≈{max(drift['right']):.0e} of one pass",
     max(drift["right"]) < 1e-3,
@@ -1223,19 +1362,23 @@ claim(
     all(drift[name][0] < 1e-3 and min(drift[name][1:]) > 0.1 for name in broken),
 )
 claim(
-    f"yet two of them write mostly known pairs: ≈{100 * fluent[broken[0]]:.0f} % and ≈"
-    f"{100 * fluent[broken[2]]:.0f} % are known, above 70 %",
-    min(fluent[broken[0]], fluent[broken[2]]) > 0.7,
+    "yet all write known pairs: "
+    + ", ".join(f"{name} ≈{100 * share:.0f} %" for name, share in fluent.items()),
+    min(fluent.values()) > 0.7,
 )
 
 # %% [markdown]
-# **A broken cache may write fluent text, but its logits always show the mistake.**
-# Prefill is right in all three, so the first new word is right. From the second word on the logits are wrong, and no
-# error appears. With wrong positions, or with another row's keys, most pairs of words are known from training, and you
-# have to read carefully to see what is wrong. (Known pairs are a weak measure: a text that repeats itself has them,
-# too.) With an empty cache the next word depends on the last word alone, and the text soon goes round in circles. So do
-# not judge a cache by its text. Compare its logits with those of one pass, on a *batch of different texts*: with a
-# single text, mixed rows would go unnoticed.
+# <details><summary>What happened</summary>
+#
+# The empty cache is noticed soon: its text goes round in circles, because the next word depends on the last word alone.
+# The other two take careful reading. The share of known pairs reveals none of the three.
+#
+# </details>
+#
+# **A broken cache may write fluent text; each time, its logits showed the mistake.** Prefill is right in all three, so
+# the first new word is right. From the second word on the logits are wrong, and no error appears. (Known pairs are a
+# weak measure: a text that repeats itself has them, too.) So do not judge a cache by its text. Compare its logits with
+# those of one pass, on a *batch of different texts*: with a single text, mixed rows would go unnoticed.
 
 # %% cellView="form" tags=["numbers"]
 # @title The numbers that notebook 07 reports
@@ -1268,47 +1411,50 @@ figures.save_numbers(
 #
 # - Generating is a loop: score, choose, append. Temperature changes ratios, top-k and top-p remove words, and greedy
 #   takes the likeliest.
-# - One impossible word spoils a story, so more randomness means fewer possible stories. The grammar can count them;
-#   perplexity and BLEU cannot.
+# - One impossible word spoils a story, so more randomness means fewer possible stories. The grammar can count them.
+#   Perplexity and BLEU cannot say which text is impossible, and BLEU may praise a senseless one.
 # - Text that surprises the model less than the truth, such as greedy text and beams, is not better than the truth.
 # - Beam search mostly finds likelier text than greedy, but it can also lose.
 #   A larger length penalty favours longer texts.
 # - Old keys and values never change, so a cache can keep them. The text stays the same, and every token is read only
 #   once.
-# - A broken cache raises no error, and its text may look right at a glance. Logits on a batch show the mistake.
+# - A broken cache need not raise an error, and its text may look right at a glance. Logits on a batch show the mistake.
 #
 # ## What GPT and Llama do differently
 #
 # - **They sample** with a temperature and top-p, and hardly ever use beams, because the likeliest text is dull. Often
-#   another model chooses among several samples.
-# - **The cache is the bottleneck.** For long contexts it can be larger than the model. Heads share keys and values ([Ainslie et al.
-#   2023](https://arxiv.org/abs/2305.13245)), entries are stored in 8 bits or fewer, and memory is allocated in small
-#   pages.
-# - **Drafts.** A small model guesses several words ahead, and the large one checks them all in one pass. This gives the
-#   same distribution in fewer steps ([Leviathan et al. 2023](https://arxiv.org/abs/2211.17192)).
+#   another model chooses among several samples (search for *best-of-n*).
+# - **The *KV cache* is the bottleneck** for long contexts and large batches: it can be larger than the model. Heads
+#   share keys and values (*grouped-query attention*, [Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)), entries
+#   are stored in 8 bits or fewer (*cache quantization*), and memory is allocated in small pages (*PagedAttention*).
+# - **Drafts.** In *speculative decoding* a small model guesses several words ahead, and the large one checks them all in
+#   one pass. This gives the same distribution in fewer steps ([Leviathan et al.
+#   2023](https://arxiv.org/abs/2211.17192)).
 #
 # Next: [06 · Memory](06_memory.ipynb) trains the model with less memory.
 #
 # ## Can you?
 #
-# 1. The model gives one word a probability of 0.95. How many words do top-p 0.9 and top-k 8 leave?
-#    <details><summary>Answer:</summary> One, and eight.</details>
+# 1. The model gives one word a probability of 0.95. How many words do top-p 0.9 and top-k 8 leave? And if one word is
+#    three times as likely as another, how many times is it at temperature 0.5?
+#    <details><summary>Answer:</summary> One, and eight. Nine times.</details>
 # 2. When can five beams end with a less likely text than greedy?
-#    <details><summary>Answer:</summary> When the beginning of greedy's text is pushed out by five others that look better for a
-#    while.</details>
-# 3. Why does a cache need keys and values, but no queries?
+#    <details><summary>Answer:</summary> When the beginning of greedy's text is pushed out by five others that look better
+#    for a while.</details>
+# 3. Why does a cache need keys and values, but no queries, and why do the old ones never change?
 #    <details><summary>Answer:</summary> A new token's query is compared with all old keys, and reads all old values.
-#    Old queries are not used again, and their results do not change.</details>
-# 4. Which text would BLEU overrate?
-#    <details><summary>Answer:</summary> One that is made of common words and phrases, whether it makes sense or not.</details>
-# 5. A cache writes position 0 for every new token. What shows the mistake, and what does not?
+#    Old queries are not used again. Because of the causal mask, nothing at an old token depends on later ones.</details>
+# 4. Which text would BLEU overrate, and what does a low perplexity of a text say?
+#    <details><summary>Answer:</summary> One that is made of pieces of the true text, whether it makes sense or not. A low
+#    perplexity says that the model was sure of its words, not that the text is good.</details>
+# 5. A cache writes position 0 for every new token: the offset is missing. What shows the mistake, and what does not?
 #    <details><summary>Answer:</summary> Comparing the logits with those of one pass over the whole text shows it. The
 #    text itself may not: it can look fluent.</details>
 #
 # ## Exercises
 #
-# Four tasks with checks that name your mistake, and with solutions: temperature and top-k, top-p, one step of beam search, and a cache
-# for one head. About an hour: [exercises for 05](exercises/05_decoding.ipynb).
+# Four tasks with checks that name your mistake, and with solutions: temperature and top-k, top-p, one step of beam
+# search, and a cache for one head. About an hour: [exercises for 05](exercises/05_decoding.ipynb).
 #
 # ## References
 #
