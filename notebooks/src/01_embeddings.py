@@ -12,8 +12,8 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/01_embeddings.ipynb)
 #
 # **Promise.** You will compute by hand the loss that a language model is trained to lower, and then follow one story
-# from text to numbers: words, ids, vectors, positions. At the end you will see that an average of word vectors cannot
-# tell *the dog looked for the cat* from *the cat looked for the dog*, and you will know what can.
+# from text to numbers: words, ids, vectors, positions. At the end you will know whether an average of word vectors can
+# tell *the dog looked for the cat* from *the cat looked for the dog*, and what positions have to do with it.
 #
 # **You will be able to**
 #
@@ -54,7 +54,6 @@ import fasttext
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import display
 from torch import nn
 
 from helpers import plots
@@ -138,8 +137,10 @@ print(f"five equal logits: loss ln 5 = {uncertain:.2f}, perplexity {uncertain.ex
 # kind.he = "5 boy, bear, fox, prince, hedgehog, puppy, frog, dragon, badger, gnome, rooster, cub, colt, ram, pirate"
 # ```
 #
-# The word at place $r$ of a list has the weight $1/(r + 10)$, so earlier words are a little likelier; the 5 makes the
-# weight of *boy* five times as large. The probability of a word is its weight divided by the sum of all weights.
+# The word at place $r$ of a list has the weight $1/(r + 10)$, so earlier words are a little likelier. A number before a
+# word multiplies its weight: that of *boy* is five times as large. The probability of a word is its weight divided by
+# the sum of all weights. `next_words` returns these probabilities for any beginning of a story, and `judge` returns
+# $-\ln p$ of each token of a whole one.
 
 # %%
 weights = [5 / 11] + [1 / (r + 10) for r in range(2, 16)]  # boy, bear, fox, …, pirate
@@ -154,15 +155,16 @@ claim(
 
 # %% [markdown]
 # The made-up logits did better on this word, because they bet on it. In other stories they would lose: *fox*, for
-# example, is not on their list at all. On average over many stories, nothing beats the true probabilities (Gibbs'
-# inequality).
+# example, is not on their list at all. On average over many stories, no other probabilities $q$ cost less than the true
+# ones, $p$. (Because $\ln x \le x - 1$, the mean of $\ln q - \ln p$ is
+# $\sum p \ln (q/p) \le \sum p \, (q/p - 1) = 0$.)
 #
-# `judge` follows the whole story in this way and returns $-\ln p$ of every token. (`<eos>` marks the end of the story.)
+# What does the rest of our story cost? (`<eos>` marks its end.)
 #
 # **Predict.** Which of these costs the grammar most, and which costs nothing: the first *Tom*, *hungry*, *apple*?
 
 # %% tags=["hide-output"]
-pieces = [*WordTokenizer([]).split(STORY), "<eos>"]  # we shall write `split` below
+pieces = [*re.findall(r"\w+|[^\w\s]", STORY.lower()), "<eos>"]  # words and marks
 priced = zip(pieces, judged.nats.tolist(), strict=True)
 print(textwrap.fill(" ".join(f"{w} [{nats:.2f}]" if nats else w for w, nats in priced), 88))
 total, mean = judged.nats.sum(), judged.nats.mean()
@@ -180,12 +182,12 @@ print(f"{len(bundled_grammar().next_words([]))} words can begin a story")
 # </details>
 #
 # Each number in brackets is the loss, or *cost*, of the word on its left for a reader who knows the grammar by heart.
-# The mean cost over many stories is the **floor** of these stories: no model that reads from left to right can have a
-# lower loss on average. We measure every model against it. (Any set of stories has a floor; notebook 03 computes that
-# of one small batch.)
+# The mean cost over many stories is the **floor** of the grammar: on stories that it has not seen, no model that reads
+# from left to right can have a lower loss on average. We measure every model against it. (A model that knows a few
+# stories by heart is another matter. Notebook 03 computes how low its loss on those few can get.)
 #
-# Our model reads 64 tokens, the first of which is `<sos>`, the mark of the start. So we count 63 tokens of each story
-# at most. Later notebooks call `entropy_floor`, which does the same.
+# A story is cut to 64 tokens, the first of which is `<sos>`, the mark of the start. So at most 63 tokens of each story
+# are predicted, and counted here. Later notebooks call `entropy_floor`, which does the same.
 
 # %%
 told = load_stories("bundled")  # with the −ln p of each token
@@ -197,8 +199,8 @@ claim(
 )
 
 # %% [markdown]
-# **One story is many exercises.** The input is the story without its last token; the target is the same story *shifted
-# by one*:
+# **One story is many exercises.** Put `<sos>` before a story and `<eos>` after it. The input is all of this but the last
+# token, and the target is all but the first: the same story *shifted by one*:
 
 # %%
 shift = zip(["<sos>", *pieces[:-1]], pieces, strict=True)
@@ -245,13 +247,20 @@ table(
 # ## A story becomes words
 #
 # Most of today's models cut words into fragments. We keep them whole, so that whatever we look at can be labelled with
-# a word. The text is put in lower case, so that *One* and *one* share a vector. Then one regular expression finds the
-# tokens: a possessive *'s*, a word (hyphens and apostrophes inside belong to it), or a single mark.
-
+# a word. The text is put in lower case, so that *One* and *one* share an id. Then one regular expression finds the
+# tokens. It has three alternatives:
 
 # %%
+token = re.compile(
+    r"""'s\b                      # a possessive 's
+    | \w+ (?: ['-] (?!s\b) \w+ )*  # a word; hyphens and apostrophes inside belong to it
+    | [^\w\s]                    # a single mark""",
+    re.VERBOSE,
+)
+
+
 def split(text):
-    return re.findall(r"'s\b|\w+(?:['-](?!s\b)\w+)*|[^\w\s]", text.lower())
+    return token.findall(text.lower())
 
 
 print(split(STORY)[:17])
@@ -272,26 +281,14 @@ id_of = {w: i for i, w in enumerate(["<pad>", "<sos>", "<eos>", "<unk>", *most_f
 print([id_of.get(word, id_of["<unk>"]) for word in split(STORY)[:17]])
 
 # %% [markdown]
-# The course's `WordTokenizer` does the same, and copes with Unicode. Its main methods:
-
-# %% cellView="form" tags=["hide-input"]
-methods = {
-    "split(text): words in lower case": WordTokenizer.split,
-    "train(texts): the vocabulary": WordTokenizer.train,
-    "encode(text): ids": WordTokenizer.encode,
-    "decode(ids): text": WordTokenizer.decode,
-    "the end of decode: spaces, quotes and capitals": WordTokenizer._join,
-}
-for title, method in methods.items():
-    display(show_source(method, fold=title))
+# The course's `WordTokenizer` does the same:
 
 # %%
 tokenizer = WordTokenizer.train(stories.train, vocab_size=config.vocab_size)
-same = sum(split(text) == tokenizer.split(text) for text in stories.train)
-print(f"split alike: {same:,} of {len(stories.train):,} training stories")
+same = sum(tokenizer.word(i) == word for word, i in id_of.items())
+print(f"{same:,} of our {len(id_of):,} tokens have the same id in `WordTokenizer`")
 claim(
-    f"our story has the same {len(pieces) - 1} ids; there are {len(tokenizer):,}, of "
-    f"{config.vocab_size:,} at most",
+    f"our story has the same {len(pieces) - 1} ids",
     [id_of.get(word, 3) for word in split(STORY)] == tokenizer.encode(STORY),
 )
 
@@ -373,8 +370,8 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# A few dozen words, such as the full stop, *a* and *the*, make up half of the text. But the rare words are what the
-# stories are about. So we keep all words, which we can because these stories have fewer than 10,000 different ones.
+# A few dozen words, such as the full stop, *a* and *the*, make up half of the text. But a story may be about a rare
+# word. So we keep all words, which we can because these stories have fewer than 10,000 different ones.
 # (Real stories have more.)
 #
 # ## Ids become vectors
@@ -406,9 +403,9 @@ claim(
 )
 
 # %% [markdown]
-# For each token, the lookup copies 300 numbers; the product gets the same result with 300 multiplications for every
-# word of the vocabulary. On their own, one-hot vectors would describe words poorly: any two of them are equally far
-# apart.
+# For each token, the lookup copies 300 numbers; the product needs $300 \cdot V$ multiplications for the same result. On
+# their own, one-hot vectors would describe words poorly: any two of them are equally far apart ($\sqrt{2}$), so what a
+# model learns about one word would not carry over to a similar one.
 #
 # ## Vectors that know something before training
 #
@@ -417,10 +414,11 @@ claim(
 # by playing a game: given a word and a second one, say whether the second stood near the first in the text or was drawn
 # at random. Each word has two vectors, one for its role as the first word and one for its role as the second. The score
 # of a pair is the dot product of the two vectors: the higher it is, the likelier the answer *near*. The **logistic
-# sigmoid** turns a score $s$ into a probability, $1 / (1 + e^{-s})$, and the loss is $-\ln p$ of the right answers, as
-# before. Here is the game in its simplest form, with 50 numbers per word and all stories joined to one text. (The
-# original draws several words for each near one, rare words somewhat more often than in the text, and skips many of the
-# very frequent words.)
+# sigmoid** turns a score $s$ into a probability, $\sigma(s) = 1 / (1 + e^{-s})$. The loss is $-\ln p$ of the right
+# answer, as before: $-\ln \sigma(s)$ for a near word, and $-\ln (1 - \sigma(s)) = -\ln \sigma(-s)$ for a drawn one.
+# Here is the game in its simplest form, with 50 numbers per word and all stories joined to one text. (The original
+# draws several words for each near one, rare words somewhat more often than in the text, and skips many of the very
+# frequent words.)
 
 # %%
 rows = [tokenizer.encode_story(text, CONTEXT) for text in stories.train]
@@ -429,12 +427,12 @@ torch.manual_seed(0)
 given, other = (nn.Parameter(0.1 * torch.randn(len(tokenizer), 50)) for _ in range(2))  # (V, 50)
 optimizer = torch.optim.Adam([given, other], lr=0.01)
 for _ in range(300):
-    place = torch.randint(5, len(text) - 5, (4096,))  # (N,)
-    away = torch.randint(1, 6, (4096,)) * (2 * torch.randint(2, (4096,)) - 1)  # (N,): 1 to 5 words
-    word, near = text[place], text[place + away]  # (N,) each
-    drawn = text[torch.randint(len(text), (4096,))]  # (N,)
-    score_near = (given[word] * other[near]).sum(-1)  # (N,)
-    score_drawn = (given[word] * other[drawn]).sum(-1)  # (N,)
+    place = torch.randint(5, len(text) - 5, (4096,))  # (4096,)
+    away = torch.randint(1, 6, (4096,)) * (2 * torch.randint(2, (4096,)) - 1)  # 1 to 5 words
+    word, near = text[place], text[place + away]  # (4096,) each
+    drawn = text[torch.randint(len(text), (4096,))]  # (4096,)
+    score_near = (given[word] * other[near]).sum(-1)  # (4096,)
+    score_drawn = (given[word] * other[drawn]).sum(-1)  # (4096,)
     loss = -(F.logsigmoid(score_near) + F.logsigmoid(-score_drawn)).mean()
     optimizer.zero_grad()
     loss.backward()
@@ -470,15 +468,16 @@ table(
 # %% [markdown]
 # Names lie near names, and days near days. The game does not ask for this: words that occur in the same places end up
 # with vectors in similar directions. But being used alike is not the same as meaning the same: *she* lies close to
-# *he*. After so short a game, some neighbours are there by chance.
+# *he*. Some neighbours make no sense, perhaps because
+# the game was so short.
 #
 # This game gives no vector to a word that it has not seen. **fastText** ([Bojanowski et al.
 # 2017](https://arxiv.org/abs/1607.04606), section 3.2) does, because it also looks inside the word. It marks the ends
-# of a word with `<` and `>`, and lists its **n-grams**: all runs of 3 to 6 characters, `<` and `>` included. In the
-# game, a word's vector is the mean of its own row and the rows of its n-grams, so words that have parts in common learn
-# together. (The paper adds the rows up; the fastText program, which we use, takes their mean.) There are too many
-# n-grams to give each one its own row. So a hash function assigns every n-gram to one of 20,000 rows, its **bucket**,
-# and some n-grams share one.
+# of a word with `<` and `>`, and lists its **n-grams**: all runs of 3 to 6 characters, `<` and `>` included. It plays
+# the same game, but the vector of the *first* word is the mean of its own row and the rows of its n-grams, so words that
+# have parts in common learn together. (The paper adds the rows up; the fastText program, which we use, takes their
+# mean.) A large text has far too many n-grams to give each one its own row. So a hash function assigns every n-gram to
+# one of 20,000 rows, called **buckets**, and several n-grams may share one.
 
 
 # %%
@@ -528,8 +527,8 @@ table(
 )
 
 # %% [markdown]
-# For words that occur often, nothing much is gained. The neighbours of *tuesday* are cleaner, those of *said* are not,
-# and we do not know why. What is gained are vectors for unseen words.
+# The neighbours of *she* and *tuesday* are cleaner, those of *said* are not. (The two trainings also differ in width and
+# length, so the tables do not show what the n-grams contribute.) What we gain for certain is vectors for unseen words.
 #
 # **Predict.** *Grandmothers* and *zyzzyva* are not in the vocabulary. Do both, one or neither of them get neighbours
 # that make sense?
@@ -578,7 +577,7 @@ table(
 # A map of a few words shows some groups at a glance. It projects three hundred dimensions onto the two in which these
 # words differ most (their principal components).
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 groups = {
     "name": "mia tom ben lucy anna",
     "colour": "red green pink blue",
@@ -599,14 +598,15 @@ figures.save_figure(
     plots.scatter_words(
         points @ directions[:2].T,
         *zip(*chosen, strict=True),
-        title="Five of six groups that we chose by hand lie together",
+        title="Some of the groups that we chose by hand lie together",
     ),
     "01_words",
     alt="A map of 25 words: names, family, days and animals form groups; things lie near colours.",
     caption=(
-        "Look for groups of one colour and shape: all but the colour words lie close together. The "
-        f"two directions hold ≈{100 * share:.0f} % of the variance of these words, so the map does "
-        "not show all distances: groups that touch here may be far apart in another direction."
+        "Look for groups of one colour and shape: names and family lie apart from the rest, days "
+        f"and animals touch, and the colour words are spread out. The two directions hold "
+        f"≈{100 * share:.0f} % of the variance of these words, so the map does not show all "
+        "distances: groups that touch here may be far apart in another direction."
     ),
 )
 
@@ -620,14 +620,14 @@ figures.save_figure(
 # **Predict.** Average the word vectors of each sentence. How far apart are the two averages: about as far as *dog* from
 # *cat*, less far, or not at all?
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 SENTENCES = ["The dog looked for the cat.", "The cat looked for the dog."]
 first, second = (
     torch.from_numpy(matrix[tokenizer.encode(text)]).double() for text in SENTENCES
 )  # (T, E) each
 apart = (first.mean(0) - second.mean(0)).norm()
 
-# %% tags=["hide-output"]
+# %% cellView="form" tags=["hide-input", "hide-output"]
 dog, cat = vectors["dog"], vectors["cat"]
 print(f"'dog' and 'cat' are ≈{np.linalg.norm(dog - cat):.2f} apart")
 claim(f"the two averages are the same: {apart:.6f} apart", apart < 1e-9)
@@ -635,15 +635,12 @@ claim(f"the two averages are the same: {apart:.6f} apart", apart < 1e-9)
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# The two averages are equal: the difference is gone.
+# The two averages are equal: a mean is the same in any order.
 #
 # </details>
 #
-# A mean does not depend on the order of what it is taken of. Attention, which the next notebook builds, is a weighted
-# mean. If the weights depend only on the words, one layer of attention cannot tell in which order the earlier words
-# came. (A stack of several layers, in each of which a word reads only the words before it, can learn something about
-# the order even so: [Haviv et al. 2022](https://arxiv.org/abs/2203.16634).) So the position is written *into* the
-# vectors.
+# Attention, which the next notebook builds, is a weighted mean. If its weights depend only on the words, it cannot tell
+# in which order the earlier words came. So the position is written *into* the vectors.
 #
 # The idea of [Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.5, is to give each position a vector of
 # its own, made of waves of different lengths, like the hands of many clocks. Fast hands tell neighbours apart; slower
@@ -697,14 +694,12 @@ figures.save_figure(
 )
 
 # %%
-moved = (similarity[10, :54] - similarity[20, 10:]).abs().max()
-claim(
-    f"p(10) · p(10 + n) = p(20) · p(20 + n) for every n, within ≈{moved:.0e}",
-    moved < 1e-4,
-)
+moved = (similarity[1:, 1:] - similarity[:-1, :-1]).abs().max()
+claim(f"p(s + 1) · p(t + 1) = p(s) · p(t) for all 63 × 63 pairs, within ≈{moved:.0e}", moved < 1e-4)
 
 # %% [markdown]
-# The dot product depends only on the *distance* between two positions. That alone does not let a model look for "the
+# The dot product depends only on the *distance* between two positions, because each pair of numbers adds
+# $\cos a \cos b + \sin a \sin b = \cos(a - b)$. That alone does not let a model look for "the
 # word before": the peak lies on the word itself. Notebook 02 shows the missing step, one rotation that turns every
 # position into the one before it.
 #
@@ -712,8 +707,10 @@ claim(
 #
 # Words and positions are *added*. If one were a hundred times longer than the other, the sum would hardly show the
 # shorter one. So we compare lengths before training: that of a position, that of a random word vector, and that of a
-# fastText vector, scaled to numbers of the same size as in notebook 04. A linear layer takes each word vector from
-# $E = 300$ to $D = 296$ numbers, because eight heads of 37 numbers need 296.
+# fastText vector. The numbers of a random word vector start with a standard deviation of 0.02, a common choice: so
+# small that the first predictions favour no word. We scale the fastText vectors to the same. Then a linear layer takes
+# each word vector from $E = 300$ to $D = 296$ numbers, because the model will split them into eight equal parts of 37.
+# (`xavier_uniform_` gives this layer random weights that change the length of a vector little; see notebook 03.)
 
 # %%
 torch.manual_seed(0)
@@ -731,14 +728,11 @@ lengths = {"position": position, "word": word, "word × √D": word * config.d_m
 figures.save_figure(
     plots.bars(
         {
-            name: float(f"{value:.2g}")
-            for name, value in {
-                "position": position,
-                "random word": word,
-                "random word × √D": word * config.d_model**0.5,
-                "fastText word": known_word,
-                "fastText word × √D": known_word * config.d_model**0.5,
-            }.items()
+            "position": position,
+            "random word": word,
+            "random word × √D": word * config.d_model**0.5,
+            "fastText word": known_word,
+            "fastText word × √D": known_word * config.d_model**0.5,
         },
         x_label="length of the vector (no unit)",
         title=f"Before √D, a position is {position / word:.0f} times as long as a random word",
@@ -757,19 +751,16 @@ figures.save_figure(
 # %% [markdown]
 # Every position has the length $\sqrt{D/2} \approx 12.2$, because $\sin^2 + \cos^2 = 1$ in each of the $D/2$ pairs.
 # Beside it, word vectors whose numbers have a standard deviation of 0.02 are very short. Multiplying the words by
-# $\sqrt{D}$, as in Vaswani et al. 2017, section 3.4, makes the two comparable. Two roots are easy to confuse: the
-# $\sqrt{D}$ here *lengthens* words so that positions do not hide them, whereas the $\sqrt{d_k}$ of notebook 02
-# *shrinks* scores so that the softmax does not give all weight to one word.
+# $\sqrt{D}$, as in Vaswani et al. 2017, section 3.4, makes the two comparable.
 #
-# ## Order, restored
+# ## The two sentences again
 #
 # Now add positions to the words of the same two sentences, and square each number before you average. (Squaring is the
-# simplest step that is not linear. These are fastText's vectors as they were trained, longer than those in the figure,
-# so they need no $\sqrt{D}$.)
+# simplest step that is not linear. The words are fastText's vectors as they were trained.)
 #
 # **Predict.** Are the two averages still equal, or does the order show?
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 p = sinusoidal_positions(len(first), vectors.dim).double()  # (T, E)
 
 
@@ -780,7 +771,7 @@ def mean_square(words, position):
 without = (mean_square(first, 0) - mean_square(second, 0)).norm()
 with_positions = (mean_square(first, p) - mean_square(second, p)).norm()
 
-# %% tags=["hide-output"]
+# %% cellView="form" tags=["hide-input", "hide-output"]
 claim(
     f"without positions: {without:.6f} apart; with positions: ≈{with_positions:.2f} apart, "
     f"beside a length of ≈{mean_square(first, p).norm():.1f}",
@@ -833,6 +824,9 @@ figures.save_numbers(
 #
 # ## What GPT and Llama do differently
 #
+# GPT (from OpenAI) and Llama (from Meta) are language models built like ours, thousands of times as large. Each notebook
+# ends with what they do differently, and why.
+#
 # - **Tokens.** They cut words into frequent fragments (byte-pair encoding, [Sennrich et al.
 #   2016](https://arxiv.org/abs/1508.07909)). GPT-2 and later models cut down to single bytes if necessary (byte-level
 #   BPE), so no text is ever unknown. Some 30,000 to 200,000 tokens serve many languages, whereas we need a row for
@@ -843,7 +837,8 @@ figures.save_numbers(
 #   needs no $\sqrt{D}$: its positions start as small random numbers, like its words. Llama adds no positions at all.
 #   Inside attention, it rotates the two vectors that are compared by an angle that grows with the position (rotary
 #   embeddings, RoPE, [Su et al. 2021](https://arxiv.org/abs/2104.09864)), so that scores depend on the distance.
-#   Notebook 02 builds such a rotation.
+#   Notebook 02 makes one fixed rotation of this kind. (Without any positions, a stack of several layers in which words
+#   read only backwards can still learn something about order: [Haviv et al. 2022](https://arxiv.org/abs/2203.16634).)
 #
 # Next: [02 · Attention](02_attention.ipynb) lets the words read each other.
 #
@@ -863,7 +858,8 @@ figures.save_numbers(
 #    <details><summary>Answer:</summary> Which words are used in the same places. Not what they mean: <em>she</em> lies
 #    next to <em>he</em>.</details>
 # 5. Why does a model need positions, and what do sinusoidal positions add?
-#    <details><summary>Answer:</summary> A weighted mean of word vectors is the same in any order. Sinusoidal positions
+#    <details><summary>Answer:</summary> If its weights depend only on the words, a weighted mean of word
+#    vectors is the same in any order. Sinusoidal positions
 #    give each place a vector of its own, and the dot product of two of them depends only on their distance.</details>
 #
 # ## Exercises

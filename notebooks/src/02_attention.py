@@ -156,11 +156,15 @@ claim(f"loop and matrix form differ by ≈{difference:.0e}, less than 1e-6", dif
 
 
 # %%
-def random_scores(d, count=2000, keys=10):
-    """Dot products of `count` random queries with 10 random keys each, (count, keys)."""
+def random_vectors(d, count=2000):
+    """Random queries, (N, 1, d), and ten random keys for each, (N, 10, d)."""
     generator = torch.Generator().manual_seed(d)
     query = torch.randn(count, 1, d, generator=generator, dtype=torch.float64)  # (N, 1, d)
-    key = torch.randn(count, keys, d, generator=generator, dtype=torch.float64)  # (N, 10, d)
+    return query, torch.randn(count, 10, d, generator=generator, dtype=torch.float64)
+
+
+def random_scores(d):
+    query, key = random_vectors(d)  # (N, 1, d), (N, 10, d)
     return (query * key).sum(-1)  # (N, 10)
 
 
@@ -181,8 +185,7 @@ table(
 
 # %% [markdown]
 # So the standard deviation of a score is $\sqrt{d_k}$, and dividing by it brings these scores back to size 1, whatever
-# $d_k$. (Notebook 01 *multiplied* word vectors by $\sqrt{D}$, because they start out too short beside the positions;
-# here we *divide* scores by $\sqrt{d_k}$, because they start out too large for the softmax.)
+# $d_k$.
 #
 # **Predict.** Leave the division out. There are ten keys, all random, none better than another. What happens to the
 # largest of the ten weights as $d_k$ grows: does it shrink towards 1/10, stay as it is, or grow towards 1?
@@ -227,41 +230,44 @@ figures.save_figure(
 #
 # </details>
 #
-# Why does this matter? A weight $w$ changes with its score at the rate $w(1 - w)$. The rate is 1/4 if $w$ is 1/2, and
-# almost 0 if $w$ is near 0 or near 1. A query whose weights are all near 0 or 1 gets almost no gradient, so training
-# hardly changes where it looks. How common is that at the start? We look at the largest weight of each query, also for
-# $d_k$ = 37, the size in our model.
+# Why does this matter? A weight $w$ changes with its score at the rate $w(1 - w)$, which is 1/4 if $w$ is 1/2, and almost
+# 0 if $w$ is near 0 or near 1. If all weights of a query are near 0 or 1, almost no gradient reaches the query, so
+# training hardly changes where it looks. How common is that? We let PyTorch compute the gradient of each query's
+# largest weight with respect to the query, also for $d_k$ = 37, the size in our model.
 
 
 # %%
-def rates(scores):
-    """The rate w(1 - w) of each query's largest weight, (N,), and the share of weights > 0.99."""
-    w = scores.softmax(-1).amax(-1)  # (N,)
-    return w * (1 - w), (w > 0.99).double().mean()
+def gradients(d, divide):
+    """Length of the gradient of each query's largest weight, with respect to the query, (N,)."""
+    query, key = random_vectors(d)  # (N, 1, d), (N, 10, d)
+    scores = (query.requires_grad_() * key).sum(-1) / (d**0.5 if divide else 1)  # (N, 10)
+    scores.softmax(-1).amax(-1).sum().backward()
+    return query.grad.norm(dim=-1)[:, 0]  # (N,)
 
 
 # %% cellView="form" tags=["hide-input"]
 rows = []
 for d in (4, 37, 256, 1024):
-    (rate, certain), (soft, _) = rates(random_scores(d)), rates(random_scores(d) / d**0.5)
-    rows.append([d, f"{certain:.0%}", f"{rate.median():.2g}", f"{soft.median():.2g}"])
+    both = [gradients(d, divide) for divide in (False, True)]
+    rows.append([d, *(f"{(found < 0.01).double().mean():.0%}" for found in both)])
+    rows[-1] += [f"{found.median():.2g}" for found in both]
 table(
     rows,
-    ["dₖ", "queries with a weight > 0.99", "median rate", "median rate if divided by √dₖ"],
+    ["dₖ", "below 0.01", "below 0.01, with √dₖ", "median", "median, with √dₖ"],
     caption=(
-        "How many random queries look at one key alone if nothing is divided, and how fast the "
-        "largest weight still changes with its score: for the median query, without and with √dₖ."
+        "How long the gradient of the largest weight is, for 2,000 random queries: the share of "
+        "queries that hardly get one, and the median, without the division and with it."
     ),
 )
 
 # %% [markdown]
-# At $d_k$ = 1,024, four of five queries put nearly all their weight on one word, and for the median query the rate has
-# all but vanished. At our 37 it is about half of what it is with the division. With the division it stays near 0.2 for
-# every $d_k$. (This is the rate per unit of score. Without the division a score also moves $\sqrt{d_k}$ times as far
-# when the query moves, so queries that are still undecided get a larger gradient.)
+# Without the division, more and more queries get no gradient as $d_k$ grows, and the others get a large one: at our 37,
+# the median is even above that of the divided scores. With the division, every query gets a gradient of about the same
+# size, whatever $d_k$. (All this concerns random vectors. A trained head may well put nearly all its weight on one
+# word, but then training has led it there, for example by enlarging its matrices.)
 #
-# All this concerns random vectors, as at the start of training. A trained head may well put nearly all its weight on
-# one word, but then training has led it there, for example by enlarging its matrices.
+# Two roots are easy to confuse. Notebook 01 *multiplied* word vectors by $\sqrt{D}$, because they start out too short
+# beside the positions. Here we *divide* scores by $\sqrt{d_k}$, because they start out too large for the softmax.
 #
 # ## Nobody reads the future
 #
@@ -331,8 +337,8 @@ claim(
 )
 
 # %% [markdown]
-# If the mask comes too late, the weights of the past carry a trace of the future. A heat-map does not show this leak:
-# its squares for the future are all zero. (One could repair it by dividing each row by its sum. Masking before the
+# If the mask comes too late, the weights of the past carry a trace of the future. In a heat-map, the squares for the
+# future look right, all zero; only the sums of the rows give the leak away. (One could repair it by dividing each row by its sum. Masking before the
 # softmax does the same in one step.)
 #
 # Now to our whole model, three layers of attention and other parts (`Decoder`, which notebook 03 builds). Its outputs
@@ -421,6 +427,10 @@ claim(
     "the wrong view raises no error: its shape is right, its content is not",
     wrong.shape == split.shape and not torch.equal(wrong, split),
 )
+print("word 1 after the heads are joined:", wrong.transpose(1, 2).reshape(B, T, -1)[0, 0].tolist())
+
+# %% [markdown]
+# When the heads are joined again, word 1 holds numbers of word 2. No mask can keep the future out of such a layer.
 
 # %% [markdown]
 # **Three at once.** Our layer computes queries, keys and values in one product, so each token first has $3D$ numbers:
@@ -457,7 +467,7 @@ show_source(MultiHeadAttention)
 
 # %% [markdown]
 # Besides the output matrix, one thing is new: **dropout** on the weights. In training it sets each weight to zero with
-# a given probability and scales the others up, so that the mean over many draws stays the same. A head then cannot rely
+# a given probability $p$ and divides the others by $1 - p$, so that the mean over many draws stays the same. A head then cannot rely
 # on a single word. When the model is used, dropout does nothing; and `ModelConfig` sets its probability to 0 unless we
 # ask for more, as we do here. (Notebook 03 explains what it is for.)
 
@@ -562,8 +572,8 @@ claim(
 )
 
 # %% [markdown]
-# So $W_Q$ is that turn, and $W_K$ is the identity. (Our vectors are rows, so the code multiplies by the transpose.
-# `nn.Linear` does so too: its `weight` will be the turn itself.) The score of key $s$ for query $t$ is
+# Call this turn $R$. Our vectors are rows, and for a row $p_{t-1} = p_t R^\top$. So $W_Q = R^\top$, and $W_K$ is the
+# identity. (`nn.Linear` multiplies by the transpose of its `weight`, so there the weight is $R$ itself.) The score of key $s$ for query $t$ is
 # $\sum_\omega \cos\omega(t - 1 - s)$: it depends only on how far $s$ is from the position where we want to look.
 #
 # **Predict.** The right word has the highest score: each of the 18 hands adds $\cos 0 = 1$. What is the score of its
@@ -578,7 +588,7 @@ table(
     ["words away from t - 1", "0", "1", "2", "3", "4", "5", f"6 to {len(p) - 1}"],
     caption=(
         "The score of the hand-made head, by the distance from the word before. It falls over the "
-        "next five words; farther away it swings, and stays low."
+        "next five words; farther away it goes up and down, far below the first ones."
     ),
 )
 
@@ -693,8 +703,7 @@ table(
 
 # %% [markdown]
 # The last *tom* finds the one position that comes after another *tom*, and reads *lost* there. No matrix mentions *tom*
-# or *lost*: the pair works for any words, as long as their vectors differ as one-hot vectors do. (Had there been two
-# earlier *toms*, the words after them would have shared the weight equally.) Notebook 04 looks for such pairs in the
+# or *lost*: the pair works for any words whose vectors are perpendicular, as one-hot vectors are. Notebook 04 looks for such pairs in the
 # trained model.
 #
 # ## Eight heads written by hand
@@ -705,13 +714,14 @@ table(
 # in which *he* asks for *tom*.
 #
 # In our model, word and position are added, number by number. We put the words into coordinates where the positions are
-# small: the slowest sines hardly leave zero within one sentence. A head of 37 numbers has room for 37 different tokens.
+# small: the slowest sines hardly leave zero within one sentence. A head of 37 numbers has room for 37 different tokens,
+# and our three sentences need 25. A word will be the number 4 in its coordinate, much larger than any position there.
 # (The full model normalises the sum before attention reads it, see notebook 03. Here attention reads it as it is.)
 
 # %%
 coordinates = torch.arange(config.d_model - 2 * WIDTH, config.d_model, 2)  # (d,), the slowest sines
 loudest = positions[:16, coordinates].max()
-print(f"{len(tokenizer)} tokens; a word is a 4, and 16 positions stay within {loudest:.3f}")
+print(f"in the {WIDTH} coordinates of the words, 16 positions are at most {loudest:.3f}")
 
 
 # %%
@@ -723,11 +733,11 @@ def embed(ids):
 
 
 # %% [markdown]
-# Each of our heads reads either the position or the word, and $W_Q$ says what it asks for. `where` and `what` select,
-# from all $D$ numbers, as many as fit into one head.
+# Each of our heads reads either the position or the word, and $W_Q$ says what it asks for. `where` selects the 36 numbers
+# of the fast hands, and `what` the 37 numbers of the word.
 
 # %%
-where = torch.eye(WIDTH, config.d_model)  # (d, D), the fast hands; one number is left over
+where = torch.eye(WIDTH, config.d_model)  # (d, D); the last row stays 0
 where[2 * HANDS :] = 0
 what = torch.eye(config.d_model)[coordinates]  # (d, D), the word
 
@@ -788,13 +798,13 @@ layers = [hand_made_layer(sharpness=10), hand_made_layer(sharpness=1)]
 # %%
 @torch.no_grad()
 def attend(ids):
-    """The weights of both layers. ids (T,) -> (L, H, T, T)."""
+    """The weights of the sharp layer and of the blunt one. ids (T,) -> (2, H, T, T)."""
     x, mask = embed(ids)[None], causal_mask(len(ids))  # (1, T, D), (T, T)
-    return torch.cat([layer(x, mask)[1] for layer in layers])  # (L, H, T, T)
+    return torch.cat([layer(x, mask)[1] for layer in layers])  # (2, H, T, T)
 
 
 encoded = [[tokenizer.sos_id, *tokenizer.encode(text)] for text in SENTENCES]
-attention = [attend(ids) for ids in encoded]  # for each sentence (L, H, T, T)
+attention = [attend(ids) for ids in encoded]  # for each sentence (2, H, T, T)
 
 # %% cellView="form" tags=["hide-input", "hide-output"]
 figures.save_figure(
@@ -802,7 +812,7 @@ figures.save_figure(
         attention[1][0],
         ["<sos>", *tokenizer.split(SENTENCES[1])],
         titles=list(heads),
-        title="Hand-made heads read what they ask for, unless the mask forbids it",
+        title="Hand-made heads read what they ask for, if they may",
     ),
     "02_eight_heads",
     alt="Eight hand-made heads as heat-maps on one sentence; two of them look alike.",
@@ -822,22 +832,17 @@ figures.save_figure(
 #
 # Four heads ask for positions: one and two words back, the word itself, and the word ahead. Three ask for words. *Same
 # word* finds the word itself and, at a full stop, the earlier full stops too, in nearly equal parts. *Who is he?* sends
-# *he*, *his* and *him* to *tom*; all other words read `<sos>`. The last head asks for nothing, and spreads its weight
+# *he*, *his* and *him* to *tom*, and would send *her* to *mia*; all other words read `<sos>`. The last head asks for nothing, and spreads its weight
 # evenly over the word itself and the past. These patterns are clean because we designed them. A trained head may mix
 # several, or follow none.
 #
-# How much of a head's weight lies on its pattern? A **pattern** is a table of yes and no: does it belong to the job of
-# word $t$ to read word $s$? The listing also has patterns that only notebook 04 needs, which judges trained heads by
-# them:
-
-# %%
-show_source(pattern_targets, fold="The listing of pattern_targets")
-
-# %% [markdown]
-# We average the weight on the pattern over all words of the three sentences that find something to read there.
+# How much of a head's weight lies where it should? A **pattern** says for each word which words it should read: the
+# *previous word*, *itself*, the earlier copies of the *same word*, or the *start token* (from the third token on). We
+# average the weight on a pattern over all words for which it has something to read. Notebook 04 judges trained heads in
+# this way.
 
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 def on_pattern(pattern, layer, head):
     """Mean weight on the keys of a pattern, over all words that have such a key."""
     found = []
@@ -848,14 +853,11 @@ def on_pattern(pattern, layer, head):
     return torch.cat(found).mean().item()
 
 
-# %%
 uniform = list(heads).index("uniform")
 numbers = {}
 for name in ("previous word", "itself", "same word", "start token"):
     head = list(heads).index(name)
     numbers[name] = [on_pattern(name, *which) for which in ((0, head), (1, head), (0, uniform))]
-
-# %% cellView="form" tags=["hide-input"]
 table(
     [[name, *[f"{value:.3f}" for value in row]] for name, row in numbers.items()],
     ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth as sharp", "uniform head"],
@@ -876,7 +878,7 @@ table(
 
 # %% cellView="form" tags=["hide-input"]
 def read(text):
-    """The tokens of a sentence, and what both layers read, (L, H, T, T)."""
+    """The tokens of a sentence, and what both layers read, (2, H, T, T)."""
     ids = [tokenizer.sos_id, *tokenizer.encode(text)]
     if len(ids) > len(positions):
         raise ValueError(f"type at most {len(positions) - 1} words")
@@ -964,7 +966,7 @@ figures.save_numbers(
 #
 # ## What GPT and Llama do differently
 #
-# - **Fused attention.** Programs that run these models today do not build the (T, T) table of weights in memory.
+# - **Fused attention.** Programs that run these models today usually do not build the (T, T) table of weights in memory.
 #   FlashAttention ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)) computes the same result block by block, which
 #   saves memory and time when contexts have thousands of tokens. In PyTorch it is behind
 #   `F.scaled_dot_product_attention`. Ours keeps the table, because we want to look at it.
@@ -974,7 +976,7 @@ figures.save_numbers(
 # - **Positions inside attention.** Llama adds no position vectors. It rotates queries and keys in every layer, each by
 #   an angle that grows with its position (rotary embeddings, RoPE, [Su et al.
 #   2021](https://arxiv.org/abs/2104.09864)), so the positions enter a score only through the distance of two words.
-#   (The mask still tells the first word from the others.) Our head by hand makes one fixed turn, by one step.
+#   Our head by hand makes one fixed turn, by one step.
 #
 # Next: [03 · The decoder block](03_decoder_block.ipynb) puts the layer to work.
 #
@@ -987,7 +989,7 @@ figures.save_numbers(
 # 2. Random queries and keys have 64 entries, with variance 1. How large are their scores, and what happens without the
 #    division?
 #    <details><summary>Answer:</summary> Their standard deviation is 8. Without the division one key, chosen by chance,
-#    takes most of the weight, and many queries get almost no gradient.</details>
+#    takes most of the weight, and then almost no gradient reaches the query.</details>
 # 3. Why does the mask come before the softmax? How would you show the leak otherwise?
 #    <details><summary>Answer:</summary> Afterwards the future has already taken its share of the sum. Raise the score
 #    of a later word: if the mask comes too late, the weights of the past change.</details>

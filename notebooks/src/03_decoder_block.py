@@ -12,7 +12,8 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lohar-animesh-27112001/ELL881-advance_LLM-assignment/blob/main/notebooks/03_decoder_block.ipynb)
 #
 # **Promise.** You will write a whole *decoder-only transformer*: a model that reads a text from left to right through a
-# stack of blocks, all built alike, and scores every word that could come next. You will write it from its parts, as a
+# stack of blocks, all built alike, and scores every word that could come next. (The first transformer also had an
+# *encoder*, which reads another text, such as a sentence to translate.) You will write it from its parts, as a
 # class of under thirty lines. You will check it against PyTorch, and against two losses that you can calculate: the
 # loss before training, and the lowest loss on a few stories that the model knows by heart. At the end you will take a
 # prediction apart, and see how much of it came from the word, from attention, and from each feed-forward layer.
@@ -21,7 +22,7 @@
 #
 # - write a decoder-only transformer from memory, and say what each line is for;
 # - say where the parameters are, and what weight tying and dropout would change;
-# - explain what the place of the norm does to the gradients, and what our choice costs;
+# - explain what it does to the gradients where the norm stands, and what our choice costs;
 # - calculate the loss of an untrained model, and the lowest possible loss on one batch;
 # - detect a leak of the future from the loss alone;
 # - split a logit into what each part wrote, and say under what condition the split is exact.
@@ -76,7 +77,7 @@ print(f"{len(stories.train):,} stories, a vocabulary of {V:,} tokens")
 # ## The whole model on one page
 #
 # Each token has a vector, its **residual stream**. It starts as the sum of the word and its position. Then every part
-# of every block does the same three things: it *reads* a normed copy of the stream, *computes*, and *adds* its result.
+# of every block does the same three things: it *reads* a normalised copy of the stream, *computes*, and *adds* its result.
 # Nothing is ever overwritten.
 #
 # ```
@@ -86,8 +87,8 @@ print(f"{len(stories.train):,} stories, a vocabulary of {V:,} tokens")
 # ```
 #
 # Only attention looks at other tokens; it was the subject of [02 · Attention](02_attention.ipynb). We now build the
-# other parts, and then the whole model. (The stream is called *residual* because each part adds only the difference
-# that is still missing; *normed* is explained next.)
+# other parts, and then the whole model. (*Residual* comes from networks in which a part computes only what is to be added
+# to its input. *Normalised* is explained next.)
 #
 # ## LayerNorm by hand
 #
@@ -137,7 +138,7 @@ def error(ours, reference):
 
 
 # %% cellView="form" tags=["hide-input"]
-# @title Two stories of three tokens, normed in three ways
+# @title Two stories of three tokens, normalised in three ways
 torch.manual_seed(0)
 batch = 5 * torch.randn(2, 3, 8) + 2  # (B, T, D)
 ours, theirs = LayerNorm(8), nn.LayerNorm(8)
@@ -220,8 +221,8 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Every gradient that passes through is multiplied by the slope. If its input is negative, a ReLU learns nothing from
-# this token, because its slope is exactly zero. GELU's slope is zero only at one point, near −0.75, and close to zero
+# Every gradient that passes through is multiplied by the slope. If the input of a ReLU is negative, the weights before it
+# get no gradient from this token, because the slope is exactly zero. GELU's slope is zero only at one point, near −0.75, and close to zero
 # far below. The curves do not show that one trains better than the other; only an experiment could. We take GELU
 # because the GPT family does.
 #
@@ -256,7 +257,7 @@ x = torch.randn(2, 6, 24)  # (B, T, D)
 mask = torch.full((6, 6), float("-inf")).triu(1)  # (T, T): 0 for the past, -inf for the future
 
 # %% [markdown]
-# First read a normed copy of the stream, mix it with the past, and add the result. Then read a normed copy of *that*,
+# First read a normalised copy of the stream, mix it with the past, and add the result. Then read a normalised copy of *that*,
 # compute, and add again.
 
 # %%
@@ -392,7 +393,7 @@ def mean_loss(model, ids):
 # %% [markdown]
 # ## Where the parameters are
 #
-# `ModelConfig()` is the full model, with the 10,000 words that real stories need. The number of heads does not appear
+# `ModelConfig()` is the full model, with a vocabulary of 10,000 words, as for real stories. The number of heads does not appear
 # in any formula.
 
 
@@ -439,8 +440,9 @@ print(f"the output's matrix: {saved:,} parameters, {saved / count(full):.0%} of 
 # Attention, the famous part, holds only a small share of the full model's parameters. Two thirds belong to the
 # vocabulary, which has one table on the way in and one on the way out. (The grammar stories have fewer words, so their
 # model is smaller.) **Weight tying** uses one table for both ([Press & Wolf
-# 2017](https://arxiv.org/abs/1608.05859)): a word is scored by its own vector, as it enters the stream. That saves the
-# output's matrix, a third of the full model.
+# 2017](https://arxiv.org/abs/1608.05859)): a word is scored by its own projected vector. Then the output's matrix, a third of
+# the full model, is not needed. (In the class below it is still there, unused, so that both kinds start from the same
+# random numbers.)
 
 
 # %%
@@ -480,8 +482,8 @@ def first_steps(model, steps=80, batch_size=4, learning_rate=2e-3):
 
 
 # %% [markdown]
-# To be fair, both kinds must start alike. So the second table begins as a copy of what the tied model uses in its
-# place: then both give the same logits before the first step.
+# To be fair, both kinds must start alike. So the output matrix of the untied model starts as a copy of the projected
+# word vectors: then both give the same logits before the first step.
 
 # %%
 narrow = ModelConfig(vocab_size=V, d_model=128, d_ff=512)
@@ -738,12 +740,16 @@ claim(
 # what this norm reads. In pre-norm that is the whole stream, a sum of $2L$ nearly perpendicular writes, which grows
 # about as $\sqrt{L}$; in post-norm it is a sum of only two vectors, however deep the stack is.
 #
-# Behind its final norm, pre-norm offers the gradient a free path. The stream is a sum, so what arrives at its end also
-# arrives unchanged at the output of *every* block, and what the later blocks pass back is added to it. In post-norm
-# the gradient must pass two norms in each block on its way.
+# On the way back, once it is through the final norm, the gradient has a free path in pre-norm: the stream is a sum, so the
+# gradient at its end arrives unchanged at the output of *every* block. What the later blocks pass back is added to it,
+# and so the first of twelve blocks gets three times the gradient of the last. In post-norm the gradient must pass two
+# norms in each block. At the start this costs it nothing that we could measure: the first block gets a little more than
+# the last there, too.
 #
 # All this is about the moment before the first step. What happens after it? As a yardstick we take a model that knows
 # only how frequent each word is. If a share $f_w$ of the targets is the word $w$, its loss is $-\sum_w f_w \ln f_w$.
+#
+# (In practice the learning rate often begins small and rises over the first steps, a **warm-up**. We do without it here.)
 
 # %%
 shares = torch.bincount(some[:, 1:].flatten(), minlength=V)[1:].double()  # (V - 1,), no <pad>
@@ -780,8 +786,8 @@ figures.save_figure(
         "the line of word counts, the post-norm stack of 12 blocks stops just above it."
     ),
     caption=(
-        "Compare each curve with the thin grey line, the loss of word counts alone. All runs have "
-        "one learning rate and no warm-up; with a warm-up post-norm could do better."
+        "Compare each curve, the mean of three seeds, with the line “word counts alone”. All runs "
+        "have one learning rate and no warm-up; with a warm-up post-norm could do better."
     ),
 )
 
@@ -806,14 +812,14 @@ table(
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# Three of the four do. The post-norm stack of twelve blocks stops a little above the line, for every seed. With three
-# blocks, our depth, both kinds learn; post-norm ends a little behind, by about a tenth of a nat or less.
+# Three of the four do. The post-norm stack of twelve blocks comes near the line and turns away, for every seed. With
+# three blocks, our depth, both kinds learn; post-norm ends a little behind, by about a tenth of a nat or less. In so few
+# steps, twelve pre-norm blocks are behind three.
 #
 # </details>
 #
-# Xiong et al. argue that a deep post-norm stack needs a **warm-up**, a learning rate that begins small and rises,
-# because its last blocks start with large gradients. Our runs do not prove this, since the gradient is about as large
-# at three blocks. Nor do they show that post-norm is worse once it trains: they show one learning rate, without
+# Xiong et al. argue that a deep post-norm stack needs a warm-up, because its last blocks start with large gradients. Our
+# runs do not prove this: with three blocks the last block's gradient is about as large, and yet they learn. Nor do they show that post-norm is worse once it trains: they show one learning rate, without
 # warm-up, at a width of 64.
 #
 # What does pre-norm cost? Nothing in it limits the growth of the stream.
@@ -924,7 +930,7 @@ claim(
 # The formula is about the mean over random starts. On stories a single start scatters around it, probably because a few
 # words are frequent, and their logits happen to lie a little above or below the mean. If your first loss is far away,
 # suspect a bug, such as weights that were drawn too large, before you spend time on training. If it is close, there may
-# still be one.
+# still be one: on stories, a single start cannot even tell $\ln V$ from $\ln V + D/(D+V)$.
 #
 # ## One batch by heart
 #
@@ -946,7 +952,7 @@ def learn_by_heart(model, steps=100):
         loss = mean_loss(model, batch)  # batch (8, 64)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # shortens a gradient longer than 1
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # at most 1 long: no step too large
         optimizer.step()
         losses.append(loss.item())
     return losses
@@ -960,8 +966,9 @@ honest = learn_by_heart(model)
 # The model cannot know *which* of the eight stories it is in. All begin with `<sos>`, so the first word must be a
 # guess, and perhaps the second. We can count what this costs. For each beginning of a story, count which tokens follow
 # it in the eight stories, and how often. These frequencies are the best possible probabilities, and the mean of their
-# $-\ln p$ is the **floor** of this batch, as notebook 01 had one of the grammar: no model that reads from left to
-# right can have a lower loss on it.
+# $-\ln p$ is the **floor of this batch**: no model that reads from left to right can have a lower loss on it. (It lies far
+# below the floor of the grammar, which notebook 01 computed. That one holds for new stories, and this one for a model
+# that knows these eight by heart.)
 
 # %%
 begun, continued = Counter(), Counter()
@@ -974,8 +981,8 @@ targets = continued.total()
 floor = sum(n * math.log(begun[text[:-1]] / n) for text, n in continued.items()) / targets
 
 # %% [markdown]
-# The floor has a simple form. Along a story the frequencies multiply to $1/8$, because at its end it is certain which
-# of eight equally likely stories it was. So each story costs $\ln 8$ nats, all of it at the words where stories differ,
+# The floor has a simple form. If $n_t$ of the eight stories begin like this one up to its $t$-th token, the product of its
+# frequencies is $\frac{n_1}{8} \cdot \frac{n_2}{n_1} \cdots \frac{1}{n} = \frac{1}{8}$. So each story costs $\ln 8$ nats, all of it at the words where stories differ,
 # and the eight stories together cost $8 \ln 8$ nats.
 
 # %%
@@ -989,10 +996,9 @@ claim(
 )
 
 # %% [markdown]
-# The floor is useful in another way. Suppose that the mask was forgotten, so that the model sees the future. Its loss
-# falls, and no error is raised.
+# Suppose that the mask was forgotten, so that the model sees the future. Its loss falls, and no error is raised.
 #
-# **Predict.** Where will its loss end: above the floor, on it, or below it?
+# **Predict.** Where will its loss end: above the floor of the batch, on it, or below it?
 
 # %%
 cheat = fresh(narrow, seed=0)
@@ -1033,8 +1039,8 @@ figures.save_figure(
 #
 # </details>
 #
-# A loss below the floor is proof of a mistake: the model sees the future, or the loss counts something that is not a
-# target. Learning eight stories by heart is the opposite of what training is for. It is a test of the code, and it
+# A loss below the floor of its own batch is proof of a mistake: the model sees the future, or the loss is computed
+# wrongly. Learning eight stories by heart is the opposite of what training is for. It is a test of the code, and it
 # takes seconds.
 #
 # ## Who wrote the prediction?
@@ -1070,8 +1076,8 @@ table(
 
 # %% [markdown]
 # After *words*, all three places give the same answer, because the same vector was written in each. Adding the
-# *positions* makes them different, but a position says only where in the story we are, not what has happened. In this
-# model, the right words can be read off from the first attention on.
+# *positions* makes them different, but a position says only where in the story we are, not what has happened. At these
+# three places, the right word can be read off from the first attention on.
 #
 # How much does each part contribute to a logit? The stream is a sum, and the output layer is linear. Only the final
 # norm comes between them, and it is *not* linear: it divides by the standard deviation of the whole stream. Can a logit
@@ -1153,11 +1159,14 @@ figures.save_figure(
 
 # %% cellView="form" tags=["hide-input"]
 gaps = (between[:, 1] - between[:, 0]).tolist()  # (parts,): from one place to the other
-share = sum(gaps[3:-1:2]) / sum(gaps)
+share, attention = (
+    sum(gap for name, gap in zip(parts, gaps, strict=False) if kind in name) / sum(gaps)
+    for kind in ("feed-forward", "attention")
+)
 totals = between.sum(0).tolist()
 claim(
-    f"all parts together: ≈{totals[0]:.1f} in the first place, ≈{totals[1]:.1f} in the second; "
-    f"feed-forward layers wrote ≈{share:.0%} of the gap between the two",
+    f"all parts together: ≈{totals[0]:.1f} after “lost the”, ≈{totals[1]:.1f} after “under the”; of "
+    f"the gap feed-forward layers wrote ≈{share:.0%}, attention ≈{attention:.0%}",
     totals[0] < 0 < totals[1],
 )
 
@@ -1192,7 +1201,7 @@ figures.save_numbers(
 # %% [markdown]
 # ## Recap
 #
-# - A decoder consists of word vectors and positions, blocks that read a normed copy of the stream and add to it, a
+# - A decoder consists of word vectors and positions, blocks that read a normalised copy of the stream and add to it, a
 #   final norm, and an output layer. Ours has under thirty lines and gives the same logits as the course's own.
 # - With 10,000 words, two thirds of the parameters are in the two tables of words; with the grammar stories'
 #   vocabulary, less than a third. Whether tying them costs anything cannot be seen at one learning rate.
@@ -1200,7 +1209,7 @@ figures.save_numbers(
 #   divides by an ever longer stream. In 80 steps at one learning rate and without warm-up, twelve pre-norm blocks got
 #   below word counts, and twelve post-norm blocks did not; with three blocks both did.
 # - Two losses are known beforehand: that of a random start, $\ln V + D/(D+V)$ on average, and the floor of one batch. A
-#   loss below the floor means that the future leaks, or that the loss is computed wrongly.
+#   loss below that floor means that the future leaks, or that the loss is computed wrongly.
 # - With the final norm's scale held fixed, the logits are exactly the sum of what every part wrote, plus biases.
 #
 # ## What GPT and Llama do differently
@@ -1220,14 +1229,14 @@ figures.save_numbers(
 #   are usually trained without it.
 #
 # Next: [04 · Training](04_training.ipynb) trains this model until its loss almost reaches the floor of the grammar, and
-# looks into every head.
+# examines every head.
 #
 # ## Can you?
 #
 # 1. Close the notebook and write <code>Decoder</code>. What does each line of <code>forward</code> make, and what shape
 #    does it have?
 #    <details><summary>Answer:</summary> Word vectors (B, T, E), projected to (B, T, D) and scaled by √D; plus
-#    positions; through the blocks, with the mask; normed; scored: (B, T, V).</details>
+#    positions; through the blocks, with the mask; normalised; scored: (B, T, V).</details>
 # 2. Which part of the full model has the most parameters, and what change would save a third? How many parameters does
 #    dropout add, and what does it do when the model is used?
 #    <details><summary>Answer:</summary> The two tables of words; tying them. Dropout adds none, and does nothing when
@@ -1239,11 +1248,11 @@ figures.save_numbers(
 #    logits would grow with the stream.</details>
 # 4. A vocabulary of 10,000 and a width of 296: what loss should the untrained model have, and what would a loss of 14
 #    mean? And how low can the loss get on one batch of four different stories with 200 targets in all?
-#    <details><summary>Answer:</summary> ln 10,000 + 296 / 10,296 ≈ 9.24. At 14 the logits scatter far too much: the
-#    initial weights are much too large. On the batch: 4 ln 4 / 200 ≈ 0.028.</details>
+#    <details><summary>Answer:</summary> ln 10,000 + 296 / 10,296 ≈ 9.24. At 14 the logits scatter far too much,
+#    probably because the initial weights are much too large. On the batch: 4 ln 4 / 200 ≈ 0.028.</details>
 # 5. The loss on one batch falls below its floor. What is wrong?
-#    <details><summary>Answer:</summary> The model sees the words that it should predict, or the loss counts something
-#    that is not a target.</details>
+#    <details><summary>Answer:</summary> The model sees the words that it should predict, or the loss is computed
+#    wrongly.</details>
 # 6. When is "the logits are the sum of what every part wrote" exact?
 #    <details><summary>Answer:</summary> When the number by which the final norm divides is held fixed, and the biases
 #    are added.</details>
