@@ -291,7 +291,7 @@ def loss_and_scores(
         name = f"{event[0]}: step {event[1]}"
         lower.annotate(
             name,
-            (event[1], 0.5),
+            (event[1], 0.9),
             xytext=(-4, 0),
             textcoords="offset points",
             xycoords=("data", "axes fraction"),

@@ -72,7 +72,7 @@ KEPT = {
         r"✓ with the random state replayed they are the same, bit for bit",
         r"✓ b is \d+ times a, so the best number of segments is about \d+",
         r"✓ output_loss: the same gradients as with all logits at once, within ≈",
-        r"✓ the mean over two processes is the gradient of the whole batch, within ≈",
+        r"✓ the mean over two shards is the gradient of the whole batch, within ≈",
     ],
 }
 

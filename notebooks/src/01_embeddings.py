@@ -88,7 +88,8 @@ print(textwrap.fill(STORY, 88))
 # Suppose a model has read *Tom was a small*. It gives every word that it knows a score, called a **logit**. A logit can
 # be any real number; the higher it is, the likelier the word. Probabilities must be positive and sum to 1. The
 # **softmax** turns the scores into probabilities: exponentiate each one, then divide by the sum,
-# $p_w = e^{z_w} / \sum_v e^{z_v}$. Here are made-up logits $z$ for five words:
+# $p_w = e^{z_w} / \sum_v e^{z_v}$. Here are made-up logits $z$ for five words. (A comment
+# such as `# (V,)` gives the shape of a tensor, here one number for each of $V$ words. All letters are in a table below.)
 
 # %%
 words = ["boy", "girl", "bear", "tom", "the"]
@@ -269,7 +270,7 @@ print(split(STORY)[:17])
 # ## Words become ids
 #
 # The **vocabulary** is the list of the words that the model knows: the most frequent words of the training stories. Ids
-# 0 to 3 are special tokens: `<pad>` fills short stories up, `<sos>` and `<eos>` mark the start and the end, and `<unk>`
+# 0 to 3 are special tokens: `<pad>` pads short stories, `<sos>` and `<eos>` mark the start and the end, and `<unk>`
 # stands for any word that is not in the list. The words follow, the most frequent first. The number of a token is its
 # **id**.
 
@@ -333,7 +334,7 @@ lost = 1 - sum(min(n, CONTEXT) for n in tokens) / sum(tokens)
 print(f"cut: {cut:.2%} of {len(tokens):,} training stories; {lost:.1%} of all tokens are lost")
 
 # %% [markdown]
-# Few tokens are lost, but they are all endings: of these stories, the model never sees how they end.
+# Few tokens are lost, but they are all endings, so the model never sees how these stories end.
 #
 # **How many words are enough?** The first $n$ words of the vocabulary cover a share of the validation stories (which
 # are never trained on). The figure shows this share against $n$.
@@ -387,7 +388,7 @@ batch = torch.tensor([tokenizer.encode(STORY)])  # (B, T), B = 1
 one_hot = F.one_hot(batch, len(tokenizer)).float()  # (B, T, V)
 product = one_hot @ embedding.weight  # (B, T, E)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"looking up {batch.shape[1]} rows = one-hot {tuple(one_hot.shape)} @ table "
     f"{tuple(embedding.weight.shape)}, bit for bit",
@@ -468,8 +469,7 @@ table(
 # %% [markdown]
 # Names lie near names, and days near days. The game does not ask for this: words that occur in the same places end up
 # with vectors in similar directions. But being used alike is not the same as meaning the same: *she* lies close to
-# *he*. Some neighbours make no sense, perhaps because
-# the game was so short.
+# *he*. Some neighbours make no sense.
 #
 # This game gives no vector to a word that it has not seen. **fastText** ([Bojanowski et al.
 # 2017](https://arxiv.org/abs/1607.04606), section 3.2) does, because it also looks inside the word. It marks the ends
@@ -707,8 +707,8 @@ claim(f"p(s + 1) · p(t + 1) = p(s) · p(t) for all 63 × 63 pairs, within ≈{m
 #
 # Words and positions are *added*. If one were a hundred times longer than the other, the sum would hardly show the
 # shorter one. So we compare lengths before training: that of a position, that of a random word vector, and that of a
-# fastText vector. The numbers of a random word vector start with a standard deviation of 0.02, a common choice: so
-# small that the first predictions favour no word. We scale the fastText vectors to the same. Then a linear layer takes
+# fastText vector. The numbers of a random word vector start with a standard deviation of 0.02, as in
+# GPT-2. We scale the fastText vectors to the same. Then a linear layer takes
 # each word vector from $E = 300$ to $D = 296$ numbers, because the model will split them into eight equal parts of 37.
 # (`xavier_uniform_` gives this layer random weights that change the length of a vector little; see notebook 03.)
 
@@ -774,7 +774,8 @@ with_positions = (mean_square(first, p) - mean_square(second, p)).norm()
 # %% cellView="form" tags=["hide-input", "hide-output"]
 claim(
     f"without positions: {without:.6f} apart; with positions: ≈{with_positions:.2f} apart, "
-    f"beside a length of ≈{mean_square(first, p).norm():.1f}",
+    f"beside a length of ≈{mean_square(first, p).norm():.1f}, of which the squared positions alone "
+    f"make ≈{mean_square(0, p).norm():.1f}",
     without < 1e-9 and with_positions > 0.01,
 )
 
@@ -824,7 +825,7 @@ figures.save_numbers(
 #
 # ## What GPT and Llama do differently
 #
-# GPT (from OpenAI) and Llama (from Meta) are language models built like ours, thousands of times as large. Each notebook
+# GPT (from OpenAI) and Llama (from Meta) are language models built like ours, but larger. Each notebook
 # ends with what they do differently, and why.
 #
 # - **Tokens.** They cut words into frequent fragments (byte-pair encoding, [Sennrich et al.

@@ -261,9 +261,9 @@ table(
 )
 
 # %% [markdown]
-# Without the division, more and more queries get no gradient as $d_k$ grows, and the others get a large one: at our 37,
-# the median is even above that of the divided scores. With the division, every query gets a gradient of about the same
-# size, whatever $d_k$. (All this concerns random vectors. A trained head may well put nearly all its weight on one
+# Without the division, more and more queries get almost no gradient as $d_k$ grows. Others get a larger one: at our 37,
+# the median is above that of the divided scores. With the division, the median hardly depends on $d_k$, and no query
+# falls below 0.01. (All this concerns random vectors. A trained head may well put nearly all its weight on one
 # word, but then training has led it there, for example by enlarging its matrices.)
 #
 # Two roots are easy to confuse. Notebook 01 *multiplied* word vectors by $\sqrt{D}$, because they start out too short
@@ -588,7 +588,7 @@ table(
     ["words away from t - 1", "0", "1", "2", "3", "4", "5", f"6 to {len(p) - 1}"],
     caption=(
         "The score of the hand-made head, by the distance from the word before. It falls over the "
-        "next five words; farther away it goes up and down, far below the first ones."
+        "next five words; farther away it goes up and down, but stays below the first three."
     ),
 )
 
@@ -703,7 +703,8 @@ table(
 
 # %% [markdown]
 # The last *tom* finds the one position that comes after another *tom*, and reads *lost* there. No matrix mentions *tom*
-# or *lost*: the pair works for any words whose vectors are perpendicular, as one-hot vectors are. Notebook 04 looks for such pairs in the
+# or *lost*: the pair works for any words whose vectors are perpendicular and equally
+# long, as one-hot vectors are. Notebook 04 looks for such pairs in the
 # trained model.
 #
 # ## Eight heads written by hand
@@ -837,7 +838,8 @@ figures.save_figure(
 # several, or follow none.
 #
 # How much of a head's weight lies where it should? A **pattern** says for each word which words it should read: the
-# *previous word*, *itself*, the earlier copies of the *same word*, or the *start token* (from the third token on). We
+# *previous word*, *itself*, the earlier copies of the *same word*, or the *start token* (from the third token on, since
+# for the second it is the previous word too). We
 # average the weight on a pattern over all words for which it has something to read. Notebook 04 judges trained heads in
 # this way.
 
@@ -989,7 +991,7 @@ figures.save_numbers(
 # 2. Random queries and keys have 64 entries, with variance 1. How large are their scores, and what happens without the
 #    division?
 #    <details><summary>Answer:</summary> Their standard deviation is 8. Without the division one key, chosen by chance,
-#    takes most of the weight, and then almost no gradient reaches the query.</details>
+#    takes most of the weight. The larger $d_k$, the more queries then get almost no gradient.</details>
 # 3. Why does the mask come before the softmax? How would you show the leak otherwise?
 #    <details><summary>Answer:</summary> Afterwards the future has already taken its share of the sum. Raise the score
 #    of a later word: if the mask comes too late, the weights of the past change.</details>
@@ -998,7 +1000,7 @@ figures.save_numbers(
 #    of words if H does not divide T).</details>
 # 5. Which matrices make a head that reads the word two positions back? Which two heads together find what followed an
 #    earlier copy of a word?
-#    <details><summary>Answer:</summary> A turn of all hands back by two steps, times a sharpness, as W_Q, and the
+#    <details><summary>Answer:</summary> A turn of the hands back by two steps, times a sharpness, as W_Q, and the
 #    identity as W_K, both acting on positions. A previous-word head and, in the next layer, an induction head: its
 #    query is the word, and its keys are what the first head brought.</details>
 # 6. A head puts all its weight on one word. What is still unknown?

@@ -22,7 +22,7 @@
 #
 # - write a decoder-only transformer from memory, and say what each line is for;
 # - say where the parameters are, and what weight tying and dropout would change;
-# - explain what it does to the gradients where the norm stands, and what our choice costs;
+# - explain how the place of the norm changes the gradients, and what our choice costs;
 # - calculate the loss of an untrained model, and the lowest possible loss on one batch;
 # - detect a leak of the future from the loss alone;
 # - split a logit into what each part wrote, and say under what condition the split is exact.
@@ -351,7 +351,7 @@ ids = torch.randint(4, 10_000, (2, 64))  # (B, T)
 with torch.no_grad():
     apart = (ours(ids) - full(ids)).abs().max().item()
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(f"{ids.numel()} × 10,000 logits agree within ≈{apart:.1g}, less than 1e-6", apart < 1e-6)
 
 # %% [markdown]
@@ -568,7 +568,7 @@ with torch.no_grad():
     parts = writes(untrained, ids)
     apart = error(untrained.output(untrained.norm(sum(parts.values()))), untrained(ids))
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(f"the sum of {len(parts)} parts gives the logits, within ≈{apart:.1g}", apart < 1e-5)
 
 # %%
@@ -743,8 +743,8 @@ claim(
 # On the way back, once it is through the final norm, the gradient has a free path in pre-norm: the stream is a sum, so the
 # gradient at its end arrives unchanged at the output of *every* block. What the later blocks pass back is added to it,
 # and so the first of twelve blocks gets three times the gradient of the last. In post-norm the gradient must pass two
-# norms in each block. At the start this costs it nothing that we could measure: the first block gets a little more than
-# the last there, too.
+# norms in each block. At the start this costs it nothing that we could measure: the first block gets more than the last
+# there, too.
 #
 # All this is about the moment before the first step. What happens after it? As a yardstick we take a model that knows
 # only how frequent each word is. If a share $f_w$ of the targets is the word $w$, its loss is $-\sum_w f_w \ln f_w$.
@@ -812,7 +812,7 @@ table(
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# Three of the four do. The post-norm stack of twelve blocks comes near the line and turns away, for every seed. With
+# Three of the four do. The post-norm stack of twelve blocks comes near the line and turns away. With
 # three blocks, our depth, both kinds learn; post-norm ends a little behind, by about a tenth of a nat or less. In so few
 # steps, twelve pre-norm blocks are behind three.
 #
@@ -850,8 +850,8 @@ table(
     [[name, *(f"{row[b - 1]:.1f}" for b in (1, 4, 8, 12))] for name, row in named.items()],
     ["length / √D", "block 1", "block 4", "block 8", "block 12"],
     caption=(
-        "How long the stream is after four of the twelve blocks, and how long what the block adds "
-        "to it: one seed, before training."
+        "The length of the stream after four of the twelve blocks, and of what each of these blocks "
+        "adds to it: one seed, before training."
     ),
 )
 
@@ -862,7 +862,7 @@ with torch.no_grad():
     deep.norm = nn.Identity()
     louder = (deep(eight).std() / logits.std()).item()
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"without a final norm, 12 pre-norm blocks would have logits ≈{louder:.1f} times as large",
     louder > 2,
@@ -870,8 +870,8 @@ claim(
 
 # %% [markdown]
 # In post-norm the stream has the length $\sqrt{D}$ after every block. In pre-norm it grows. Later blocks add vectors of
-# similar length to an ever longer stream, so each changes it less. And without the final norm the logits would grow
-# with the depth.
+# similar length to an ever longer stream, so each changes it less. And without the final norm the logits, which
+# are linear in the stream, would grow with it.
 #
 # ## The loss before training
 #
@@ -911,7 +911,7 @@ print(f"ln V = ln {V:,} = {math.log(V):.3f} nats; mean of five random starts: �
 D = full.config.d_model
 expected = math.log(V) + D / (D + V)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"ln V + D/(D + V) = {expected:.3f} nats, measured ≈{initial:.3f}: within 0.02, and ln V is "
     f"{expected - math.log(V):.2f} away",
@@ -981,11 +981,11 @@ targets = continued.total()
 floor = sum(n * math.log(begun[text[:-1]] / n) for text, n in continued.items()) / targets
 
 # %% [markdown]
-# The floor has a simple form. If $n_t$ of the eight stories begin like this one up to its $t$-th token, the product of its
-# frequencies is $\frac{n_1}{8} \cdot \frac{n_2}{n_1} \cdots \frac{1}{n} = \frac{1}{8}$. So each story costs $\ln 8$ nats, all of it at the words where stories differ,
+# The floor has a simple form. If $n_t$ of the eight stories begin like this one up to its $t$-th token, and all eight differ,
+# the product of its frequencies is $\frac{n_1}{8} \cdot \frac{n_2}{n_1} \cdots \frac{1}{n_{T-1}} = \frac{1}{8}$. So each story costs $\ln 8$ nats, all of it at the words where stories differ,
 # and the eight stories together cost $8 \ln 8$ nats.
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"the floor is {floor:.4f} nats per token = 8 ln 8 / {targets} tokens",
     abs(floor - 8 * math.log(8) / targets) < 1e-12,

@@ -164,7 +164,7 @@ tried = {a: bigram_loss(train_ids[:-tenth], train_ids[-tenth:], a) for a in (0.3
 by_hand = bigram_loss(train_ids, validation_ids, min(tried, key=tried.get))
 marks = landmarks(train_ids, validation_ids, V)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"the bigram by hand costs ≈{by_hand:.3f} nats per token, as `landmarks` finds",
     abs(by_hand - marks["bigram"]) < 1e-3,
@@ -234,7 +234,7 @@ ours = training_loop(model, train_ids[:100], thirty, total_steps=30, stop_after=
 model = new_model(stories, tokenizer)
 theirs = train(model, tokenizer, few, thirty).column("train_loss")
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"from ≈{ours[0]:.2f} to ≈{ours[-1]:.2f} nats; all {len(ours)} losses are those of `train`, to "
     "the last digit",
@@ -259,7 +259,7 @@ with torch.no_grad():
         rounded, _ = loss_sum(model, train_ids[:32].long())
 difference = abs((exact - rounded) / count).item()
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(f"the loss of a batch changes by ≈{difference:.4f} nats, less than 0.01", difference < 0.01)
 
 # %% [markdown]
@@ -412,7 +412,7 @@ before = torch.linalg.svdvals(gradient)  # (D,): the strength of each direction
 after = torch.linalg.svdvals(newton_schulz(gradient))  # (D,)
 strong = [(values > 0.1 * values.max()).sum().item() for values in (before, after)]
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"directions above a tenth of the strongest: ≈{strong[0]} before, ≈{strong[1]} after, more "
     "than three times as many",
@@ -573,6 +573,9 @@ curves = {pattern: [float(found[pattern].max()) for found in followed] for patte
 highest = [max(values) for values in zip(*curves.values(), strict=True)]
 first = next((i for i, value in enumerate(highest) if value > 0.3), -1)
 covered = marks["bigram"] - history.rows[first]["validation_loss"]
+circuit = next(
+    (row["step"] for row, x in zip(history.rows, curves[watched[-1]], strict=True) if x > 0.3), None
+)
 print(
     f"a head first scores above 0.3 at step ≈{history.rows[first]['step']}; by then the loss has "
     f"come ≈{100 * covered / (marks['bigram'] - final):.0f} % of the way from the bigram to its end"
@@ -584,7 +587,7 @@ figures.save_figure(
         history.rows,
         marks,
         curves,
-        ("below the bigram", crossed["bigram"]),
+        (f"a head follows “{watched[-1]}”", circuit) if circuit else None,
         title="The landmarks come first; heads for names and songs follow",
     ),
     "04_loss",
@@ -594,8 +597,8 @@ figures.save_figure(
         "near zero for a long time, then rising."
     ),
     caption=(
-        "Follow the vertical line from panel to panel: where the loss crosses the bigram, heads "
-        "for previous sounds begin to form; names and next sounds come later. Early on, the "
+        "Follow the vertical line from panel to panel: it marks the step at which a head first "
+        "follows the song with a score of 0.3. By then the landmarks are crossed. Early on, the "
         "training loss lags, because it is a mean over the steps since the last measurement. The "
         "figure does not prove that the heads make the loss fall."
     ),
@@ -932,7 +935,7 @@ trials = {
     "baseline recipe": last_loss(plain, None),
 }
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     "validation loss after 20 steps: " + ", ".join(f"{n} ≈{x:.2f}" for n, x in trials.items()),
     min(trials["without Muon"], trials["without fastText"]) > trials["our recipe"] + 0.1,
@@ -1054,7 +1057,7 @@ for pattern in ("same name", "next sound") if sounds else ("same name",):
 # layer, where no earlier head can have told it what came before each word. So a high score does not prove that a head
 # works like the induction head of notebook 02.
 #
-# Here are three heads, each the best for its pattern, on sentences of our own. A song comes in the middle of a story, so
+# Here are four heads, each the best for its pattern, on sentences of our own. A song comes in the middle of a story, so
 # before the third sentence the model reads the beginning of a story, which the pictures leave out.
 
 # %% cellView="form" tags=["hide-input"]
@@ -1104,7 +1107,7 @@ def show_head(pattern, number, caption):
     text, ((layer, head), _) = SENTENCES[number], best(pattern)
     tokens, weights = attention[text]
     allowed = pattern_targets(ids_of[text], names, sounds)[pattern]  # (T, T)
-    allowed[0] = False  # the first word has nothing else to read
+    allowed[:2] = False  # the first words have hardly anything else to read
     cell = np.unravel_index((weights[layer, head] * allowed).argmax(), allowed.shape)
     title = f"A head that follows “{pattern}”: layer {layer + 1}, head {head + 1}"
     return figures.save_figure(
@@ -1129,6 +1132,14 @@ show_head(
     2,
     "Read the rows of the song: a dark square one step left of the diagonal is the sound before. "
     "This head does it in some rows only.",
+)
+
+# %% cellView="form" tags=["hide-input"]
+show_head(
+    "previous word",
+    1,
+    "Read one step left of the diagonal: a dark square there is the word before. This head follows "
+    "its pattern in part only; its score is far below that of the first picture.",
 )
 
 # %% cellView="form" tags=["hide-input"]

@@ -201,7 +201,7 @@ sure = (largest[held_out_ids[:, 1:] != tokenizer.pad_id] > 0.9).float().mean().i
 print(f"in 100 stories, the likeliest word has a probability above 0.9 at ≈{sure:.0%} of places")
 
 # %% [markdown]
-# At such a place top-p and top-k differ most. Here are both filters at the place above, and at one a few words later
+# At such a place top-p keeps a single word, and top-k as many as ever. Here are both filters at the place above, and at one a few words later
 # where the model is sure:
 
 # %%
@@ -331,7 +331,8 @@ unknown = [
 print("words of the prompts that the model does not know:", ", ".join(unknown) or "none")
 
 # %% [markdown]
-# **Greedy** texts hardly vary: they tell of the likeliest friends and the likeliest animals. Sampled texts differ more.
+# **Greedy** texts tell of the likeliest friends and the likeliest animals, and two of the three tell nearly the same
+# story. Sampled texts differ more.
 # At temperature **0.7** and with either filter, most sentences agree with each other: pronouns fit, and friends and
 # songs keep their names. At **1** a sentence goes wrong here and there, and at **1.3** even people change. The **last
 # prompt** shows a limit of the model. If a word is not in its vocabulary, the model reads `<unk>`, which it has never
@@ -504,12 +505,13 @@ if verdicts:
 # possible with probability $0.985^{50} \approx 0.47$. So a rule that makes unlikely words rarer, or cuts them off, helps
 # a lot. The *true cost* shows the price. It is the mean of $-\ln p$, up to the first impossible word. Greedy search and
 # beam search write words that cost the grammar less than those of true stories: they keep to what is likely, and lose
-# some of the variety of the stories. Temperature 0.7 and the two filters stay close to the true stories.
+# some of the variety of the stories. The cost of temperature 0.7 and of the two filters is close to that of
+# the true stories, up to the first impossible word.
 
 # %% [markdown]
 # ## Fifty stories, two numbers
 #
-# Without a grammar we have to measure something else. The usual test takes the first five words of 50 validation
+# Without a grammar we have to measure something else. Our test takes the first five words of 50 validation
 # stories as prompts, and reports two numbers for each rule.
 #
 # - **Perplexity of what was written**: $e$ to the power of the mean of $-\ln q$ under the model itself, at temperature
@@ -548,7 +550,7 @@ TRUTH = "one day , he heard a weak noise under the bridge ."
 attempts = {
     "repeats itself": "he heard a weak noise . he heard a weak noise .",
     "makes sense": "one day , he saw a lost lamb in the garden .",
-    "makes no sense": "under the bridge . one day , he heard a weak noise",
+    "is jumbled": "under the bridge . one day , he heard a weak noise",
 }
 
 # %%
@@ -572,7 +574,7 @@ claim(
 )
 
 # %% [markdown]
-# In the first text every word occurs twice, but counts once. And the senseless text scores more than three times as
+# In the first text every word occurs twice, but counts once. And the jumbled text scores more than three times as
 # much as the one that makes sense, because it is made of pieces of the true one. (For many texts the counts are added
 # up first, and sacrebleu ([Post 2018](https://aclanthology.org/W18-6319/)) replaces a share of zero by a small number.
 # The prompt does not count.)
@@ -696,8 +698,8 @@ score_table(
 # **BLEU** against one true continuation is low for every rule, because after five words a story can go anywhere. On
 # real stories, rules with less randomness score higher. And BLEU does not show whether a story makes sense. The trigram
 # text knows two words of context only, yet on the grammar stories it scores about as well as greedy text, and on real
-# ones higher than temperature 1.3. The grammar told apart rules whose BLEU intervals overlap; but then it judged 200
-# texts of each.
+# ones higher than temperature 1.3. The grammar told apart rules whose BLEU intervals overlap; but then it
+# judged texts after 200 prompts, not 50.
 #
 # ## Beam search
 #
@@ -767,12 +769,12 @@ figures.save_figure(
 
 # %% [markdown]
 # In the third column all blue boxes extend the same beginning, “heard a”. The other two, “met a” and “saw a”, are
-# dropped, and the search continues from a single one, however wide it is. Now follow greedy's path, which always takes
+# dropped, and the search continues from a single one, although it is three beams wide. Now follow greedy's path, which always takes
 # the best next word. It stays on top for six steps: “heard a strange sound in the”. Then bushes and reeds share the
 # probability, and “under the” overtakes it, because there the model is sure of “bridge”.
 #
-# **Texts that end.** A beam whose best extension is `<eos>` is complete. We set it aside with its score, and the others
-# go on. How should a short text be compared with a long one? Every word lowers the log-probability, so long texts are
+# **Texts that end.** An extension by `<eos>` that is among the $k$ best is a complete text. We set it aside with its
+# score, and the others go on. How should a short text be compared with a long one? Every word lowers the log-probability, so long texts are
 # at a disadvantage. The **length penalty** $\alpha$ compares
 # $\log p \,/\, \text{length}^{\alpha}$ instead ([Wu et al. 2016](https://arxiv.org/abs/1609.08144), section 7, use a
 # similar formula). Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts.
@@ -1091,7 +1093,7 @@ show_source(KVCache, fold="The course's cache, from helpers/kv_cache.py")
 cache, c = KVCache(model.config, batch_size=20), model.config
 formula = 2 * c.num_layers * 20 * c.context_length * c.d_model * 4
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"2 · {c.num_layers} layers · 20 texts · {c.context_length} places · width {c.d_model} · 4 "
     f"bytes = {cache.nbytes:,} bytes; the model has {4 * model.num_parameters():,}",
@@ -1118,7 +1120,7 @@ for way in strategies.values():
     )
     same.append([one.ids for one in with_cache] == [one.ids for one in without])
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(f"20 texts, {', '.join(strategies)}: the same words with and without the cache", all(same))
 
 
@@ -1182,7 +1184,8 @@ print(
 
 # %% [markdown]
 # Without a cache, the time for one more token grows with the text; with the cache it hardly does. The measured ratio is
-# smaller than the ratio of the counts, because one long read uses a processor better than many short ones.
+# smaller than the ratio of the counts, partly because some texts end early, and probably because one long read uses a
+# processor better than many short ones.
 #
 # ## Beyond the context
 #
@@ -1196,8 +1199,9 @@ except ValueError as error:
 
 # %% [markdown]
 # `generate` stops there. There are two usual answers. A **sliding window** forgets the oldest words. If positions are
-# relative (rotary, say), the oldest keys and values can simply be dropped from the cache. (The text then differs a
-# little from that of a window that is read again: the keys that stay have seen the words that went.) With our absolute
+# relative (rotary, say), the oldest keys and values can be dropped from the cache. (The text then differs from that of a
+# window that is read again, because the keys that stay have seen the words that went, and a model that was not trained
+# in this way may fail.) With our absolute
 # positions, dropping a word moves every other word to a new position, so the window has to be read again at each step.
 # The other answer is to train the model, or to train it further, with a **longer context**. Here is a window that uses
 # `write` from above. It is short, so that we see soon what a window does:
@@ -1217,8 +1221,9 @@ far = write_on(START[1:], 100, window=24)
 print(f"{len(far)} tokens: {tokenizer.decode(far)}")
 
 # %% [markdown]
-# The text goes on past 64 tokens, but whoever has dropped out of the window is forgotten. In our run the boy becomes
-# *she* and then Oscar, and Momo never returns. The window also begins in mid-sentence, as no training story did.
+# The text goes on past 64 tokens, but whoever has dropped out of the window is forgotten. In our run no name is left in
+# the window when *Oscar* is written, and Momo never returns. The boy becomes *she* although *he* can still be read: the
+# window begins in mid-sentence, as no training story did.
 #
 # ## Three broken caches
 #
@@ -1353,7 +1358,7 @@ figures.save_figure(
 # %% cellView="form" tags=["hide-input", "hide-output"]
 broken = list(ways)[1:]
 claim(
-    f"the right cache stays within ≈{max(drift['right']):.0e} of one pass",
+    f"on average over the texts, the right cache stays within ≈{max(drift['right']):.0e} of one pass",
     max(drift["right"]) < 1e-3,
 )
 claim(
@@ -1412,8 +1417,8 @@ figures.save_numbers(
 # - Generating is a loop: score, choose, append. Temperature changes ratios, top-k and top-p remove words, and greedy
 #   takes the likeliest.
 # - One impossible word spoils a story, so more randomness means fewer possible stories. The grammar can count them.
-#   Perplexity and BLEU cannot say which text is impossible, and BLEU may praise a senseless one.
-# - Text that surprises the model less than the truth, such as greedy text and beams, is not better than the truth.
+#   Perplexity and BLEU cannot say which text is impossible, and BLEU may praise a jumbled one.
+# - Text that surprises the model less than the truth, such as greedy text and beams, need not be better than the truth.
 # - Beam search mostly finds likelier text than greedy, but it can also lose.
 #   A larger length penalty favours longer texts.
 # - Old keys and values never change, so a cache can keep them. The text stays the same, and every token is read only

@@ -357,7 +357,7 @@ for a, history in same.items():
 
 # %% [markdown]
 # After two steps, the run with 128 stories a step has hardly learned more than that with 32, although it has read four
-# times as many words. So here it is not the noise of small batches that slows learning down. (That 16 × 1 lies higher is
+# times as many words. So in these first steps the noise of small batches does not seem to be what slows learning down. (That 16 × 1 lies higher is
 # at least partly due to its warm-up.) These few steps cannot show whether a larger batch helps after many epochs.
 #
 # Can a larger batch use a larger learning rate? For optimizers like Adam, theory says that the rate should grow with
@@ -383,7 +383,7 @@ figures.save_figure(
     ),
 )
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"at the same rate 16 × 1 ends at ≈{final['same'][1]:.2f} nats and 16 × 8 at "
     f"≈{final['same'][8]:.2f}; with a larger rate 16 × 8 reaches ≈{final['scaled'][8]:.2f}",
@@ -446,7 +446,7 @@ table(
     ],
     caption=(
         "The final loss of each run, and the time of an epoch of plain gradient descent (bf16: "
-        "with 16-bit products). Read the last column downwards: a tenth more or less is noise."
+        "with 16-bit products). Read the last column downwards: differences of a tenth may be noise."
     ),
 )
 
@@ -499,7 +499,7 @@ table(
     caption="What autograd keeps of one block between the forward and the backward pass.",
 )
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"the block's input takes {x.nbytes / 1e6:.1f} MB, and the block keeps {inside / 1e6:.1f} MB, "
     f"{inside / x.nbytes:.0f} times as much",
@@ -779,7 +779,7 @@ table(
 # %% [markdown]
 # Compare the column *of the time*. A backward pass is about twice the work of a forward pass, so repeating the whole
 # forward pass would add a third. We repeat only the three blocks, with 2.9 million weights; the output layer has 3.0
-# million. By this count about a sixth is added. (A fast GPU waits for Python with a model as small as ours, and its ratio
+# million. By this count about a sixth is added; attention, dropout and bookkeeping, which it leaves out, come on top. (A fast GPU waits for Python with a model as small as ours, and its ratio
 # says little.) The seconds are more than in the earlier table, because this model has 10,000 words instead of the
 # grammar's 2,082, and computes in fp32 (32-bit numbers). The memory saved gives you a choice: the same model in less
 # memory, or a larger batch or a deeper model in the same memory.
@@ -867,7 +867,7 @@ claim(
 # What remains then are the inputs of the segments. *Nesting* reduces those, too: we keep 8 inputs, and 8 more inside
 # the segment that is being computed again. The price is that most blocks are computed a third time:
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"8 × 8 nested: {tower_peaks[8, 8] / tower_peaks[64,]:.0%} of the peak of 64 segments, "
     f"{operations[8, 8] / operations[64,]:.0%} of their operations",
@@ -950,7 +950,7 @@ loss_peaks = {
 }
 most, least = loss_peaks.values()
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
     f"all logits at once: {most / 1e6:.0f} MB; {ROWS} rows at a time: {least / 1e6:.0f} MB, at "
     "most a quarter",
@@ -983,9 +983,9 @@ for shard in shards:
     of_shard.append(gradient())  # (P,)
 off = difference(sum(of_shard) / len(shards), whole)
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 claim(
-    f"the mean over two processes is the gradient of the whole batch, within ≈{off:.0e}, less than "
+    f"the mean over two shards is the gradient of the whole batch, within ≈{off:.0e}, less than "
     "1e-12",
     off < 1e-12,
 )
@@ -1041,7 +1041,7 @@ figures.save_numbers(
 #
 # - Gradients add. Divide by the tokens of the whole step, never by the number of mini-batches.
 # - Accumulation gives a large batch for the memory of a small one plus one set of gradients. For the same number of
-#   tokens, the larger batch learned less here, because it took fewer steps.
+#   tokens, the larger batch learned less here: it took fewer steps, at a rate that may have been too small for it.
 # - Checkpointing keeps a segment's input and computes its inside twice. The gradient is the same, bit for bit, if the
 #   random state is replayed.
 # - The best number of segments is √(n·b/a): it depends on how much larger a block's inside is than its input. Here it
@@ -1062,7 +1062,7 @@ figures.save_numbers(
 #   of them, and the others fetch it when they need it ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054)).
 # - *Tensor parallelism* splits the matrices of a layer over several GPUs, because one layer can be too large for one.
 #   *Pipeline parallelism* gives each GPU a few of the blocks, because little data passes from one block to the next.
-# - *Fused cross-entropy* does what `loss_in_chunks` does, inside one GPU program. Llama 3 has 128,256 tokens in its
+# - *Fused linear cross-entropy* does what `loss_in_chunks` does, in a GPU program made for it. Llama 3 has 128,256 tokens in its
 #   vocabulary: the logits of 8,192 tokens would take 4.2 GB in 32-bit numbers.
 #
 # Next: [07 · Results](07_results.ipynb) puts it all on a few pages.

@@ -398,13 +398,13 @@ table(
     ["300 steps each", "nats per token", "three seeds", "time of a step"],
     caption=(
         "What was tried, beside AdamW with a cosine; … stands for Muon × 2, trapezoid, zero start. "
-        f"All {len(differences)} trials are in the figure of notebook 04. Trained on machines A "
+        f"All {len(differences)} trials are in notebook 04. Trained on machines A "
         "and C, steps timed on machine A."
     ),
 )
 
 # %% [markdown]
-# (The names are explained in [04](04_training.ipynb#The-recipe).) The fastText start and Muon on the blocks' matrices bring most,
+# (The names are explained in [04](04_training.ipynb#Does-this-trick-help?).) The fastText start and Muon on the blocks' matrices bring most,
 # Muon also in equal time. The start's part is mostly a head start: the next table shows how little of it is left after three epochs.
 # Weight decay and the zero start do next to nothing. A rate of their own for the blocks or the embedding costs a little, and twice the
 # rate for the output layer gains hardly more than a seed does. Dropout and label smoothing cost something; so short a run cannot show
