@@ -132,6 +132,22 @@ def test_prose_reads_without_the_report(path):
 
 
 @every_lesson
+def test_what_a_reader_is_asked_to_predict_is_folded(path):
+    cells = jupytext.read(path).cells
+    asked = [i for i, cell in enumerate(cells) if "**Predict.**" in cell.source]
+    assert 1 <= len(asked) <= 5
+    for start in asked:
+        assert "\n\n" not in cells[start].source.split("**Predict.**")[1].strip()
+        between = cells[start + 1 :]
+        told = [c.source.startswith("<details><summary>What happened</summary>") for c in between]
+        shown = [cell for cell in between[: told.index(True)] if cell.get("outputs")]
+        assert shown
+        for cell in shown:
+            assert "hide-output" in cell.metadata["tags"], cell.source
+            assert cell.metadata["jupyter"]["outputs_hidden"] is True
+
+
+@every_lesson
 def test_few_cells_of_a_lesson_are_exempt(path):
     cells = cells_of(path)
     exempt = [cell for cell in cells if "nbval-ignore-output" in cell.metadata.get("tags", [])]

@@ -657,14 +657,6 @@ for name, segments in {"all kept": (), "3 segments": (3,), "12 segments": (12,)}
     gradients[name] = [p.grad for p in deep.parameters()]
 profile_peaks = {name: max(line) for name, line in timelines.items()}
 
-# %%
-claim(
-    "the three gradients are the same, bit for bit",
-    all(equal(gradients[name], gradients["all kept"]) for name in gradients),
-)
-gradients.clear()
-deep.zero_grad(set_to_none=True)
-
 
 # %% cellView="form" tags=["hide-input", "hide-output"]
 def outline(line, points=300):
@@ -710,7 +702,16 @@ claim(
 #
 # **The gradient is the same, bit for bit; the memory profiles differ.** The price is the length of the line: most
 # operations of the forward pass are done twice. (The meter sees only tensors, not the working memory of a product.)
-#
+
+# %%
+claim(
+    "the three gradients are the same, bit for bit",
+    all(equal(gradients[name], gradients["all kept"]) for name in gradients),
+)
+gradients.clear()
+deep.zero_grad(set_to_none=True)
+
+# %% [markdown]
 # ## Three blocks: memory and time
 #
 # Now we run the full model, with batches of 32 and dropout 0.1, with and without checkpointing. PyTorch's own
