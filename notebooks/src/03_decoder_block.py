@@ -850,7 +850,8 @@ table(
     [[name, *(f"{row[b - 1]:.1f}" for b in (1, 4, 8, 12))] for name, row in named.items()],
     ["length / √D", "block 1", "block 4", "block 8", "block 12"],
     caption=(
-        "The length of the stream after four of the twelve blocks, and of what each of these blocks "
+        "The length of the stream after four of the twelve blocks, and of what each of these "
+        "blocks "
         "adds to it: one seed, before training."
     ),
 )
@@ -1165,7 +1166,8 @@ share, attention = (
 )
 totals = between.sum(0).tolist()
 claim(
-    f"all parts together: ≈{totals[0]:.1f} after “lost the”, ≈{totals[1]:.1f} after “under the”; of "
+    f"all parts together: ≈{totals[0]:.1f} after “lost the”, ≈{totals[1]:.1f} after “under the”; "
+    "of "
     f"the gap feed-forward layers wrote ≈{share:.0%}, attention ≈{attention:.0%}",
     totals[0] < 0 < totals[1],
 )

@@ -266,7 +266,7 @@ claim(f"the loss of a batch changes by ≈{difference:.4f} nats, less than 0.01"
 # ## The recipe
 #
 # Our recipe makes three choices: how to start, at which rate, and with which optimizer. We compare it with *the
-# baseline recipe*, which is the plain way to train: random starting vectors, a constant rate of 0.0003, Adam, and
+# baseline recipe*, which is the plain way to train: random starting vectors, a constant rate of 0.0003, Adam (explained below), and
 # dropout 0.1.
 #
 # **Start.** The embedding starts from fastText vectors, trained on the training stories alone, and is trained further.
@@ -370,8 +370,9 @@ claim(f"Adam by hand and PyTorch's differ by ≈{apart:.0e}, less than 1e-6", ap
 # value grows about 3.4-fold each time, until it is near 1.
 #
 # The rest resembles Adam: a running mean of the gradient $G$, here with a look one step ahead (Nesterov's momentum). An
-# orthogonal $N \times M$ matrix has numbers of about $1 / \sqrt{\max(N, M)}$, so a factor of $0.2 \sqrt{\max(N, M)}$
-# makes the step about as long as one of AdamW's ([Liu et al. 2025](https://arxiv.org/abs/2502.16982)):
+# $N \times M$ matrix whose singular values are all 1 has numbers of about $1 / \sqrt{\max(N, M)}$, so a factor of $0.2 \sqrt{\max(N, M)}$
+# would make the step about as long as one of AdamW's ([Liu et al. 2025](https://arxiv.org/abs/2502.16982)). (Where many
+# directions stay weak, as in the figure below, it is shorter.)
 #
 # $$m \leftarrow 0.95\,m + 0.05\,G, \qquad W \leftarrow W - \eta \cdot 0.2 \sqrt{\max(N, M)} \cdot
 # \mathrm{NewtonSchulz}(0.95\,m + 0.05\,G).$$
@@ -461,7 +462,7 @@ show_source(make_optimizer, fold="Who gets what: make_optimizer, from helpers/tr
 #
 # Before we train, we choose what to watch. Some words can be known only from much earlier in the story. One kind is a
 # **name** that returns. Another is a **song** whose words mean nothing, as in *"Zim tala pom vero."* Each of these
-# words, the **sounds**, is drawn from twelve about equally likely ones. So nobody can predict them the first time, not
+# words, the **sounds**, is drawn from the twelve that its place in the song allows, all about equally likely. So nobody can predict them the first time, not
 # even from the sound before. When the song is sung again, they are certain for a reader who remembers it.
 
 # %%
@@ -486,7 +487,8 @@ print(
 #
 # $$\frac{m - c}{1 - c}.$$
 #
-# It is 0 for an even spread, 1 if all weight is on the pattern's words, and negative for a head that avoids them.
+# It is 0 for an even spread, 1 if all weight is on the pattern's words, and negative for a head that avoids them. We
+# compute one score by hand, for *previous word*, a pattern that asks for the word just before.
 
 
 # %%
@@ -577,7 +579,8 @@ circuit = next(
     (row["step"] for row, x in zip(history.rows, curves[watched[-1]], strict=True) if x > 0.3), None
 )
 print(
-    f"a head first scores above 0.3 at step ≈{history.rows[first]['step']}; by then the loss has "
+    "the first of the three patterns scores above 0.3 at step "
+    f"≈{history.rows[first]['step']}; by then the loss has "
     f"come ≈{100 * covered / (marks['bigram'] - final):.0f} % of the way from the bigram to its end"
 )
 
@@ -588,7 +591,7 @@ figures.save_figure(
         marks,
         curves,
         (f"a head follows “{watched[-1]}”", circuit) if circuit else None,
-        title="The landmarks come first; heads for names and songs follow",
+        title="Three landmarks come first; heads for names and songs follow",
     ),
     "04_loss",
     alt=(
@@ -597,8 +600,9 @@ figures.save_figure(
         "near zero for a long time, then rising."
     ),
     caption=(
-        "Follow the vertical line from panel to panel: it marks the step at which a head first "
-        "follows the song with a score of 0.3. By then the landmarks are crossed. Early on, the "
+        "Follow the vertical line from panel to panel: it marks the first measurement at which a "
+        f"head scores above 0.3 for {watched[-1]}. Three landmarks are crossed by then. Early on, "
+        "the "
         "training loss lags, because it is a mean over the steps since the last measurement. The "
         "figure does not prove that the heads make the loss fall."
     ),
@@ -607,7 +611,7 @@ figures.save_figure(
 # %% [markdown]
 # Both losses fall fast past the unigram landmark (how often each word occurs) and the bigram landmark (which word follows
 # which). Then comes the slow part. Most of the way from the bigram to the end is covered before a head follows any of
-# the three patterns with a score of 0.3, so most of that was probably something else. The figure does not show what.
+# the three patterns with a score of 0.3, so most of that came without a head that follows them closely. The figure does not show what it was.
 #
 # The notebooks that follow load a trained model from `checkpoints/` with `load_or_train`. The one for the grammar
 # stories comes with the repository, and this run must end at nearly the same loss. For any other corpus, the model of
@@ -624,8 +628,8 @@ claim(f"this run and the model in {place.parent.name}/ end ≈{apart:.3f} nats a
 # %% [markdown]
 # ## What each landmark buys
 #
-# One sample may be luck, so we measure all sixteen at each of four stages: untrained, just below the unigram landmark,
-# just below the bigram landmark, and trained. How many of their word **pairs** occur in the training stories? How many of
+# One sample may be luck, so we measure all sixteen at each of four stages: untrained, at the first measurement below the
+# unigram landmark, at the first below the bigram landmark, and trained. How many of their word **pairs** occur in the training stories? How many of
 # the **names** in them have been mentioned before in the same story? And the grammar judges them: where does a text first
 # say something that **no story could say**, and which are **complete** stories, possible from `<sos>` to `<eos>`?
 
@@ -743,8 +747,8 @@ if CORPUS == "bundled":
 #
 # ## Overfitting
 #
-# In the loss curves above, training and validation stay together, because stories from a grammar contain little that a
-# model could learn by heart. Other stories contain more. **TinyStories** ([Eldan & Li
+# In the loss curves above, training and validation stay together as far as the figure shows, probably because stories
+# from a grammar contain little that a model could learn by heart. Other stories contain more. **TinyStories** ([Eldan & Li
 # 2023](https://arxiv.org/abs/2305.07759)) are short stories in the words of a small child, written by GPT-3.5 and GPT-4.
 # The next figure shows the same blocks and recipe, with a larger vocabulary, on ten thousand of them:
 
@@ -775,8 +779,9 @@ print(
 
 # %% [markdown]
 # A small gap is there before any story has been read twice. Then the training loss steps down each time the stories
-# come round again, because the model begins to memorize them, and the validation loss does not follow. What the jumps
-# add to the gap is **overfitting**. Training on is worth it as long as the validation loss still falls, as it does here.
+# come round again, because the model begins to memorize them, and the validation loss does not follow. The part
+# of the gap that comes with the jumps is **overfitting**. It pays to go on training while the validation loss still
+# falls, as it does here.
 # (Most TinyStories are cut off at 64 tokens. With a context of 256 the same model reads whole ones: see [07
 # Results](07_results.ipynb#Whole-stories).)
 #
@@ -784,7 +789,7 @@ print(
 #
 # One run cannot answer that, because two runs that differ only in their random numbers end at different losses. Here
 # are recorded answers, on TinyStories. The model, the stories and the three seeds are the same for all rows, and all
-# but one row of the figure have 300 steps. Zero is AdamW at a rate of 0.002 that falls along half a cosine
+# but one row of the figure have 300 steps. The zero of the figure is a run with AdamW, at a rate of 0.002 that falls along half a cosine
 # ([Loshchilov & Hutter 2017](https://arxiv.org/abs/1608.03983)), from fastText vectors, without dropout. Most rows change
 # one thing:
 #
@@ -804,11 +809,11 @@ print(
 #
 # **Predict.** Which moves the loss most: the start, the schedule, the optimizer or the regularization?
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 recorded = load_numbers("tinystories", "ablations")["runs"]
 base = recorded["AdamW, cosine"]
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 differences = {
     part: {
         name: [run[part] - base[seed][part] for seed, run in runs.items()]
@@ -818,7 +823,7 @@ differences = {
     for part in ("development", "validation")
 }
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 mean = {part: {n: np.mean(v) for n, v in found.items()} for part, found in differences.items()}
 
 # %% cellView="form" tags=["hide-input"]
@@ -854,8 +859,9 @@ figures.save_figure(
     ),
     caption=(
         "Changes to the left of the line help, those to the right hurt. Each point is one seed, "
-        "each bar the mean of three. The order holds for this model, these stories and 300 steps; "
-        "it does not show what helps in a long run."
+        "each bar the mean of three. The large differences hold for this model, these stories and "
+        "300 steps; neighbours may change places. The figure does not show what helps in a long "
+        "run."
     ),
 )
 
@@ -864,14 +870,16 @@ spread = np.median([np.ptp(values) for values in differences["development"].valu
 times = load_numbers("tinystories", "ablations")["seconds"]["tricks"]["the recipe"]["of AdamW's"]
 found = mean["development"]
 claim(
-    "in about equal time the recipe gains "
+    "on the development stories, with a fifth fewer steps, the recipe gains "
     f"{-found['the recipe, in the time of AdamW']:.3f} nats, the trapezoid alone "
     f"{-found['trapezoid']:.3f}",
     found["the recipe, in the time of AdamW"] < found["trapezoid"] < 0,
 )
 print(
     f"a step of the recipe takes {times['low']:.2f} to {times['high']:.2f} times as long as one "
-    f"with AdamW\nbetween the seeds of one trick, the loss varies by {spread:.3f} nats (median)"
+    f"with AdamW\nfrom seed to seed, the difference from AdamW varies by {spread:.3f} nats (range "
+    "of "
+    "three seeds, median over the tricks)"
 )
 
 # %% cellView="form" tags=["hide-input", "hide-output"]
@@ -897,17 +905,20 @@ table(
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# - **The start** moves the loss most. Most of its gain comes from the output layer, which must otherwise learn from
-#   scratch which words are alike: vectors in the embedding only gain little.
-# - **Optimizer and schedule** weigh about the same: Muon × 2 gains 0.13 nats, and so does the trapezoid, compared with a
-#   constant rate. In about equal time the recipe gains more than the trapezoid alone, which costs no time.
-# - **Regularization** does not help here. Weight decay does nothing. In 300 steps the model sees each story once and
-#   cannot overfit, so dropout and label smoothing only make the task harder. In a long run on few stories they may help.
+# - **The start** moves the loss most. Most of its gain appears only if the output layer starts from them, too:
+#   vectors in the embedding only gain little. Perhaps that layer must otherwise learn which words are alike.
+# - **Optimizer and schedule** gain about the same: Muon × 2 gains 0.13 nats, and so does the trapezoid, compared with a
+#   constant rate. With a fifth fewer steps, which is about equal time, the recipe still gains more than
+#   the trapezoid alone, which costs no time.
+# - **Regularization** does not help here. Weight decay does nothing. In 300 steps the model sees each story at most
+#   once and can hardly overfit, so dropout only makes the task harder, and label smoothing asks for
+#   probabilities that are not the true ones. In a long run on few stories they may help.
 #
 # </details>
 #
-# **What makes an answer.** The difference must be larger than that between two seeds, which is about 0.01 nats here. The
-# stories on which a recipe is chosen must not be those on which it is reported. And a trick that costs time must also
+# **What makes an answer.** The difference must be larger than its own variation from seed to seed: here a range of about
+# 0.01 nats over three seeds, and up to 0.03 for a few tricks. The stories on which a recipe is chosen must not be those
+# on which it is reported. And a trick that costs time must also
 # win in equal time.
 #
 # Now two **ablations** live, on the stories of this notebook: we take one part of our recipe away, first Muon, then the
@@ -915,7 +926,7 @@ table(
 
 # %%
 live = TrainingConfig(max_steps=20, warmup_steps=10, batch_size=16, validate_every=20)
-plain = TrainingConfig.baseline(  # here too, a story that is cut off does not end in <eos>
+plain = TrainingConfig.baseline(  # like ours: no <eos> after a story that is cut off
     max_steps=20, batch_size=16, validate_every=20, overwrite_eos=False
 )
 brief = replace(stories, train=stories.train[:320], validation=stories.validation[:80])
@@ -942,7 +953,8 @@ claim(
 )
 
 # %% [markdown]
-# Both parts are worth far more here than the differences between seeds above. But twenty steps and one seed reward a
+# Both parts are worth far more here than any range of the seeds above, which was measured on other stories after 300
+# steps. But twenty steps and one seed reward a
 # fast start. They cannot show what helps in the long run.
 #
 # ## A song
@@ -1000,12 +1012,12 @@ if sounds:
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# The first time, the model loses about $\ln 12 \approx 2.5$ nats per sound, as any model would. The second time it loses
+# The first time, the model loses about $\ln 12 \approx 2.5$ nats per sound, as even the best model must. The second time it loses
 # almost nothing.
 #
 # </details>
 #
-# The weights cannot hold the song, because it is new in each story. Whatever the model knows the second time, it has
+# The weights cannot tell which song it will be, because it is drawn anew for each story. Whatever the model knows the second time, it has
 # read from the context. Only attention can bring it from there. Let us look for the heads that do.
 #
 # ## What does each head do?
@@ -1152,8 +1164,8 @@ show_head(
 
 # %% [markdown]
 # All heads at once are in folded cells: how far each looks back and what it reads most, and its picture for the sentence
-# with the song. Then come the pictures with sliders, live in Jupyter and Colab. They open on the head that scores highest
-# for names. **Type a sentence of your own**, and press Enter.
+# with the song. After them come pictures with sliders, which work in Jupyter and Colab. They open on the head that scores
+# highest for names: look at its dark squares away from the first column. **Type a sentence of your own**, and press Enter.
 
 # %% cellView="form" tags=["hide-input"]
 heads = [(layer, h) for layer in range(3) for h in range(model.config.num_heads)]
@@ -1205,7 +1217,8 @@ table(
     caption=(
         "Where each head looks: its patterns (a dash means that none has a score above 0.3), how "
         "far it looks back on average from the 21st place on, padding included, and the three "
-        "words that it reads most, relative to an even spread."
+        "words that it reads most, relative to an even spread, of those that occur 30 times or "
+        "more; special tokens are left out."
     ),
 )
 
@@ -1217,7 +1230,8 @@ figures.save_figure(
     "04_heads",
     alt=f"Heat-maps of all {len(heads)} heads for: {SENTENCES[2]}",
     caption=(
-        "A small picture for each head, with the words of the pictures of the song above. Many "
+        "A small picture for each head, with the words of the pictures of the song above: look "
+        "for squares away from the diagonal. Many "
         "heads fit none of the named patterns, and no picture shows what a head passes on."
     ),
 )
@@ -1332,14 +1346,14 @@ for name in where:
 # **A score suggests which head to test, and does not say whether the model needs it.** If you train again on another
 # machine, other heads may do the work.
 #
-# ## Two heads that stand in for each other
+# ## Two heads that cover for each other
 #
 # Does the costliest head for the song work as in notebook 02: has a head of the first layer told each sound what came
-# before it? If so, it must lose its pattern when such heads are off. We switch off the two heads of the first layer that
+# before it? If so, it must lose some of its score when such heads are off. We switch off the two heads of the first layer that
 # follow *previous sound* most closely, one by one and together, and for comparison the next two. Each time we measure the
 # loss on the song, and the score of the costliest head.
 #
-# **Predict.** Each of the two, off alone, costs little. What will both cost together: about the sum, less, or several
+# **Predict.** Off alone, one of the two costs about 0.2 nats and the other almost nothing. What will both cost together: about the sum, less, or several
 # times as much?
 
 # %%
@@ -1367,17 +1381,17 @@ table(
     ["off", f"loss on {kind} rises by, nats", f"score of {late[0] + 1}.{late[1] + 1}, {LATER}"],
     caption=(
         "Compare the fourth row with the two above it: both heads together, and each alone. The "
-        "last row is a control, two other heads of the first layer."
+        "last row is for comparison: the next two heads of the first layer."
     ),
 )
 
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# Together the two cost several times the sum of their costs, so each can do the other's work. With both off, the
-# costliest head loses about half of its score for *next sound*; with the two others off it loses none. So it does
-# depend on these two, as the second head of notebook 02 depends on the first. Where the other half of its score comes
-# from is open.
+# Together the two cost several times the sum of their costs: each makes up for much of the other's absence. With both
+# off, the costliest head loses about half of its score for *next sound*; with the two others off it loses none. So it
+# depends on these two in part. Whether it does so in the way of notebook 02, and where the other half of its score comes
+# from, is open.
 #
 # </details>
 #
@@ -1429,12 +1443,12 @@ figures.save_numbers(
 #   each is worth, several seeds can tell; one cannot.
 # - What is new in a story, such as a song, can only be read from the context, and the model does read it there.
 # - After training, heads follow patterns that none followed before. A score tells where a head looks. Whether it is
-#   needed shows when it is switched off, and together with those that can stand in for it.
+#   needed shows when it is switched off, alone and together with heads that can cover for it.
 #
 # ## What GPT and Llama do differently
 #
-# - **Text.** They train on far more text, trillions of tokens, and see each text once or a few times. Overfitting is
-#   then not an issue, and dropout is left out.
+# - **Text.** They train on far more text, up to trillions of tokens, and see each text once or a few times. Overfitting
+#   is then hardly an issue, and newer models leave dropout out.
 # - **Optimizer.** AdamW with a cosine was the rule for years. Muon has since trained a model of 16 billion parameters
 #   ([Liu et al. 2025](https://arxiv.org/abs/2502.16982)). Schedules that fall late, as ours does, are common (*WSD*, for
 #   warm-up, stable, decay).
@@ -1442,7 +1456,7 @@ figures.save_numbers(
 #   tensor and pipeline parallelism*; notebook 06 shows the first).
 # - **The floor** of their text is unknown. How far the loss can fall is extrapolated from smaller models, with *scaling
 #   laws* ([Hoffmann et al. 2022](https://arxiv.org/abs/2203.15556)).
-# - **Heads.** A head at zero is something that the other parts have never met. Research on large models often puts in the
+# - **Heads.** The other parts were never trained without that head. Research on large models often puts in the
 #   head's mean output instead, or its output on another text (*mean ablation*, *activation patching*).
 #
 # Next: [05 · Decoding](05_decoding.ipynb) turns the model's probabilities into text, in more ways than one.
@@ -1453,10 +1467,10 @@ figures.save_numbers(
 #    <details><summary>Answer:</summary> Batch, loss, gradient (after setting the old one to zero), clipping, step of the
 #    optimizer with the rate of this step.</details>
 # 2. A model's loss equals the bigram's. What may it have learned, and what not?
-#    <details><summary>Answer:</summary> In sum it predicts no better than a table of word pairs. It may already use more
+#    <details><summary>Answer:</summary> Overall it predicts no better than a table of word pairs. It may already use more
 #    context here and there, and lose as much elsewhere.</details>
 # 3. The samples contain known pairs of words, but no name returns. Where on the curve are we?
-#    <details><summary>Answer:</summary> Near the bigram.</details>
+#    <details><summary>Answer:</summary> Near the bigram or somewhat below it, well above the end.</details>
 # 4. A friend reports that dropout improves his loss by 0.01, in one run. What do you ask?
 #    <details><summary>Answer:</summary> How far two seeds differ without it, and on which stories it was chosen and
 #    measured.</details>

@@ -201,7 +201,7 @@ sure = (largest[held_out_ids[:, 1:] != tokenizer.pad_id] > 0.9).float().mean().i
 print(f"in 100 stories, the likeliest word has a probability above 0.9 at ≈{sure:.0%} of places")
 
 # %% [markdown]
-# At such a place top-p keeps a single word, and top-k as many as ever. Here are both filters at the place above, and at one a few words later
+# At such a place top-p 0.9 keeps a single word, and top-k as many as ever. Here are both filters at the place above, and at one a few words later
 # where the model is sure:
 
 # %%
@@ -226,7 +226,8 @@ table(
 )
 
 # %% [markdown]
-# Try all rules together, first at the open place and then at the sure one (live in Jupyter and Colab):
+# Try all rules together, first at the open place and then at the sure one. The pictures are live in Jupyter and Colab:
+# move a slider, and watch which bars disappear and which only change their length.
 
 
 # %%
@@ -398,8 +399,8 @@ if GRAMMAR:
 
 # %% [markdown]
 # So the mean of $D$ over many stories should equal the mean loss minus the mean of $-\ln p$: the gap to the floor of
-# notebook 04, measured in another way. The two agree if they differ by no more than a few *standard errors*; one
-# standard error is the typical chance deviation of a mean of so many numbers.
+# notebook 04, measured in another way and on 250 stories. The two agree if they differ by no more than a few *standard errors*; one
+# standard error says how far a mean of so many numbers is typically off by chance.
 
 # %% cellView="form" tags=["hide-input"]
 if GRAMMAR:
@@ -425,7 +426,7 @@ if GRAMMAR:
 # **Predict.** Of the 200 continuations drawn at temperature 1, how many will be possible: nearly all, about half, or
 # hardly any? And how many of those that greedy writes?
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 SEEDS = 4 if CORPUS == "bundled" else 10
 protocol = {
     "greedy": [{"strategy": "greedy"}],
@@ -467,7 +468,8 @@ if verdicts:
             "Temperature 1.3 is far below the others."
         ),
         caption=(
-            "The lines are 95 % intervals (Wilson's, which suit shares near 0 and 100 %). A "
+            "The lines are 95 % intervals (Wilson's: they contain the true share in 95 of 100 "
+            "such experiments). A "
             "possible continuation is one that the grammar can write; it need not be a good one."
         ),
     )
@@ -496,7 +498,7 @@ if verdicts:
 # <details><summary>What happened</summary>
 #
 # At temperature 1 fewer than half of the texts are possible, although the model gives only about 1.5 % to impossible
-# words. Greedy text is nearly always possible, and beam search's, too. (All sampling rules used the same seed, so their
+# words. Greedy text is nearly always possible, and so is that of beam search. (All sampling rules used the same seed, so their
 # rows are not independent.)
 #
 # </details>
@@ -576,7 +578,7 @@ claim(
 # %% [markdown]
 # In the first text every word occurs twice, but counts once. And the jumbled text scores more than three times as
 # much as the one that makes sense, because it is made of pieces of the true one. (For many texts the counts are added
-# up first, and sacrebleu ([Post 2018](https://aclanthology.org/W18-6319/)) replaces a share of zero by a small number.
+# up first, and sacrebleu, the usual program for BLEU ([Post 2018](https://aclanthology.org/W18-6319/)) replaces a share of zero by a small number.
 # The prompt does not count.)
 #
 # We compare the rules with two references: the true continuation, and the text of a **trigram** model, which has no
@@ -1008,7 +1010,8 @@ table(
     rows,
     ["text", "finished tokens per second", "BLEU", "log-probability per token", "distinct"],
     caption=(
-        f"Five prompts, on {device.type}, {torch.get_num_threads()} threads. Five texts are too few "
+        f"Five prompts, on {device.type}, {torch.get_num_threads()} threads. Five texts are too "
+        "few "
         "to compare their BLEU."
     ),
 )
@@ -1169,7 +1172,8 @@ figures.save_figure(
         "line, with the cache a level one."
     ),
     caption=(
-        "Compare the slopes. The first step with the cache is prefill. The lines end when the first "
+        "Compare the slopes. The first step with the cache is prefill. The lines end when the "
+        "first "
         "of the twenty texts does. Greedy, medians of three runs on the machine that ran this "
         "notebook."
     ),
@@ -1221,7 +1225,7 @@ far = write_on(START[1:], 100, window=24)
 print(f"{len(far)} tokens: {tokenizer.decode(far)}")
 
 # %% [markdown]
-# The text goes on past 64 tokens, but whoever has dropped out of the window is forgotten. In our run no name is left in
+# The text goes on past 64 tokens, but a character who has dropped out of the window is forgotten. In our run no name is left in
 # the window when *Oscar* is written, and Momo never returns. The boy becomes *she* although *he* can still be read: the
 # window begins in mid-sentence, as no training story did.
 #
@@ -1291,8 +1295,8 @@ def greedy_with(step, prompts, count, words=None):
 
 # %% [markdown]
 # Each cache writes thirty words after the same twenty openings. We measure two things: how many of the pairs of
-# neighbouring words occur in the training stories, and how far the logits, on the words that the right cache chose, are
-# from those of one pass over the whole text.
+# neighbouring words occur in the training stories, and how far the logits are from those of
+# one pass over the whole text. (For the logits, all caches read the words that the right one chose.)
 #
 # **Predict.** Which of the three will you notice by reading the text: none, one or all? And which will the share of
 # known pairs reveal?
@@ -1350,15 +1354,16 @@ figures.save_figure(
     ),
     caption=(
         "Look at the first word: it is chosen before anything is read from the cache, so all are "
-        "right. The figure does not show the texts, in which nearly all pairs of neighbouring "
-        "words are known ones, with each of the three."
+        "right. All three write almost only known pairs of words, "
+        "which the figure does not show."
     ),
 )
 
 # %% cellView="form" tags=["hide-input", "hide-output"]
 broken = list(ways)[1:]
 claim(
-    f"on average over the texts, the right cache stays within ≈{max(drift['right']):.0e} of one pass",
+    "on average over the texts, the right cache stays within "
+    f"≈{max(drift['right']):.0e} of one pass",
     max(drift["right"]) < 1e-3,
 )
 claim(
@@ -1376,7 +1381,7 @@ claim(
 # <details><summary>What happened</summary>
 #
 # The empty cache is noticed soon: its text goes round in circles, because the next word depends on the last word alone.
-# The other two take careful reading. The share of known pairs reveals none of the three.
+# Wrong positions show after some words, when a sentence loses its thread. The text with another row's keys reads well. The share of known pairs reveals none of the three.
 #
 # </details>
 #

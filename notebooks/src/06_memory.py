@@ -80,7 +80,7 @@ ids = encode_stories(tokenizer, stories.train[:512], trained.config.context_leng
 # %% [markdown]
 # ## Gradients add
 #
-# A large batch gives a steadier gradient, and needs more memory. But the gradient of a sum is the sum of the
+# A mean over more stories is a steadier gradient, and needs more memory. But the gradient of a sum is the sum of the
 # gradients, so it can be computed in parts. In PyTorch `backward()` *adds* to `.grad`. So we cut the batch into
 # **mini-batches**, call `backward()` for one after another, and only then take a step. This is **gradient
 # accumulation**.
@@ -164,7 +164,7 @@ table(
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# Only the sum of sums has it. The mean of means gives each *story* the same weight, so a token of a short story counts
+# Only the sum of sums has the same gradient. The mean of means gives each *story* the same weight, so a token of a short story counts
 # more than a token of a long one, as the table shows.
 #
 # </details>
@@ -204,7 +204,7 @@ ours, theirs = copy.deepcopy(exact), copy.deepcopy(exact)
 accumulation_step(ours, torch.optim.AdamW(ours.parameters(), lr=1e-3), ragged, size=1)
 how = TrainingConfig(batch_size=1, clip_norm=None)
 adam = torch.optim.AdamW(theirs.parameters())
-optimizer_step(theirs, adam, ragged, 1e-3, how, "fp32")  # "fp32": no 16-bit products
+optimizer_step(theirs, adam, ragged, 1e-3, how, "fp32")  # "fp32": all in 32-bit numbers
 claim(
     "after a step of AdamW with either function, all parameters are the same, bit for bit",
     equal(ours.parameters(), theirs.parameters()),
@@ -215,7 +215,7 @@ claim(
 # **activations** grow with the mini-batch. `measure_peak_memory` counts the bytes of the tensors that a call creates,
 # and returns their peak. (Its listing is folded under *Compute it twice*.) The parameters come on top, and so do the
 # **moments**, two running means that AdamW keeps for each parameter. They do not depend on the batch, and are not in
-# the first three numbers.
+# the three numbers that are printed next.
 
 # %%
 config = TrainingConfig(batch_size=16, precision="fp32")
@@ -255,8 +255,8 @@ claim(
 # ## Steps of 16, 32, 64 and 128 stories
 #
 # We accumulate 1, 2, 4 or 8 mini-batches of 16 stories. Each run reads the same 384 stories once (10,000 on another
-# corpus), in 24, 12, 6 or 3 steps. All start from the same random model (one seed), with warm-up and schedule fitted to
-# their number of steps. AdamW trains the whole model, without Muon, because the rule for the learning rate below is
+# corpus), in 24, 12, 6 or 3 steps. All start from the same random model (one seed), with a schedule fitted to their number
+# of steps. (Only 16 × 1 is long enough for a warm-up, of two steps.) AdamW trains the whole model, without Muon, because the rule for the learning rate below is
 # known for Adam and its relatives.
 #
 # **Predict.** Which run has the lowest loss at the end: the one with 16 stories a step, the one with 128, or are they
@@ -268,7 +268,7 @@ some = replace(stories, train=stories.train[:STORIES], validation=stories.valida
 
 # %%
 ACCUMULATION = (1, 2, 4, 8)
-BASE_RATE = 7e-4  # for 16 stories; small, since the shortest run has few steps to warm up in
+BASE_RATE = 7e-4  # for 16 stories; small, since the shortest runs have no warm-up
 
 
 # %%
@@ -445,8 +445,9 @@ table(
         f"seconds for {EPOCH:,} stories ({device}, {precision})",
     ],
     caption=(
-        "The final loss of each run, and the time of an epoch of plain gradient descent (bf16: "
-        "with 16-bit products). Read the last column downwards: differences of a tenth may be noise."
+        "The final loss of each run, and the time of an epoch of plain gradient descent, without "
+        "moments (bf16: "
+        "with 16-bit products). Read the last column downwards: a tenth may be noise."
     ),
 )
 
@@ -700,8 +701,8 @@ claim(
 #
 # </details>
 #
-# **The gradient is the same, bit for bit; the memory profiles differ.** The price is the length of the line: most
-# operations of the forward pass are done twice. (The meter sees only tensors, not the working memory of a product.)
+# **The gradient is the same, bit for bit; the memory profiles differ.** The price is time, which shows in the
+# longer lines: the forward pass is done a second time, with some bookkeeping. (The meter sees only tensors, not the working memory of a product.)
 
 # %%
 claim(
@@ -781,7 +782,7 @@ table(
 # Compare the column *of the time*. A backward pass is about twice the work of a forward pass, so repeating the whole
 # forward pass would add a third. We repeat only the three blocks, with 2.9 million weights; the output layer has 3.0
 # million. By this count about a sixth is added; attention, dropout and bookkeeping, which it leaves out, come on top. (A fast GPU waits for Python with a model as small as ours, and its ratio
-# says little.) The seconds are more than in the earlier table, because this model has 10,000 words instead of the
+# says little.) The times are longer than in the earlier table, because this model has 10,000 words instead of the
 # grammar's 2,082, and computes in fp32 (32-bit numbers). The memory saved gives you a choice: the same model in less
 # memory, or a larger batch or a deeper model in the same memory.
 #
@@ -861,7 +862,8 @@ claim(
 #
 # The best is a segment for every one or two blocks. With √64 = 8 segments, the insides of eight blocks are held at
 # once. The points of 2 and 4 segments gave $b$; the other four test the formula. (The measured line lies a little
-# higher, because it includes gradients and tensors that live only for a moment.)
+# higher, because it includes gradients and tensors that live only for a moment. And the inside weighs more here than in
+# the full model: the stream is narrow, so the attention weights take a larger share.)
 #
 # </details>
 #
