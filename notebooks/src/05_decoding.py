@@ -990,6 +990,8 @@ def distinct(found):
 
 # %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 true = evaluate_continuations(model, tokenizer, five, strategy="true")
+
+# %% cellView="form" tags=["hide-input", "nbval-ignore-output"]
 trade = {
     name: {
         "tokens_per_second": speeds[name],
