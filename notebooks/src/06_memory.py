@@ -21,7 +21,7 @@
 # - write gradient accumulation, and divide each part's loss by the right number;
 # - say what a larger batch buys, and what it costs;
 # - write gradient checkpointing, and say what it must replay;
-# - choose how many blocks to recompute together, and say why √n segments of n blocks are the wrong answer here;
+# - choose how many blocks to recompute together, and say what the choice depends on;
 # - compute a loss without ever holding all logits;
 # - let several processes share a batch.
 #
@@ -139,7 +139,7 @@ off_by = {
     "mean of means": difference(mean_of_means, whole),
 }
 
-# %% tags=["hide-output"]
+# %% cellView="form" tags=["hide-input", "hide-output"]
 claim(
     f"the sum of sums is off by ≈{off_by['sum of sums']:.0e} of the largest gradient, less than "
     "1e-12",
@@ -581,7 +581,7 @@ full.set_dropout(0.1)
 plain, ours, theirs = (all_gradients(full, way) for way in (plainly, Recompute.apply, checkpoint))
 off = max(difference(a, b) for a, b in zip(ours, plain, strict=True))
 
-# %% tags=["hide-output"]
+# %% cellView="form" tags=["hide-input", "hide-output"]
 claim(f"with dropout, Recompute's gradients are off by up to ≈{off:.0%} of the largest", off > 0.01)
 claim("those of helpers.memory.checkpoint are the same, bit for bit", equal(theirs, plain))
 
@@ -685,7 +685,7 @@ figures.save_figure(
     ),
 )
 
-# %% tags=["hide-output"]
+# %% cellView="form" tags=["hide-input", "hide-output"]
 low, middle, high = (profile_peaks[n] / 1e6 for n in ("12 segments", "3 segments", "all kept"))
 claim(
     f"peaks of {low:.0f}, {middle:.0f} and {high:.0f} MB: 12 segments need {low / high:.0%} of "
@@ -794,13 +794,9 @@ table(
 # $$\text{peak}(s) \approx s \cdot a + \frac{n}{s} \cdot b.$$
 #
 # Here $a$ is the size of one input, and $b$ that of the inside of one block.
-# The peak is lowest when its derivative with respect to $s$, $a - n b / s^2$, is zero: $s = \sqrt{n \, b / a}$.
-# The well-known answer, $s = \sqrt{n}$, assumes $a = b$.
-# If $n$ is less than $b / a$, the best $s$ would be more than $n$: then a segment for each block is best, as for the
-# three and twelve blocks above.
 #
 # **Predict.** We take 64 narrow blocks. The inside of the block that we looked at was 19 times as large as its input.
-# Which number of segments will have the lowest peak: 8, 16, or a number between 32 and 64?
+# Which number of segments will have the lowest peak: $\sqrt{64} = 8$, fewer, or more?
 
 # %%
 sizes = {"embedding_dim": 16, "d_model": 32, "num_layers": 64, "num_heads": 4, "d_ff": 112}
@@ -847,7 +843,7 @@ figures.save_figure(
     ),
 )
 
-# %% tags=["hide-output"]
+# %% cellView="form" tags=["hide-input", "hide-output"]
 claim(
     f"b is {b_bytes / a_bytes:.0f} times a, so the best number of segments is about {best:.0f}",
     32 <= best <= 64,
@@ -866,6 +862,10 @@ claim(
 # the full model: the stream is narrow, so the attention weights take a larger share.)
 #
 # </details>
+#
+# The peak is lowest when its derivative with respect to $s$, $a - n b / s^2$, is zero: $s = \sqrt{n \, b / a}$. The
+# well-known answer, $s = \sqrt{n}$, assumes $a = b$. If $n$ is less than $b / a$, the best $s$ would be more than $n$:
+# then a segment for each block is best, as for the three and twelve blocks above.
 #
 # What remains then are the inputs of the segments. *Nesting* reduces those, too: we keep 8 inputs, and 8 more inside
 # the segment that is being computed again. The price is that most blocks are computed a third time:
@@ -1047,8 +1047,8 @@ figures.save_numbers(
 #   tokens, the larger batch learned less here: it took fewer steps, at a rate that may have been too small for it.
 # - Checkpointing keeps a segment's input and computes its inside twice. The gradient is the same, bit for bit, if the
 #   random state is replayed.
-# - The best number of segments is √(n·b/a): it depends on how much larger a block's inside is than its input. Here it
-#   is one for every block or every two blocks, or nesting.
+# - The best number of segments is √(n·b/a): it depends on how much larger a block's inside is than its input. Here one
+#   segment for every block or every two blocks is best, and nesting needs even less.
 # - The logits need never exist all at once.
 # - The same arithmetic lets several processes share a batch.
 #
