@@ -88,8 +88,8 @@ print(textwrap.fill(STORY, 88))
 # Suppose a model has read *Tom was a small*. It gives every word that it knows a score, called a **logit**. A logit can
 # be any real number; the higher it is, the likelier the word. Probabilities must be positive and sum to 1. The
 # **softmax** turns the scores into probabilities: exponentiate each one, then divide by the sum,
-# $p_w = e^{z_w} / \sum_v e^{z_v}$. Here are made-up logits $z$ for five words. (A comment
-# such as `# (V,)` gives the shape of a tensor, here one number for each of $V$ words. All letters are in a table below.)
+# $p_w = e^{z_w} / \sum_v e^{z_v}$. Here are made-up logits $z$ for five words. (A comment such as `# (V,)` gives the
+# shape of a tensor, here one number for each of $V$ words. All letters are in a table below.)
 
 # %%
 words = ["boy", "girl", "bear", "tom", "the"]
@@ -100,7 +100,7 @@ probabilities = logits.exp() / logits.exp().sum()  # (V,), the softmax
 table(
     zip(words, logits.tolist(), probabilities.tolist(), strict=True),
     ["next word", "logit", "probability"],
-    caption="Five words that could come next, with the logits that we made up for them.",
+    caption="Five words, with the logits that we made up for them.",
 )
 
 # %% [markdown]
@@ -133,7 +133,7 @@ print(f"five equal logits: loss ln 5 = {uncertain:.2f}, perplexity {uncertain.ex
 # Is 0.424 nats a low loss for *boy*? The grammar knows. Here are the pattern of the story's first sentence and the list
 # for the slot `kind`, if the hero is a *he*:
 #
-# ```toml
+# ```text
 # "{hero} was a {size} {kind}"
 # kind.he = "5 boy, bear, fox, prince, hedgehog, puppy, frog, dragon, badger, gnome, rooster, cub, colt, ram, pirate"
 # ```
@@ -200,8 +200,8 @@ claim(
 )
 
 # %% [markdown]
-# **One story is many exercises.** Put `<sos>` before a story and `<eos>` after it. The input is all of this but the last
-# token, and the target is all but the first: the same story *shifted by one*:
+# **One story is many exercises.** Put `<sos>` before a story and `<eos>` after it. The input is all of this but the
+# last token, and the target is all but the first: the same story *shifted by one*:
 
 # %%
 shift = zip(["<sos>", *pieces[:-1]], pieces, strict=True)
@@ -474,8 +474,8 @@ table(
 # This game gives no vector to a word that it has not seen. **fastText** ([Bojanowski et al.
 # 2017](https://arxiv.org/abs/1607.04606), section 3.2) does, because it also looks inside the word. It marks the ends
 # of a word with `<` and `>`, and lists its **n-grams**: all runs of 3 to 6 characters, `<` and `>` included. It plays
-# the same game, but the vector of the *first* word is the mean of its own row and the rows of its n-grams, so words that
-# have parts in common learn together. (The paper adds the rows up; the fastText program, which we use, takes their
+# the same game, but the vector of the *first* word is the mean of its own row and the rows of its n-grams, so words
+# that have parts in common learn together. (The paper adds the rows up; the fastText program, which we use, takes their
 # mean.) A large text has far too many n-grams to give each one its own row. So a hash function assigns every n-gram to
 # one of 20,000 rows, called **buckets**, and several n-grams may share one.
 
@@ -527,8 +527,9 @@ table(
 )
 
 # %% [markdown]
-# The neighbours of *she* and *tuesday* are cleaner, those of *said* are not. (The two trainings also differ in width and
-# length, so the tables do not show what the n-grams contribute.) What we gain for certain is vectors for unseen words.
+# The neighbours of *she* and *tuesday* are cleaner, those of *said* are not. (The two trainings also differ in width
+# and length, so the tables do not show what the n-grams contribute.) What we gain for certain is vectors for unseen
+# words.
 #
 # **Predict.** *Grandmothers* and *zyzzyva* are not in the vocabulary. Do both, one or neither of them get neighbours
 # that make sense?

@@ -230,9 +230,9 @@ figures.save_figure(
 #
 # </details>
 #
-# Why does this matter? A weight $w$ changes with its score at the rate $w(1 - w)$, which is 1/4 if $w$ is 1/2, and almost
-# 0 if $w$ is near 0 or near 1. If all weights of a query are near 0 or 1, almost no gradient reaches the query, so
-# training hardly changes where it looks. How common is that? We let PyTorch compute the gradient of each query's
+# Why does this matter? A weight $w$ changes with its score at the rate $w(1 - w)$, which is 1/4 if $w$ is 1/2, and
+# almost 0 if $w$ is near 0 or near 1. If all weights of a query are near 0 or 1, almost no gradient reaches the query,
+# so training hardly changes where it looks. How common is that? We let PyTorch compute the gradient of each query's
 # largest weight with respect to the query, also for $d_k$ = 37, the size in our model.
 
 
@@ -262,8 +262,8 @@ table(
 
 # %% [markdown]
 # Without the division, more and more queries get almost no gradient as $d_k$ grows. Others get a larger one: at our 37,
-# the median is above that of the divided scores. With the division, the median hardly depends on $d_k$, and no query
-# falls below 0.01. (All this concerns random vectors. A trained head may well put nearly all its weight on one
+# the median is above that of the divided scores. With the division, the median hardly depends on $d_k$, and 0 % of the
+# queries fall below 0.01. (All this concerns random vectors. A trained head may well put nearly all its weight on one
 # word, but then training has led it there, for example by enlarging its matrices.)
 #
 # Two roots are easy to confuse. Notebook 01 *multiplied* word vectors by $\sqrt{D}$, because they start out too short
@@ -338,8 +338,8 @@ claim(
 
 # %% [markdown]
 # If the mask comes too late, the weights of the past carry a trace of the future. In a heat-map, the squares for the
-# future look right, all zero; only the sums of the rows give the leak away. (One could repair it by dividing each row by its sum. Masking before the
-# softmax does the same in one step.)
+# future look right, all zero; only the sums of the rows give the leak away. (One could repair it by dividing each row
+# by its sum. Masking before the softmax does the same in one step.)
 #
 # Now to our whole model, three layers of attention and other parts (`Decoder`, which notebook 03 builds). Its outputs
 # are logits: at each position, a score for every word that could come next. The model is not trained.
@@ -430,7 +430,8 @@ claim(
 print("word 1 after the heads are joined:", wrong.transpose(1, 2).reshape(B, T, -1)[0, 0].tolist())
 
 # %% [markdown]
-# When the heads are joined again, word 1 holds numbers of word 2. No mask can keep the future out of such a layer.
+# When the heads are joined again, word 1 holds numbers of word 2. Row 1 of head 2 *is* word 2, and every row reads
+# itself. So no mask can keep the future out of such a layer.
 
 # %% [markdown]
 # **Three at once.** Our layer computes queries, keys and values in one product, so each token first has $3D$ numbers:
@@ -467,9 +468,9 @@ show_source(MultiHeadAttention)
 
 # %% [markdown]
 # Besides the output matrix, one thing is new: **dropout** on the weights. In training it sets each weight to zero with
-# a given probability $p$ and divides the others by $1 - p$, so that the mean over many draws stays the same. A head then cannot rely
-# on a single word. When the model is used, dropout does nothing; and `ModelConfig` sets its probability to 0 unless we
-# ask for more, as we do here. (Notebook 03 explains what it is for.)
+# a given probability $p$ and divides the others by $1 - p$, so that the mean over many draws stays the same. A head
+# then cannot rely on a single word. When the model is used, dropout does nothing; and `ModelConfig` sets its
+# probability to 0 unless we ask for more, as we do here. (Notebook 03 explains what it is for.)
 
 # %%
 torch.manual_seed(0)
@@ -573,8 +574,9 @@ claim(
 
 # %% [markdown]
 # Call this turn $R$. Our vectors are rows, and for a row $p_{t-1} = p_t R^\top$. So $W_Q = R^\top$, and $W_K$ is the
-# identity. (`nn.Linear` multiplies by the transpose of its `weight`, so there the weight is $R$ itself.) The score of key $s$ for query $t$ is
-# $\sum_\omega \cos\omega(t - 1 - s)$: it depends only on how far $s$ is from the position where we want to look.
+# identity. (`nn.Linear` multiplies by the transpose of its `weight`, so there the weight is $R$ itself.) Before the
+# division by $\sqrt{d_k}$, the score of key $s$ for query $t$ is $\sum_\omega \cos\omega(t - 1 - s)$: it depends only
+# on how far $s$ is from the position where we want to look.
 #
 # **Predict.** The right word has the highest score: each of the 18 hands adds $\cos 0 = 1$. What is the score of its
 # nearest neighbours: below 5, about 9, or above 14?
@@ -674,7 +676,7 @@ figures.save_figure(
 #    what the first head brought.
 #
 # The second is called an **induction head** (Olsson et al. 2022). Here each word is a one-hot vector. The factor 10 is
-# a sharpness, as above:
+# a sharpness; nothing is divided by $\sqrt{d_k}$ here:
 
 
 # %%
@@ -734,8 +736,8 @@ def embed(ids):
 
 
 # %% [markdown]
-# Each of our heads reads either the position or the word, and $W_Q$ says what it asks for. `where` selects the 36 numbers
-# of the fast hands, and `what` the 37 numbers of the word.
+# Each of our heads reads either the position or the word, and $W_Q$ says what it asks for. `where` selects the 36
+# numbers of the fast hands, and `what` the 37 numbers of the word.
 
 # %%
 where = torch.eye(WIDTH, config.d_model)  # (d, D); the last row stays 0
@@ -827,15 +829,15 @@ figures.save_figure(
 # <details><summary>What happened</summary>
 #
 # To the word itself. It is the nearest word that the head may read, and so the one with the highest score that is left:
-# 14.4 against 5.5 for the word before it, times the sharpness.
+# 14.4 against 5.5 for the word before it, times the sharpness and before the division.
 #
 # </details>
 #
 # Four heads ask for positions: one and two words back, the word itself, and the word ahead. Three ask for words. *Same
 # word* finds the word itself and, at a full stop, the earlier full stops too, in nearly equal parts. *Who is he?* sends
-# *he*, *his* and *him* to *tom*, and would send *her* to *mia*; all other words read `<sos>`. The last head asks for nothing, and spreads its weight
-# evenly over the word itself and the past. These patterns are clean because we designed them. A trained head may mix
-# several, or follow none.
+# *he*, *his* and *him* to *tom*, and would send *her* to *mia*; all other words read `<sos>`. The last head asks for
+# nothing, and spreads its weight evenly over the word itself and the past. These patterns are clean because we designed
+# them. A trained head may mix several, or follow none.
 #
 # How much of a head's weight lies where it should? A **pattern** says for each word which words it should read: the
 # *previous word*, *itself*, the earlier copies of the *same word*, or the *start token* (from the third token on, since
@@ -862,7 +864,7 @@ for name in ("previous word", "itself", "same word", "start token"):
     numbers[name] = [on_pattern(name, *which) for which in ((0, head), (1, head), (0, uniform))]
 table(
     [[name, *[f"{value:.3f}" for value in row]] for name, row in numbers.items()],
-    ["head, on its own pattern", "layer 1: sharp", "layer 2: a tenth as sharp", "uniform head"],
+    ["head, on its own pattern", "sharp", "blunt: a tenth as sharp", "uniform head"],
     caption=(
         "The mean weight that each head puts on the pattern it was made for, compared with a "
         "blunter copy of it and with a head that has no pattern."

@@ -77,8 +77,8 @@ print(f"{len(stories.train):,} stories, a vocabulary of {V:,} tokens")
 # ## The whole model on one page
 #
 # Each token has a vector, its **residual stream**. It starts as the sum of the word and its position. Then every part
-# of every block does the same three things: it *reads* a normalised copy of the stream, *computes*, and *adds* its result.
-# Nothing is ever overwritten.
+# of every block does the same three things: it *reads* a normalised copy of the stream, *computes*, and *adds* its
+# result. Nothing is ever overwritten.
 #
 # ```
 # words + positions ──┬────────────────────(+)──┬────────────────────────(+)── … ── norm ── output ── logits
@@ -87,8 +87,8 @@ print(f"{len(stories.train):,} stories, a vocabulary of {V:,} tokens")
 # ```
 #
 # Only attention looks at other tokens; it was the subject of [02 · Attention](02_attention.ipynb). We now build the
-# other parts, and then the whole model. (*Residual* comes from networks in which a part computes only what is to be added
-# to its input. *Normalised* is explained next.)
+# other parts, and then the whole model. (*Residual* comes from networks in which a part computes only what is to be
+# added to its input. *Normalised* is explained next.)
 #
 # ## LayerNorm by hand
 #
@@ -153,7 +153,7 @@ claim(f"loop = LayerNorm = torch.nn.LayerNorm, within ≈{apart:.1g}", apart < 1
 # **Predict.** Multiply every number of the input by 3, and add 7. Is the output multiplied by 3, shifted by 7, both,
 # or neither?
 
-# %%
+# %% cellView="form" tags=["hide-input"]
 norm = LayerNorm(296)  # with gain 1 and bias 0
 x = torch.randn(4, 296)  # (T, D)
 change = error(norm(3 * x + 7), norm(x))
@@ -221,10 +221,10 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Every gradient that passes through is multiplied by the slope. If the input of a ReLU is negative, the weights before it
-# get no gradient from this token, because the slope is exactly zero. GELU's slope is zero only at one point, near −0.75, and close to zero
-# far below. The curves do not show that one trains better than the other; only an experiment could. We take GELU
-# because the GPT family does.
+# Every gradient that passes through is multiplied by the slope. If the input of a ReLU is negative, the weights before
+# it get no gradient from this token, because the slope is exactly zero. GELU's slope is zero only at one point, near
+# −0.75, and close to zero far below. The curves do not show that one trains better than the other; only an experiment
+# could. We take GELU because the GPT family does.
 #
 # The feed-forward part widens each token's vector (296 → 1,024), applies GELU, and narrows it again. The original
 # transformer used ReLU here ([Vaswani et al. 2017](https://arxiv.org/abs/1706.03762), section 3.3).
@@ -257,8 +257,8 @@ x = torch.randn(2, 6, 24)  # (B, T, D)
 mask = torch.full((6, 6), float("-inf")).triu(1)  # (T, T): 0 for the past, -inf for the future
 
 # %% [markdown]
-# First read a normalised copy of the stream, mix it with the past, and add the result. Then read a normalised copy of *that*,
-# compute, and add again.
+# First read a normalised copy of the stream, mix it with the past, and add the result. Then read a normalised copy of
+# *that*, compute, and add again.
 
 # %%
 mixed, weights = block.attention(block.attention_norm(x), mask)  # (B, T, D), (B, H, T, T)
@@ -393,8 +393,8 @@ def mean_loss(model, ids):
 # %% [markdown]
 # ## Where the parameters are
 #
-# `ModelConfig()` is the full model, with a vocabulary of 10,000 words, as for real stories. The number of heads does not appear
-# in any formula.
+# `ModelConfig()` is the full model, with a vocabulary of 10,000 words, as for real stories. The number of heads does
+# not appear in any formula.
 
 
 # %%
@@ -439,10 +439,9 @@ print(f"the output's matrix: {saved:,} parameters, {saved / count(full):.0%} of 
 # %% [markdown]
 # Attention, the famous part, holds only a small share of the full model's parameters. Two thirds belong to the
 # vocabulary, which has one table on the way in and one on the way out. (The grammar stories have fewer words, so their
-# model is smaller.) **Weight tying** uses one table for both ([Press & Wolf
-# 2017](https://arxiv.org/abs/1608.05859)): a word is scored by its own projected vector. Then the output's matrix, a third of
-# the full model, is not needed. (In the class below it is still there, unused, so that both kinds start from the same
-# random numbers.)
+# model is smaller.) **Weight tying** uses one table for both ([Press & Wolf 2017](https://arxiv.org/abs/1608.05859)): a
+# word is scored by its own projected vector. Then the output's matrix, a third of the full model, is not needed. (In
+# the class below it is still there, unused, so that both kinds start from the same random numbers.)
 
 
 # %%
@@ -740,16 +739,17 @@ claim(
 # what this norm reads. In pre-norm that is the whole stream, a sum of $2L$ nearly perpendicular writes, which grows
 # about as $\sqrt{L}$; in post-norm it is a sum of only two vectors, however deep the stack is.
 #
-# On the way back, once it is through the final norm, the gradient has a free path in pre-norm: the stream is a sum, so the
-# gradient at its end arrives unchanged at the output of *every* block. What the later blocks pass back is added to it,
-# and so the first of twelve blocks gets three times the gradient of the last. In post-norm the gradient must pass two
-# norms in each block. At the start this costs it nothing that we could measure: the first block gets more than the last
-# there, too.
+# On the way back, once it is through the final norm, the gradient has a free path in pre-norm: the stream is a sum, so
+# the gradient at its end arrives unchanged at the output of *every* block. What the later blocks pass back is added to
+# it, and so the first of twelve blocks gets three times the gradient of the last. In post-norm the gradient must pass
+# two norms in each block. At the start this costs it nothing that we could measure: the first block gets more than the
+# last there, too.
 #
 # All this is about the moment before the first step. What happens after it? As a yardstick we take a model that knows
 # only how frequent each word is. If a share $f_w$ of the targets is the word $w$, its loss is $-\sum_w f_w \ln f_w$.
 #
-# (In practice the learning rate often begins small and rises over the first steps, a **warm-up**. We do without it here.)
+# (In practice the learning rate often begins small and rises over the first steps, a **warm-up**. We do without it
+# here.)
 
 # %%
 shares = torch.bincount(some[:, 1:].flatten(), minlength=V)[1:].double()  # (V - 1,), no <pad>
@@ -812,15 +812,15 @@ table(
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# Three of the four do. The post-norm stack of twelve blocks comes near the line and turns away. With
-# three blocks, our depth, both kinds learn; post-norm ends a little behind, by about a tenth of a nat or less. In so few
-# steps, twelve pre-norm blocks are behind three.
+# Three of the four do. The post-norm stack of twelve blocks comes near the line and turns away. With three blocks, our
+# depth, both kinds learn; post-norm ends a little behind, by about a tenth of a nat or less. In so few steps, twelve
+# pre-norm blocks are behind three.
 #
 # </details>
 #
-# Xiong et al. argue that a deep post-norm stack needs a warm-up, because its last blocks start with large gradients. Our
-# runs do not prove this: with three blocks the last block's gradient is about as large, and yet they learn. Nor do they show that post-norm is worse once it trains: they show one learning rate, without
-# warm-up, at a width of 64.
+# Xiong et al. argue that a deep post-norm stack needs a warm-up, because its last blocks start with large gradients.
+# Our runs do not prove this: with three blocks the last block's gradient is about as large, and yet they learn. Nor do
+# they show that post-norm is worse once it trains: they show one learning rate, without warm-up, at a width of 64.
 #
 # What does pre-norm cost? Nothing in it limits the growth of the stream.
 
@@ -982,9 +982,10 @@ targets = continued.total()
 floor = sum(n * math.log(begun[text[:-1]] / n) for text, n in continued.items()) / targets
 
 # %% [markdown]
-# The floor has a simple form. If $n_t$ of the eight stories begin like this one up to its $t$-th token, and all eight differ,
-# the product of its frequencies is $\frac{n_1}{8} \cdot \frac{n_2}{n_1} \cdots \frac{1}{n_{T-1}} = \frac{1}{8}$. So each story costs $\ln 8$ nats, all of it at the words where stories differ,
-# and the eight stories together cost $8 \ln 8$ nats.
+# The floor has a simple form. If $n_t$ of the eight stories begin like this one up to its $t$-th token (`<sos>` is the
+# first, so $n_1 = 8$), and all eight differ within 64 tokens, the product of its frequencies is
+# $\frac{n_1}{8} \cdot \frac{n_2}{n_1} \cdots \frac{1}{n_{T-1}} = \frac{1}{8}$. So each story costs $\ln 8$ nats, all of
+# it at the words where stories differ, and the eight stories together cost $8 \ln 8$ nats.
 
 # %% cellView="form" tags=["hide-input"]
 claim(
@@ -1046,7 +1047,7 @@ figures.save_figure(
 #
 # ## Who wrote the prediction?
 #
-# What does the model expect halfway through its blocks? The **logit lens**
+# What does the model that knows eight stories by heart expect halfway through its blocks? The **logit lens**
 # ([nostalgebraist 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens))
 # reads the stream early: it sends the sum of what was written so far through the final norm and the output layer, as if
 # there were no more blocks. Our story contains *the* three times, followed by two different words. The word that goes
@@ -1089,10 +1090,10 @@ table(
 # $$\text{logits} = \sum_{u}\left(\frac{u - \operatorname{mean}(u)}{\sqrt{\sigma^2 + \varepsilon}} \odot g\right) W^\top +
 # \underbrace{b_{\text{norm}} W^\top + b_{\text{output}}}_{\text{biases}}$$
 #
-# Here $\sqrt{\sigma^2 + \varepsilon}$ is the fixed number, $g$ and $b_{\text{norm}}$ are the final norm's gain and bias,
-# $W$ and $b_{\text{output}}$ the output layer's matrix and bias, and $\odot$ multiplies number by number. This is called
-# *direct logit attribution*. The view of the stream as a sum of what the parts write is that of
-# [Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html).
+# Here $\sqrt{\sigma^2 + \varepsilon}$ is the fixed number, $g$ and $b_{\text{norm}}$ are the final norm's gain and
+# bias, $W$ and $b_{\text{output}}$ the output layer's matrix and bias, and $\odot$ multiplies number by number. This is
+# called *direct logit attribution*. The view of the stream as a sum of what the parts write is that of [Elhage et al.
+# 2021](https://transformer-circuits.pub/2021/framework/index.html).
 
 
 # %%

@@ -134,8 +134,8 @@ print(f"if the padding counted too, and cost nothing, the mean would be ≈{easy
 # - **uniform** treats every word as equally likely, which costs $\ln V$;
 # - **unigram** predicts each word by how often it occurs, $P(w)$;
 # - **bigram** predicts each word by how often it follows *the word before*. If $w$ came $n(v, w)$ times after $v$ in
-#   the training stories, and $v$ came $n(v)$ times, then
-#   $P(w \mid v) = \big(n(v, w) + \alpha P(w)\big) / \big(n(v) + \alpha\big)$. The share of $P(w)$ keeps a pair that
+#   the training stories, and $v$ came $n(v)$ times, then $P(w \mid v)$ is $n(v, w) + \alpha P(w)$, divided by
+#   $n(v) + \alpha$. The share of $P(w)$ keeps a pair that
 #   never occurred from being impossible. The best $\alpha$ is found on a tenth of the training stories;
 # - **entropy floor**: the mean of $-\ln p$, where $p$ is the true probability of each word, which the grammar knows.
 #   On average no model can predict better: any other distribution loses more, and notebook 05 measures how much.
@@ -217,10 +217,10 @@ def training_loop(model, ids, config, total_steps, stop_after):
 
 
 # %% [markdown]
-# That is all. `make_optimizer` and `learning_rate_at` hold our recipe, which the next section explains; a group's *share*
-# lets some parameters move faster than others. The course's `train` also measures the validation loss, saves the run,
-# resumes it after a crash, and works on several GPUs. Apart from that, do the two agree? We compare thirty steps on a
-# hundred stories, eight stories a step, in 32-bit arithmetic:
+# That is all. `make_optimizer` and `learning_rate_at` hold our recipe, which the next section explains; a group's
+# *share* lets some parameters move faster than others. The course's `train` also measures the validation loss, saves
+# the run, resumes it after a crash, and works on several GPUs. Apart from that, do the two agree? We compare thirty
+# steps on a hundred stories, eight stories a step, in 32-bit arithmetic:
 
 # %%
 thirty = TrainingConfig(
@@ -244,9 +244,9 @@ claim(
 # %% [markdown]
 # **Precision.** Many processors multiply 16-bit *bfloat16* numbers faster than 32-bit ones. If this one does, `train`
 # uses them for the large matrix products (**mixed precision**; [Micikevicius et al.
-# 2018](https://arxiv.org/abs/1710.03740) used another 16-bit format). bfloat16 has the range of 32-bit numbers, but only
-# two to three decimal digits, so a small change of a weight would be lost in rounding. The weights, the residual stream,
-# the norms and the sums of losses therefore stay in 32 bits. PyTorch's `autocast` sorts this out:
+# 2018](https://arxiv.org/abs/1710.03740) used another 16-bit format). bfloat16 has the range of 32-bit numbers, but
+# only two to three decimal digits, so a small change of a weight would be lost in rounding. The weights, the residual
+# stream, the norms and the sums of losses therefore stay in 32 bits. PyTorch's `autocast` sorts this out:
 
 # %%
 one = torch.tensor(1.0, dtype=torch.bfloat16)  # ()
@@ -266,8 +266,8 @@ claim(f"the loss of a batch changes by ≈{difference:.4f} nats, less than 0.01"
 # ## The recipe
 #
 # Our recipe makes three choices: how to start, at which rate, and with which optimizer. We compare it with *the
-# baseline recipe*, which is the plain way to train: random starting vectors, a constant rate of 0.0003, Adam (explained below), and
-# dropout 0.1.
+# baseline recipe*, which is the plain way to train: random starting vectors, a constant rate of 0.0003, Adam (explained
+# below), and dropout 0.1.
 #
 # **Start.** The embedding starts from fastText vectors, trained on the training stories alone, and is trained further.
 # The output layer starts from them, too: the row that scores a word starts as the word's vector, sent through the
@@ -361,18 +361,18 @@ apart = apart_after_ten(
 claim(f"Adam by hand and PyTorch's differ by ≈{apart:.0e}, less than 1e-6", apart < 1e-6)
 
 # %% [markdown]
-# Adam treats each number separately. But a matrix is more than a list of numbers. It is a sum of *directions*, each with
-# a strength, its **singular value**, and a gradient has a few strong directions and many weak ones. **Muon** ([Jordan et
-# al. 2024](https://kellerjordan.github.io/posts/muon/)) makes the strong ones about equal, and lifts the weak ones,
-# before it takes a step. It needs matrix products only. If $X = U \Sigma V^\top$ has the singular values $\Sigma$, then
-# $X X^\top X = U \Sigma^3 V^\top$: the values change, and the directions stay. In this way the **Newton–Schulz**
-# iteration applies $x \mapsto a x + b x^3 + c x^5$ to all of them, five times. With Jordan's $a$, $b$ and $c$, a small
-# value grows about 3.4-fold each time, until it is near 1.
+# Adam treats each number separately. But a matrix is more than a list of numbers. It is a sum of *directions*, each
+# with a strength, its **singular value**, and a gradient has a few strong directions and many weak ones. **Muon**
+# ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/)) makes the strong ones about equal, and lifts the
+# weak ones, before it takes a step. It needs matrix products only. If $X = U \Sigma V^\top$ has the singular values
+# $\Sigma$, then $X X^\top X = U \Sigma^3 V^\top$: the values change, and the directions stay. In this way the
+# **Newton–Schulz** iteration applies $x \mapsto a x + b x^3 + c x^5$ to all of them, five times. With Jordan's $a$, $b$
+# and $c$, a small value grows about 3.4-fold each time, until it is near 1.
 #
 # The rest resembles Adam: a running mean of the gradient $G$, here with a look one step ahead (Nesterov's momentum). An
-# $N \times M$ matrix whose singular values are all 1 has numbers of about $1 / \sqrt{\max(N, M)}$, so a factor of $0.2 \sqrt{\max(N, M)}$
-# would make the step about as long as one of AdamW's ([Liu et al. 2025](https://arxiv.org/abs/2502.16982)). (Where many
-# directions stay weak, as in the figure below, it is shorter.)
+# $N \times M$ matrix whose singular values are all 1 has numbers of about $1 / \sqrt{\max(N, M)}$, so a factor of
+# $0.2 \sqrt{\max(N, M)}$ would make the step about as long as one of AdamW's ([Liu et al.
+# 2025](https://arxiv.org/abs/2502.16982)). (Where many directions stay weak, as in the figure below, it is shorter.)
 #
 # $$m \leftarrow 0.95\,m + 0.05\,G, \qquad W \leftarrow W - \eta \cdot 0.2 \sqrt{\max(N, M)} \cdot
 # \mathrm{NewtonSchulz}(0.95\,m + 0.05\,G).$$
@@ -462,8 +462,9 @@ show_source(make_optimizer, fold="Who gets what: make_optimizer, from helpers/tr
 #
 # Before we train, we choose what to watch. Some words can be known only from much earlier in the story. One kind is a
 # **name** that returns. Another is a **song** whose words mean nothing, as in *"Zim tala pom vero."* Each of these
-# words, the **sounds**, is drawn from the twelve that its place in the song allows, all about equally likely. So nobody can predict them the first time, not
-# even from the sound before. When the song is sung again, they are certain for a reader who remembers it.
+# words, the **sounds**, is drawn from the twelve that its place in the song allows, all about equally likely. So nobody
+# can predict them the first time, not even from the sound before. When the song is sung again, they are certain for a
+# reader who remembers it.
 
 # %%
 names = words_after(r"\b(?:named|called) ([A-Z]\w+)", stories.train, tokenizer)  # ids
@@ -482,8 +483,9 @@ print(
 #   ([Olsson et al. 2022](https://arxiv.org/abs/2209.11895)), within songs. There, a head of an earlier layer had to tell
 #   each word what came before it: that is what *previous sound* would be for.
 #
-# How closely does a head follow a pattern? Let $m$ be the weight that it puts on the pattern's words, and $c$ the weight
-# that an even spread would put there, both averaged over the places that the pattern speaks about. The **score** is
+# How closely does a head follow a pattern? Let $m$ be the weight that it puts on the pattern's words, and $c$ the
+# weight that an even spread would put there, both averaged over the places that the pattern speaks about. The **score**
+# is
 #
 # $$\frac{m - c}{1 - c}.$$
 #
@@ -609,9 +611,10 @@ figures.save_figure(
 )
 
 # %% [markdown]
-# Both losses fall fast past the unigram landmark (how often each word occurs) and the bigram landmark (which word follows
-# which). Then comes the slow part. Most of the way from the bigram to the end is covered before a head follows any of
-# the three patterns with a score of 0.3, so most of that came without a head that follows them closely. The figure does not show what it was.
+# Both losses fall fast past the unigram landmark (how often each word occurs) and the bigram landmark (which word
+# follows which). Then comes the slow part. Most of the way from the bigram to the end is covered before a head follows
+# any of the three patterns with a score of 0.3, so most of that came without a head that follows them closely. The
+# figure does not show what it was.
 #
 # The notebooks that follow load a trained model from `checkpoints/` with `load_or_train`. The one for the grammar
 # stories comes with the repository, and this run must end at nearly the same loss. For any other corpus, the model of
@@ -628,10 +631,11 @@ claim(f"this run and the model in {place.parent.name}/ end ≈{apart:.3f} nats a
 # %% [markdown]
 # ## What each landmark buys
 #
-# One sample may be luck, so we measure all sixteen at each of four stages: untrained, at the first measurement below the
-# unigram landmark, at the first below the bigram landmark, and trained. How many of their word **pairs** occur in the training stories? How many of
-# the **names** in them have been mentioned before in the same story? And the grammar judges them: where does a text first
-# say something that **no story could say**, and which are **complete** stories, possible from `<sos>` to `<eos>`?
+# One sample may be luck, so we measure all sixteen at each of four stages: untrained, at the first measurement below
+# the unigram landmark, at the first below the bigram landmark, and trained. How many of their word **pairs** occur in
+# the training stories? How many of the **names** in them have been mentioned before in the same story? And the grammar
+# judges them: where does a text first say something that **no story could say**, and which are **complete** stories,
+# possible from `<sos>` to `<eos>`?
 
 
 # %%
@@ -735,22 +739,22 @@ if CORPUS == "bundled":
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# Below the unigram landmark, few neighbouring words belong together. Below the bigram landmark most pairs are known, but
-# the story forgets whom it is about. Only the trained model repeats names nearly as often as true stories do, and writes
-# whole stories that the grammar could have told. About half of its samples still break a rule: somebody appears whom
-# nobody has mentioned, for example.
+# Below the unigram landmark, few neighbouring words belong together. Below the bigram landmark most pairs are known,
+# but the story forgets whom it is about. Only the trained model repeats names nearly as often as true stories do, and
+# writes whole stories that the grammar could have told. About half of its samples still break a rule: somebody appears
+# whom nobody has mentioned, for example.
 #
 # </details>
 #
-# **A loss says how much has been learned, samples say what.** A high share of known pairs is no merit in itself: a model
-# that copied its training stories would score 100 %.
+# **A loss says how much has been learned, samples say what.** A high share of known pairs is no merit in itself: a
+# model that copied its training stories would score 100 %.
 #
 # ## Overfitting
 #
 # In the loss curves above, training and validation stay together as far as the figure shows, probably because stories
-# from a grammar contain little that a model could learn by heart. Other stories contain more. **TinyStories** ([Eldan & Li
-# 2023](https://arxiv.org/abs/2305.07759)) are short stories in the words of a small child, written by GPT-3.5 and GPT-4.
-# The next figure shows the same blocks and recipe, with a larger vocabulary, on ten thousand of them:
+# from a grammar contain little that a model could learn by heart. Other stories contain more. **TinyStories** ([Eldan &
+# Li 2023](https://arxiv.org/abs/2305.07759)) are short stories in the words of a small child, written by GPT-3.5 and
+# GPT-4. The next figure shows the same blocks and recipe, with a larger vocabulary, on ten thousand of them:
 
 # %% cellView="form" tags=["hide-input"]
 told = load_numbers("tinystories", "04")["history"] if CORPUS == "bundled" else history.rows
@@ -789,9 +793,9 @@ print(
 #
 # One run cannot answer that, because two runs that differ only in their random numbers end at different losses. Here
 # are recorded answers, on TinyStories. The model, the stories and the three seeds are the same for all rows, and all
-# but one row of the figure have 300 steps. The zero of the figure is a run with AdamW, at a rate of 0.002 that falls along half a cosine
-# ([Loshchilov & Hutter 2017](https://arxiv.org/abs/1608.03983)), from fastText vectors, without dropout. Most rows change
-# one thing:
+# but one row of the figure have 300 steps. The zero of the figure is a run with AdamW, at a rate of 0.002 that falls
+# along half a cosine ([Loshchilov & Hutter 2017](https://arxiv.org/abs/1608.03983)), from fastText vectors, without
+# dropout. Most rows change one thing:
 #
 # - *Start:* random vectors; fastText vectors in the embedding only, not in the output layer; or *frozen* ones, which are
 #   never trained.
@@ -916,10 +920,9 @@ table(
 #
 # </details>
 #
-# **What makes an answer.** The difference must be larger than its own variation from seed to seed: here a range of about
-# 0.01 nats over three seeds, and up to 0.03 for a few tricks. The stories on which a recipe is chosen must not be those
-# on which it is reported. And a trick that costs time must also
-# win in equal time.
+# **What makes an answer.** The difference must be larger than its own variation from seed to seed: here a range of
+# about 0.01 nats over three seeds, and up to 0.03 for a few tricks. The stories on which a recipe is chosen must not be
+# those on which it is reported. And a trick that costs time must also win in equal time.
 #
 # Now two **ablations** live, on the stories of this notebook: we take one part of our recipe away, first Muon, then the
 # fastText start, and train for 20 steps with 16 stories each.
@@ -1012,19 +1015,19 @@ if sounds:
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# The first time, the model loses about $\ln 12 \approx 2.5$ nats per sound, as even the best model must. The second time it loses
-# almost nothing.
+# The first time, the model loses about $\ln 12 \approx 2.5$ nats per sound, as even the best model must. The second
+# time it loses almost nothing.
 #
 # </details>
 #
-# The weights cannot tell which song it will be, because it is drawn anew for each story. Whatever the model knows the second time, it has
-# read from the context. Only attention can bring it from there. Let us look for the heads that do.
+# The weights cannot tell which song it will be, because it is drawn anew for each story. Whatever the model knows the
+# second time, it has read from the context. Only attention can bring it from there. Let us look for the heads that do.
 #
 # ## What does each head do?
 #
-# The model has twenty-four heads, and nobody told them what to look at. Here are the best scores for all patterns of the
-# course. *Itself*, *previous word* and *start token* ask for places, whatever word is there; *same word* asks for earlier
-# copies of the word, and *after same word* for what followed them.
+# The model has twenty-four heads, and nobody told them what to look at. Here are the best scores for all patterns of
+# the course. *Itself*, *previous word* and *start token* ask for places, whatever word is there; *same word* asks for
+# earlier copies of the word, and *after same word* for what followed them.
 
 # %%
 scores = head_scores(model, validation_ids[:64], names, sounds)
@@ -1163,9 +1166,10 @@ show_head(
 )
 
 # %% [markdown]
-# All heads at once are in folded cells: how far each looks back and what it reads most, and its picture for the sentence
-# with the song. After them come pictures with sliders, which work in Jupyter and Colab. They open on the head that scores
-# highest for names: look at its dark squares away from the first column. **Type a sentence of your own**, and press Enter.
+# All heads at once are in folded cells: how far each looks back and what it reads most, and its picture for the
+# sentence with the song. After them come pictures with sliders, which work in Jupyter and Colab. They open on the head
+# that scores highest for names: look at its dark squares away from the first column. **Type a sentence of your own**,
+# and press Enter.
 
 # %% cellView="form" tags=["hide-input"]
 heads = [(layer, h) for layer in range(3) for h in range(model.config.num_heads)]
@@ -1337,9 +1341,9 @@ for name in where:
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# Without the best same-name head, the loss rises by little more than 0.1 nats. For names, another head has a lower score and
-# costs most. For the song the case is even clearer: the head with the highest score for *next sound*
-# costs nothing, and one with nearly the same score costs most.
+# Without the best same-name head, the loss rises by little more than 0.1 nats. For names, another head has a lower
+# score and costs most. For the song the case is even clearer: the head with the highest score for *next sound* costs
+# nothing, and one with nearly the same score costs most.
 #
 # </details>
 #
@@ -1349,12 +1353,12 @@ for name in where:
 # ## Two heads at once
 #
 # Does the costliest head for the song work as in notebook 02: has a head of the first layer told each sound what came
-# before it? If so, it must lose some of its score when such heads are off. We switch off the two heads of the first layer that
-# follow *previous sound* most closely, one by one and together, and for comparison the next two. Each time we measure the
-# loss on the song, and the score of the costliest head.
+# before it? If so, it must lose some of its score when such heads are off. We switch off the two heads of the first
+# layer that follow *previous sound* most closely, one by one and together, and for comparison the next two. Each time
+# we measure the loss on the song, and the score of the costliest head.
 #
-# **Predict.** Off alone, one of the two costs about 0.2 nats and the other almost nothing. What will both cost together: about the sum, less, or several
-# times as much?
+# **Predict.** Off alone, one of the two costs about 0.2 nats and the other almost nothing. What will both cost
+# together: about the sum, less, or several times as much?
 
 # %%
 kind = list(where)[-1]  # the song; in stories without songs, the names
@@ -1390,13 +1394,13 @@ table(
 #
 # Together the two cost several times the sum of their costs: each makes up for much of the other's absence. With both
 # off, the costliest head loses about half of its score for *next sound*; with the two others off it loses none. So it
-# depends on these two in part. Whether it does so in the way of notebook 02, and where the other half of its score comes
-# from, is open.
+# depends on these two in part. Whether it does so in the way of notebook 02, and where the other half of its score
+# comes from, is open.
 #
 # </details>
 #
-# **A head that costs nothing alone may still do a job that is needed,** if another head does it, too. To find out, switch
-# off both.
+# **A head that costs nothing alone may still do a job that is needed,** if another head does it, too. To find out,
+# switch off both.
 #
 # You can switch off any set of heads yourself on [the live page](../build/live.html), which `make report` builds. It is
 # a single file that contains this model, and it shows the next word, the true distribution beside it, and the loss on

@@ -201,8 +201,8 @@ sure = (largest[held_out_ids[:, 1:] != tokenizer.pad_id] > 0.9).float().mean().i
 print(f"in 100 stories, the likeliest word has a probability above 0.9 at ≈{sure:.0%} of places")
 
 # %% [markdown]
-# At such a place top-p 0.9 keeps a single word, and top-k as many as ever. Here are both filters at the place above, and at one a few words later
-# where the model is sure:
+# At such a place top-p 0.9 keeps a single word, and top-k as many as ever. Here are both filters at the place above,
+# and at one a few words later where the model is sure:
 
 # %%
 SURE = f"{PROMPT} heard a strange sound under the"
@@ -291,7 +291,8 @@ for name, options in settings.items():
 claim(f"{len(same)} texts by hand are those of `generate`, word for word", all(same))
 
 # %% [markdown]
-# In the listing, `reader` passes the new tokens to the model, and `pick` is the rule: it chooses one token for each row.
+# In the listing, `reader` passes the new tokens to the model, and `pick` is the rule: it chooses one token for each
+# row.
 
 # %%
 show_source(token_by_token, fold="The course's loop, from helpers/decoding.py")
@@ -369,8 +370,10 @@ if GRAMMAR:
 # $$D(p, q) = \sum_w p(w) \ln \frac{p(w)}{q(w)}.$$
 #
 # It is never negative. Since $\ln x \le x - 1$, we have
-# $-D = \sum_w p(w) \ln \frac{q(w)}{p(w)} \le \sum_w (q(w) - p(w)) \le 0$, where the sums run over the words that may
-# come next.
+#
+# $$-D = \sum_w p(w) \ln \frac{q(w)}{p(w)} \le \sum_w (q(w) - p(w)) \le 0,$$
+#
+# where the sums run over the words that may come next.
 
 
 # %%
@@ -399,8 +402,8 @@ if GRAMMAR:
 
 # %% [markdown]
 # So the mean of $D$ over many stories should equal the mean loss minus the mean of $-\ln p$: the gap to the floor of
-# notebook 04, measured in another way and on 250 stories. The two agree if they differ by no more than a few *standard errors*; one
-# standard error says how far a mean of so many numbers is typically off by chance.
+# notebook 04, measured in another way and on 250 stories. The two agree if they differ by no more than a few *standard
+# errors*; one standard error says how far a mean of so many numbers is typically off by chance.
 
 # %% cellView="form" tags=["hide-input"]
 if GRAMMAR:
@@ -498,16 +501,16 @@ if verdicts:
 # <details><summary>What happened</summary>
 #
 # At temperature 1 fewer than half of the texts are possible, although the model gives only about 1.5 % to impossible
-# words. Greedy text is nearly always possible, and so is that of beam search. (All sampling rules used the same seed, so their
-# rows are not independent.)
+# words. Greedy text is nearly always possible, and so is that of beam search. (All sampling rules used the same seed,
+# so their rows are not independent.)
 #
 # </details>
 #
 # **One impossible word is enough.** If each word is possible with probability 0.985, then all of fifty words are
-# possible with probability $0.985^{50} \approx 0.47$. So a rule that makes unlikely words rarer, or cuts them off, helps
-# a lot. The *true cost* shows the price. It is the mean of $-\ln p$, up to the first impossible word. Greedy search and
-# beam search write words that cost the grammar less than those of true stories: they keep to what is likely, and lose
-# some of the variety of the stories. The cost of temperature 0.7 and of the two filters is close to that of
+# possible with probability $0.985^{50} \approx 0.47$. So a rule that makes unlikely words rarer, or cuts them off,
+# helps a lot. The *true cost* shows the price. It is the mean of $-\ln p$, up to the first impossible word. Greedy
+# search and beam search write words that cost the grammar less than those of true stories: they keep to what is likely,
+# and lose some of the variety of the stories. The cost of temperature 0.7 and of the two filters is close to that of
 # the true stories, up to the first impossible word.
 
 # %% [markdown]
@@ -576,10 +579,10 @@ claim(
 )
 
 # %% [markdown]
-# In the first text every word occurs twice, but counts once. And the jumbled text scores more than three times as
-# much as the one that makes sense, because it is made of pieces of the true one. (For many texts the counts are added
-# up first, and sacrebleu, the usual program for BLEU ([Post 2018](https://aclanthology.org/W18-6319/)) replaces a share of zero by a small number.
-# The prompt does not count.)
+# In the first text every word occurs twice, but counts once. And the jumbled text scores more than three times as much
+# as the one that makes sense, because it is made of pieces of the true one. (For many texts the counts are added up
+# first, and sacrebleu, the usual program for BLEU ([Post 2018](https://aclanthology.org/W18-6319/)) replaces a share of
+# zero by a small number. The prompt does not count.)
 #
 # We compare the rules with two references: the true continuation, and the text of a **trigram** model, which has no
 # network. It draws the next word according to how often that word followed the last two in training. Many pairs are
@@ -771,9 +774,9 @@ figures.save_figure(
 
 # %% [markdown]
 # In the third column all blue boxes extend the same beginning, “heard a”. The other two, “met a” and “saw a”, are
-# dropped, and the search continues from a single one, although it is three beams wide. Now follow greedy's path, which always takes
-# the best next word. It stays on top for six steps: “heard a strange sound in the”. Then bushes and reeds share the
-# probability, and “under the” overtakes it, because there the model is sure of “bridge”.
+# dropped, and the search continues from a single one, although it is three beams wide. Now follow greedy's path, which
+# always takes the best next word. It stays on top for six steps: “heard a strange sound in the”. Then bushes and reeds
+# share the probability, and “under the” overtakes it, because there the model is sure of “bridge”.
 #
 # **Texts that end.** An extension by `<eos>` that is among the $k$ best is a complete text. We set it aside with its
 # score, and the others go on. How should a short text be compared with a long one? Every word lowers the log-probability, so long texts are
@@ -782,8 +785,8 @@ figures.save_figure(
 # similar formula). Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts.
 #
 # When may the search stop? A running beam's $\log p$ never rises. At best it stays as it is up to the limit, so the
-# beam's score can reach $\log p \,/\, \text{limit}^{\alpha}$ at most ($\alpha \ge 0$). The search is over when $k$ texts
-# are set aside, and not even the best running beam can beat the worst of them.
+# beam's score can reach $\log p \,/\, \text{limit}^{\alpha}$ at most ($\alpha \ge 0$). The search is over when $k$
+# texts are set aside, and not even the best running beam can beat the worst of them.
 
 
 # %%
@@ -831,8 +834,8 @@ table(
 )
 
 # %% [markdown]
-# With $\alpha = 0$ the likelier text wins. With $\alpha = 1$, which `generate` uses unless told otherwise, the longer one
-# wins, because it costs less per token. How much longer do the texts become? Five beams continue fifty beginnings:
+# With $\alpha = 0$ the likelier text wins. With $\alpha = 1$, which `generate` uses unless told otherwise, the longer
+# one wins, because it costs less per token. How much longer do the texts become? Five beams continue fifty beginnings:
 
 # %% cellView="form" tags=["hide-input"]
 short = evaluate_continuations(
@@ -945,8 +948,9 @@ table(
 # ## Beam search against sampling
 #
 # We compare beams of 5 and 10 with sampling, on five validation prompts. Speed is the median of three runs in which the
-# rules take turns. It counts **finished tokens**: those of the texts that come out, not those of beams that were dropped.
-# *Distinct* is the number of different pairs of neighbouring words in the five texts together, as a share of all pairs.
+# rules take turns. It counts **finished tokens**: those of the texts that come out, not those of beams that were
+# dropped. *Distinct* is the number of different pairs of neighbouring words in the five texts together, as a share of
+# all pairs.
 
 # %%
 five = stories.validation[:5]
@@ -1106,10 +1110,10 @@ claim(
 )
 
 # %% [markdown]
-# What does the cache save? After a prompt of $m$ tokens, $n$ new ones take $m + (m + 1) + \dots + (m + n - 1) \approx
-# mn + n^2/2$ token reads without a cache, and $m + n - 1$ with it. For $m = 5$ and $n = 59$ that is 2,006 against 63, 32
-# times as many. First we check that the cache changes no word, and then we measure the time for one more token, as the
-# text grows.
+# What does the cache save? After a prompt of $m$ tokens, $n$ new ones take
+# $m + (m + 1) + \dots + (m + n - 1) \approx mn + n^2/2$ token reads without a cache, and $m + n - 1$ with it. For
+# $m = 5$ and $n = 59$ that is 2,006 against 63, 32 times as many. First we check that the cache changes no word, and
+# then we measure the time for one more token, as the text grows.
 
 # %%
 TWENTY = [" ".join(tokenizer.split(text)[:4]) for text in stories.validation[:20]]
@@ -1205,12 +1209,12 @@ except ValueError as error:
 
 # %% [markdown]
 # `generate` stops there. There are two usual answers. A **sliding window** forgets the oldest words. If positions are
-# relative (rotary, say), the oldest keys and values can be dropped from the cache. (The text then differs from that of a
-# window that is read again, because the keys that stay have seen the words that went, and a model that was not trained
-# in this way may fail.) With our absolute
-# positions, dropping a word moves every other word to a new position, so the window has to be read again at each step.
-# The other answer is to train the model, or to train it further, with a **longer context**. Here is a window that uses
-# `write` from above. It is short, so that we see soon what a window does:
+# relative (rotary, say), the oldest keys and values can be dropped from the cache. (The text then differs from that of
+# a window that is read again, because the keys that stay have seen the words that went, and a model that was not
+# trained in this way may fail.) With our absolute positions, dropping a word moves every other word to a new position,
+# so the window has to be read again at each step. The other answer is to train the model, or to train it further, with
+# a **longer context**. Here is a window that uses `write` from above. It is short, so that we see soon what a window
+# does:
 
 
 # %%
@@ -1227,9 +1231,9 @@ far = write_on(START[1:], 100, window=24)
 print(f"{len(far)} tokens: {tokenizer.decode(far)}")
 
 # %% [markdown]
-# The text goes on past 64 tokens, but a character who has dropped out of the window is forgotten. In our run no name is left in
-# the window when *Oscar* is written, and Momo never returns. The boy becomes *she* although *he* can still be read: the
-# window begins in mid-sentence, as no training story did.
+# The text goes on past 64 tokens, but a character who has dropped out of the window is forgotten. In our run no name is
+# left in the window when *Oscar* is written, and Momo never returns. The boy becomes *she* although *he* can still be
+# read: the window begins in mid-sentence, as no training story did.
 #
 # ## Three broken caches
 #
@@ -1383,7 +1387,8 @@ claim(
 # <details><summary>What happened</summary>
 #
 # The empty cache is noticed soon: its text goes round in circles, because the next word depends on the last word alone.
-# Wrong positions show after some words, when a sentence loses its thread. The text with another row's keys reads well. The share of known pairs reveals none of the three.
+# Wrong positions show after some words, when a sentence loses its thread. The text with another row's keys reads well.
+# The share of known pairs reveals none of the three.
 #
 # </details>
 #

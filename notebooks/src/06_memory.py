@@ -86,8 +86,8 @@ ids = encode_stories(tokenizer, stories.train[:512], trained.config.context_leng
 # accumulation**.
 #
 # By what must we divide the loss of a mini-batch? We try two answers on four stories of unequal length, each a
-# mini-batch of its own, in 64-bit arithmetic, so that rounding changes little. `loss_sum` returns the sum of the losses,
-# and the number of words that were predicted.
+# mini-batch of its own, in 64-bit arithmetic, so that rounding changes little. `loss_sum` returns the sum of the
+# losses, and the number of words that were predicted.
 
 # %%
 exact = Decoder(trained.config).double()
@@ -164,8 +164,8 @@ table(
 # %% [markdown]
 # <details><summary>What happened</summary>
 #
-# Only the sum of sums has the same gradient. The mean of means gives each *story* the same weight, so a token of a short story counts
-# more than a token of a long one, as the table shows.
+# Only the sum of sums has the same gradient. The mean of means gives each *story* the same weight, so a token of a
+# short story counts more than a token of a long one, as the table shows.
 #
 # </details>
 #
@@ -255,9 +255,9 @@ claim(
 # ## Steps of 16, 32, 64 and 128 stories
 #
 # We accumulate 1, 2, 4 or 8 mini-batches of 16 stories. Each run reads the same 384 stories once (10,000 on another
-# corpus), in 24, 12, 6 or 3 steps. All start from the same random model (one seed), with a schedule fitted to their number
-# of steps. (Only 16 × 1 is long enough for a warm-up, of two steps.) AdamW trains the whole model, without Muon, because the rule for the learning rate below is
-# known for Adam and its relatives.
+# corpus), in 24, 12, 6 or 3 steps. All start from the same random model (one seed), with a schedule fitted to their
+# number of steps. (Only 16 × 1 is long enough for a warm-up, of two steps.) AdamW trains the whole model, without Muon,
+# because the rule for the learning rate below is known for Adam and its relatives.
 #
 # **Predict.** Which run has the lowest loss at the end: the one with 16 stories a step, the one with 128, or are they
 # level, since all have read the same stories?
@@ -357,8 +357,9 @@ for a, history in same.items():
 
 # %% [markdown]
 # After two steps, the run with 128 stories a step has hardly learned more than that with 32, although it has read four
-# times as many words. So in these first steps the noise of small batches does not seem to be what slows learning down. (That 16 × 1 lies higher is
-# at least partly due to its warm-up.) These few steps cannot show whether a larger batch helps after many epochs.
+# times as many words. So in these first steps the noise of small batches does not seem to be what slows learning down.
+# (That 16 × 1 lies higher is at least partly due to its warm-up.) These few steps cannot show whether a larger batch
+# helps after many epochs.
 #
 # Can a larger batch use a larger learning rate? For optimizers like Adam, theory says that the rate should grow with
 # the square root of the batch size
@@ -516,8 +517,8 @@ claim(
 # So we keep only the *input* of each block, and forget what was computed inside it. When the backward pass reaches the
 # block, we run the block again from its input, and continue. This costs the time of one more forward pass, and in
 # return only one block's inside is in memory at a time. This is **gradient checkpointing**, also called *activation
-# checkpointing* ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). (The checkpoints of notebook 04 are saved models,
-# and something else.)
+# checkpointing* ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)). (The checkpoints of notebook 04 are saved
+# models, and something else.)
 #
 # We write it as an operation with a backward pass of its own. In PyTorch this is a subclass of
 # **`torch.autograd.Function`**, called as `Recompute.apply(function, x)`, with two static methods:
@@ -616,11 +617,11 @@ mended = all_gradients(full, RecomputeTheSame.apply)
 claim("with the random state replayed they are the same, bit for bit", equal(mended, plain))
 
 # %% [markdown]
-# The course's helper `checkpoint` also handles GPUs, and differs in one more way. `Recompute` throws away the **graph**,
-# which is autograd's record of the operations, and builds a second one. So parameters get their gradients in a backward
-# pass within the backward pass. The helper keeps the first graph, and stores *placeholders* in place of tensors, with
-# the hooks that you saw above: `forget` returns an empty placeholder, and `recall` the tensor that the second run has
-# put into it. The second run stops as soon as the last placeholder is filled.
+# The course's helper `checkpoint` also handles GPUs, and differs in one more way. `Recompute` throws away the
+# **graph**, which is autograd's record of the operations, and builds a second one. So parameters get their gradients in
+# a backward pass within the backward pass. The helper keeps the first graph, and stores *placeholders* in place of
+# tensors, with the hooks that you saw above: `forget` returns an empty placeholder, and `recall` the tensor that the
+# second run has put into it. The second run stops as soon as the last placeholder is filled.
 
 # %%
 show_source(
@@ -701,8 +702,9 @@ claim(
 #
 # </details>
 #
-# **The gradient is the same, bit for bit; the memory profiles differ.** The price is time, which shows in the
-# longer lines: the forward pass is done a second time, with some bookkeeping. (The meter sees only tensors, not the working memory of a product.)
+# **The gradient is the same, bit for bit; the memory profiles differ.** The price is time, which shows in the longer
+# lines: the forward pass is done a second time, with some bookkeeping. (The meter sees only tensors, not the working
+# memory of a product.)
 
 # %%
 claim(
@@ -716,9 +718,9 @@ deep.zero_grad(set_to_none=True)
 # ## Three blocks: memory and time
 #
 # Now we run the full model, with batches of 32 and dropout 0.1, with and without checkpointing. PyTorch's own
-# checkpointing is the reference: the model calls it in place of ours. Its older version calls a backward pass within the
-# backward pass, as `Recompute` does, and is called *reentrant* for that; `use_reentrant=False` chooses the newer one,
-# which fills placeholders.
+# checkpointing is the reference: the model calls it in place of ours. Its older version calls a backward pass within
+# the backward pass, as `Recompute` does, and is called *reentrant* for that; `use_reentrant=False` chooses the newer
+# one, which fills placeholders.
 
 # %%
 judged = Decoder(ModelConfig(dropout=0.1)).to(device).train()
@@ -781,10 +783,11 @@ table(
 # %% [markdown]
 # Compare the column *of the time*. A backward pass is about twice the work of a forward pass, so repeating the whole
 # forward pass would add a third. We repeat only the three blocks, with 2.9 million weights; the output layer has 3.0
-# million. By this count about a sixth is added; attention, dropout and bookkeeping, which it leaves out, come on top. (A fast GPU waits for Python with a model as small as ours, and its ratio
-# says little.) The times are longer than in the earlier table, because this model has 10,000 words instead of the
-# grammar's 2,082, and computes in fp32 (32-bit numbers). The memory saved gives you a choice: the same model in less
-# memory, or a larger batch or a deeper model in the same memory.
+# million. By this count about a sixth is added; attention, dropout and bookkeeping, which it leaves out, come on top.
+# (A fast GPU waits for Python with a model as small as ours, and its ratio says little.) The times are longer than in
+# the earlier table, because this model has 10,000 words instead of the grammar's 2,082, and computes in fp32 (32-bit
+# numbers). The memory saved gives you a choice: the same model in less memory, or a larger batch or a deeper model in
+# the same memory.
 #
 # ## How many segments?
 #
@@ -884,11 +887,11 @@ claim(
 # are as large. For one batch of 32 × 63 tokens and 10,000 words, each of the three takes 81 MB. But the loss of a row
 # (one token of the batch) needs only the logits of that row, so we can take a few hundred rows at a time.
 #
-# The gradient need not wait for the backward pass. The loss is one number, so the backward pass hands one number to this
-# layer, such as 1 divided by the tokens of the batch. Up to this factor the gradient is known as soon as the logits are.
-# A row's loss is $\log \sum_j e^{z_j} - z_y$, with logits $z$ and target $y$. Its derivative with respect to $z_j$ is the
-# softmax of $z_j$, minus 1 if $j = y$. So the forward pass computes the gradient, and the backward pass only multiplies
-# it by that factor. In short:
+# The gradient need not wait for the backward pass. The loss is one number, so the backward pass hands one number to
+# this layer, such as 1 divided by the tokens of the batch. Up to this factor the gradient is known as soon as the
+# logits are. A row's loss is $\log \sum_j e^{z_j} - z_y$, with logits $z$ and target $y$. Its derivative with respect
+# to $z_j$ is the softmax of $z_j$, minus 1 if $j = y$. So the forward pass computes the gradient, and the backward pass
+# only multiplies it by that factor. In short:
 
 
 # %%
