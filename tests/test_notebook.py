@@ -82,6 +82,8 @@ def test_a_figure_shows_a_png_with_its_alt_text(folder):
     assert metadata["image/png"]["width"] == 672  # 7 inches of 96 pixels
     assert metadata["image/png"]["figure"] == f"{folder.path.name}/bars"
     assert metadata["image/png"]["caption"] == "Two bars."
+    with pytest.raises(ValueError, match="figure 'bars' needs an alt text"):
+        folder.save_figure(EVERY_PLOT["bars"](), "bars", alt=" ")
 
 
 def test_a_caption_stands_below_its_figure(folder, capsys):
@@ -92,8 +94,6 @@ def test_a_caption_stands_below_its_figure(folder, capsys):
         assert "image/png" in first
         assert [line for line in others if "text/markdown" in line] == others
         assert below is None if not others else below in others[0]
-    with pytest.raises(ValueError, match="figure 'bars' needs an alt text"):
-        folder.save_figure(EVERY_PLOT["bars"](), "bars", alt=" ")
 
 
 def test_titles_and_alt_texts_are_text(folder):

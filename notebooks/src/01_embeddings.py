@@ -220,8 +220,7 @@ table(
 #
 # ## Letters for sizes
 #
-# A comment on the line that makes a tensor gives its shape. The letters are the same throughout the course; some belong
-# to parts that come later:
+# The letters in the comments that give shapes are the same throughout the course; some belong to parts that come later:
 
 # %%
 config = ModelConfig()

@@ -135,8 +135,8 @@ print(f"if the padding counted too, and cost nothing, the mean would be ≈{easy
 # - **unigram** predicts each word by how often it occurs, $P(w)$;
 # - **bigram** predicts each word by how often it follows *the word before*. If $w$ came $n(v, w)$ times after $v$ in
 #   the training stories, and $v$ came $n(v)$ times, then $P(w \mid v)$ is $n(v, w) + \alpha P(w)$, divided by
-#   $n(v) + \alpha$. The share of $P(w)$ keeps a pair that
-#   never occurred from being impossible. The best $\alpha$ is found on a tenth of the training stories;
+#   $n(v) + \alpha$. The share of $P(w)$ keeps a pair that never occurred from being impossible. The best $\alpha$ is
+#   found on a tenth of the training stories;
 # - **entropy floor**: the mean of $-\ln p$, where $p$ is the true probability of each word, which the grammar knows.
 #   On average no model can predict better: any other distribution loses more, and notebook 05 measures how much.
 #   (The floor in notebook 03 was that of one batch, learned by heart. Real text has a floor, too, but nobody knows it.)
