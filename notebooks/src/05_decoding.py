@@ -703,8 +703,8 @@ score_table(
 # **BLEU** against one true continuation is low for every rule, because after five words a story can go anywhere. On
 # real stories, rules with less randomness score higher. And BLEU does not show whether a story makes sense. The trigram
 # text knows two words of context only, yet on the grammar stories it scores about as well as greedy text, and on real
-# ones higher than temperature 1.3. The grammar told apart rules whose BLEU intervals overlap; but then it
-# judged texts after 200 prompts, not 50.
+# ones higher than temperature 1.3. The grammar told apart rules whose BLEU intervals overlap; but then it judged texts
+# after 200 prompts, not 50.
 #
 # ## Beam search
 #
@@ -779,8 +779,8 @@ figures.save_figure(
 # share the probability, and “under the” overtakes it, because there the model is sure of “bridge”.
 #
 # **Texts that end.** An extension by `<eos>` that is among the $k$ best is a complete text. We set it aside with its
-# score, and the others go on. How should a short text be compared with a long one? Every word lowers the log-probability, so long texts are
-# at a disadvantage. The **length penalty** $\alpha$ compares
+# score, and the others go on. How should a short text be compared with a long one? Every word lowers the
+# log-probability, so long texts are at a disadvantage. The **length penalty** $\alpha$ compares
 # $\log p \,/\, \text{length}^{\alpha}$ instead ([Wu et al. 2016](https://arxiv.org/abs/1609.08144), section 7, use a
 # similar formula). Since $\log p$ is negative, a *larger* $\alpha$ favours *longer* texts.
 #

@@ -286,7 +286,7 @@ def run(accumulation_steps, learning_rate):
     return train(new_model(stories, tokenizer), tokenizer, some, recipe)
 
 
-# %% tags=["hide-output"]
+# %%
 same = {a: run(a, BASE_RATE) for a in ACCUMULATION}
 scaled = {a: same[a] if a == 1 else run(a, BASE_RATE * math.sqrt(a)) for a in ACCUMULATION}
 final = {
@@ -459,8 +459,8 @@ table(
 #
 # ## What the backward pass needs
 #
-# Which activations does PyTorch keep? Every operation keeps what its derivative will need:
-# a product keeps its factors, a softmax its result. `saved_tensors_hooks(pack, unpack)` lets us look. PyTorch calls
+# Which activations does PyTorch keep? Every operation keeps what its derivative will need: a product keeps its factors,
+# a softmax its result. `saved_tensors_hooks(pack, unpack)` lets us look. PyTorch calls
 # `pack` on each tensor that it wants to keep, stores what `pack` returns, and calls `unpack` on that when the backward
 # pass needs it. We look at one block, for a batch of 16, without dropout. In this section and the next everything runs
 # on the CPU, because a GPU has a random state of its own.
