@@ -252,9 +252,9 @@ table(
 
 # %%
 token = re.compile(
-    r"""'s\b                      # a possessive 's
+    r"""'s\b                         # a possessive 's
     | \w+ (?: ['-] (?!s\b) \w+ )*  # a word; hyphens and apostrophes inside belong to it
-    | [^\w\s]                    # a single mark""",
+    | [^\w\s]                      # a single mark""",
     re.VERBOSE,
 )
 

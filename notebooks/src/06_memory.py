@@ -447,8 +447,8 @@ table(
     ],
     caption=(
         "The final loss of each run, and the time of an epoch of plain gradient descent, without "
-        "moments (bf16: "
-        "with 16-bit products). Read the last column downwards: a tenth may be noise."
+        "moments (bf16: with 16-bit products). Read the last column downwards: a tenth may be "
+        "noise."
     ),
 )
 
